@@ -1,1 +1,25 @@
-//! The engine.
+//! The engine: everything millstream does, with no Python in it.
+//!
+//! A lower row never imports an upper one, and siblings do not import each other (`tests/test_architecture.py` guards it):
+//!
+//! ```text
+//! batch
+//! pipeline
+//! provider  limit  retry  transport
+//! error  types  config  secret  tokens  metrics
+//! ```
+//!
+//! All waiting goes through tokio's clock, so a test can pause it.
+
+pub mod batch;
+pub mod config;
+pub mod error;
+pub mod limit;
+pub mod metrics;
+pub mod pipeline;
+pub mod provider;
+pub mod retry;
+pub mod secret;
+pub mod tokens;
+pub mod transport;
+pub mod types;

@@ -1,0 +1,242 @@
+//! What a client can be told: defaults, units, validation. The one place where arguments are checked.
+//!
+//! Every check happens before anything is sent, and every error names the argument, the value and what would be right.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRAILER,
+};
+use http::header::{TRANSFER_ENCODING, UPGRADE, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use url::{Host, Url};
+
+use super::error::Error;
+use super::secret::ApiKey;
+
+/// Requests in flight at once when the user names no number.
+pub const DEFAULT_MAX_CONCURRENCY: usize = 64;
+/// openai-python's, too.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+/// openai-python's, too.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where requests go when the user names no server.
+pub const DEFAULT_BASE_URL: &str = "https://api.openai.com/v1";
+
+/// Where a client sends its requests, and as whom.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Ends without a slash; paths are joined to it.
+    pub base_url: Url,
+    /// Every header of a request, the key's included.
+    pub headers: HeaderMap,
+    /// Kept to scrub it from what servers send back.
+    pub api_key: Option<ApiKey>,
+}
+
+impl Endpoint {
+    /// An endpoint whose parts fit together.
+    ///
+    /// `extra` are the user's headers; they may replace `Authorization` and `User-Agent`, not what frames the message.
+    ///
+    /// # Errors
+    /// A configuration error for a URL that is not plain http(s), for a key that would go over an open network unencrypted
+    /// without `allow_http`, and for headers that HTTP cannot carry.
+    pub fn new(
+        base_url: &str,
+        api_key: Option<ApiKey>,
+        extra: &[(String, String)],
+        allow_http: bool,
+    ) -> Result<Self, Error> {
+        let base_url = parse_base_url(base_url)?;
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("millstream/", env!("CARGO_PKG_VERSION"))));
+        if let Some(key) = &api_key {
+            headers.insert(http::header::AUTHORIZATION, key.bearer()?);
+        }
+        for (name, value) in header_map(extra)? {
+            // A map yields no name only for further values of one name, and this one has none.
+            if let Some(name) = name {
+                headers.insert(name, value);
+            }
+        }
+        let carries_secret = headers.values().any(HeaderValue::is_sensitive);
+        if carries_secret && base_url.scheme() == "http" && !is_loopback(&base_url) && !allow_http {
+            return Err(Error::configuration(format!(
+                "base_url is plain http:// to {}, which would send the key readable over the network; use https://, or give \
+                 allow_http=True if the network is trusted",
+                base_url.host_str().unwrap_or("another host")
+            )));
+        }
+        Ok(Self { base_url, headers, api_key })
+    }
+
+    /// The host as error texts name it.
+    pub fn host(&self) -> &str {
+        self.base_url.host_str().unwrap_or("the server")
+    }
+}
+
+fn parse_base_url(text: &str) -> Result<Url, Error> {
+    let bad = |why: &str| Error::configuration(format!("base_url {why}; give something like {DEFAULT_BASE_URL:?}"));
+    // The text itself is not repeated: it may hold a password.
+    let url = Url::parse(text.trim()).map_err(|error| bad(&format!("is not a URL ({error})")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(bad("must begin with http:// or https://"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(bad("must not hold a user name or password"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("must not hold a query or a fragment"));
+    }
+    Ok(url)
+}
+
+/// Whether `url` stays on this machine, so that no proxy and no network sees it.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical().is_loopback(),
+        None => false,
+    }
+}
+
+/// Headers that frame the message or belong to the connection: the HTTP library's, not the user's.
+const RESERVED: [HeaderName; 8] =
+    [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, UPGRADE, TE, TRAILER, CONTENT_ENCODING];
+
+/// Headers that carry credentials with one vendor or another.
+const SECRET_HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"];
+
+/// The user's headers; a later one of the same name wins.
+///
+/// # Errors
+/// A configuration error for a header that HTTP cannot carry or that is not the user's to set.
+pub fn header_map(pairs: &[(String, String)]) -> Result<HeaderMap, Error> {
+    pairs.iter().map(|(name, value)| header(name, value)).collect()
+}
+
+fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Error> {
+    let parsed = HeaderName::try_from(name)
+        .map_err(|_| Error::configuration(format!("headers: {name:?} is not a header name")))?;
+    if RESERVED.contains(&parsed) {
+        return Err(Error::configuration(format!("headers: {parsed} is set by the HTTP layer and cannot be given")));
+    }
+    let mut value = HeaderValue::try_from(value).map_err(|_| {
+        Error::configuration(format!(
+            "headers: the value of {parsed} has a character that a header cannot carry (such as a line break)"
+        ))
+    })?;
+    value.set_sensitive(SECRET_HEADERS.contains(&parsed.as_str()));
+    Ok((parsed, value))
+}
+
+/// A time in seconds that must be positive; `None` stays no limit.
+///
+/// # Errors
+/// A configuration error naming `name` if it is not a positive finite number of at most about 30 years.
+pub fn positive_seconds(name: &str, seconds: Option<f64>) -> Result<Option<Duration>, Error> {
+    const LONGEST: f64 = 1e9;
+    match seconds {
+        None => Ok(None),
+        Some(seconds) if seconds > 0.0 && seconds <= LONGEST => Ok(Some(Duration::from_secs_f64(seconds))),
+        Some(seconds) => {
+            Err(Error::configuration(format!("{name} must be a positive number of seconds or None, not {seconds}")))
+        }
+    }
+}
+
+/// A number of requests in flight.
+///
+/// # Errors
+/// A configuration error naming `name` if it is not at least 1.
+pub fn concurrency(name: &str, value: Option<i64>) -> Result<Option<usize>, Error> {
+    let checked = |value: i64| usize::try_from(value).ok().filter(|value| *value >= 1);
+    match value {
+        None => Ok(None),
+        Some(value) => checked(value)
+            .map(Some)
+            .ok_or_else(|| Error::configuration(format!("{name} must be at least 1, not {value}"))),
+    }
+}
+
+/// A number of retries.
+///
+/// # Errors
+/// A configuration error if it is negative.
+pub fn max_retries(value: i64) -> Result<u32, Error> {
+    u32::try_from(value)
+        .map_err(|_| Error::configuration(format!("max_retries must be at least 0 (0: one attempt only), not {value}")))
+}
+
+/// A model's name.
+///
+/// # Errors
+/// A configuration error if it is missing or empty.
+pub fn model(value: Option<&str>) -> Result<&str, Error> {
+    match value.map(str::trim) {
+        Some(model) if !model.is_empty() => Ok(model),
+        _ => Err(Error::configuration("no model: give model= to the call or to the client")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(url: &str, key: Option<&str>, allow_http: bool) -> Result<Endpoint, Error> {
+        Endpoint::new(url, key.map(|key| ApiKey::new(key).unwrap()), &[], allow_http)
+    }
+
+    #[test]
+    fn a_key_never_goes_over_plain_http_to_another_machine_unless_allowed() {
+        assert!(endpoint("http://api.test/v1", Some("sk-123456789"), false).is_err());
+        assert!(endpoint("http://api.test/v1", Some("sk-123456789"), true).is_ok());
+        assert!(endpoint("http://api.test/v1", None, false).is_ok());
+        for loopback in ["http://localhost:1/v1", "http://127.0.0.1/v1", "http://[::1]/v1", "https://api.test/v1"] {
+            assert!(endpoint(loopback, Some("sk-123456789"), false).is_ok(), "{loopback}");
+        }
+    }
+
+    #[test]
+    fn a_key_in_the_users_own_header_is_guarded_too() {
+        let headers = [("X-API-Key".to_owned(), "sk-123456789".to_owned())];
+        assert!(Endpoint::new("http://api.test/v1", None, &headers, false).is_err());
+    }
+
+    #[test]
+    fn refuses_urls_that_are_not_plain_http() {
+        for bad in ["", "api.test/v1", "ftp://h", "file:///etc/passwd", "https://user:secret@h/v1", "https://h/v1?a=b"]
+        {
+            let error = endpoint(bad, None, false).unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn refuses_headers_that_would_split_or_reframe_the_message_without_showing_them() {
+        for (name, value) in
+            [("X-A", "1\r\nX-B: evil"), ("X A", "1"), ("Host", "h"), ("content-length", "0"), ("X-A", "\0")]
+        {
+            let error = Endpoint::new("http://h", None, &[(name.into(), value.into())], false).unwrap_err().to_string();
+            assert!(!error.contains("evil"), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_checked_by_name() {
+        assert!(positive_seconds("timeout", Some(f64::NAN)).unwrap_err().to_string().contains("timeout"));
+        assert!(
+            positive_seconds("timeout", Some(0.0)).is_err() && positive_seconds("timeout", None).unwrap().is_none()
+        );
+        assert!(
+            concurrency("max_concurrent", Some(0)).is_err() && max_retries(-1).is_err() && model(Some(" ")).is_err()
+        );
+    }
+}

@@ -1,0 +1,298 @@
+//! The one error of the engine.
+//!
+//! [`Kind`] says what happened, [`Verdict`] whether another attempt could help, the rest what is known: status, request id,
+//! the server's own words, attempts and time spent. The text says what happened, what was tried and what the user can do.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+/// Longest part of a server's message that is shown. A hostile or chatty server must not flood logs.
+const MESSAGE_LIMIT: usize = 2048;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A bad argument, found before anything was sent.
+    Configuration,
+    /// One request needs more than a limiter's whole capacity: waiting would never help.
+    InputTooLarge,
+    /// No complete HTTP response: refused, reset, cut, TLS, DNS, or not HTTP.
+    Connection,
+    /// The connection could not be made in time.
+    ConnectTimeout,
+    /// The call's own deadline over all attempts and waits has passed.
+    Deadline,
+    /// The server answered with a status other than 2xx.
+    Status(u16),
+    /// A 2xx whose body is not an answer.
+    InvalidResponse,
+    /// The client was closed.
+    Closed,
+    /// A fault of ours.
+    Internal,
+}
+
+/// Whether another attempt could help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Another attempt may succeed.
+    Retryable,
+    /// Another attempt cannot help.
+    Final,
+    /// It could have helped, but attempts or time are used up.
+    Exhausted,
+}
+
+/// What is known of the HTTP response behind an error.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HttpContext {
+    /// `x-request-id` or `request-id`.
+    pub request_id: Option<String>,
+    /// The body as text, scrubbed of keys and at most 64 KiB.
+    pub body: Option<String>,
+    /// `error.message`.
+    pub message: Option<String>,
+    /// `error.code`, as text.
+    pub code: Option<String>,
+    /// `error.type`.
+    pub error_type: Option<String>,
+    /// `error.param`.
+    pub param: Option<String>,
+}
+
+/// An error of the engine. One pointer wide, since it travels in every `Result`.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    verdict: Verdict,
+    summary: String,
+    advice: Option<&'static str>,
+    http: Option<HttpContext>,
+    retry_after: Option<Duration>,
+    attempts: u32,
+    elapsed: Duration,
+    stale_connection: bool,
+    quota: bool,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error with the kind's usual verdict.
+    pub fn new(kind: Kind, summary: impl Into<String>) -> Self {
+        let verdict = match kind {
+            Kind::Connection | Kind::ConnectTimeout | Kind::InvalidResponse => Verdict::Retryable,
+            Kind::Deadline => Verdict::Exhausted,
+            _ => Verdict::Final,
+        };
+        Self(Box::new(Inner {
+            kind,
+            verdict,
+            summary: summary.into(),
+            advice: None,
+            http: None,
+            retry_after: None,
+            attempts: 0,
+            elapsed: Duration::ZERO,
+            stale_connection: false,
+            quota: false,
+            source: None,
+        }))
+    }
+
+    /// A bad argument.
+    pub fn configuration(summary: impl Into<String>) -> Self {
+        Self::new(Kind::Configuration, summary)
+    }
+
+    /// A fault of ours.
+    pub fn internal(summary: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, summary)
+    }
+
+    /// The client was closed.
+    pub fn closed() -> Self {
+        Self::new(Kind::Closed, "the client is closed; make a new one, or keep it open while calls are made")
+    }
+
+    /// With another verdict.
+    #[must_use]
+    pub fn verdict_is(mut self, verdict: Verdict) -> Self {
+        self.0.verdict = verdict;
+        self
+    }
+
+    /// With what the user can do.
+    #[must_use]
+    pub fn advise(mut self, advice: &'static str) -> Self {
+        self.0.advice = Some(advice);
+        self
+    }
+
+    /// With the HTTP response behind it.
+    #[must_use]
+    pub fn with_http(mut self, http: HttpContext) -> Self {
+        self.0.http = Some(http);
+        self
+    }
+
+    /// With the wait the server asked for.
+    #[must_use]
+    pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.0.retry_after = wait;
+        self
+    }
+
+    /// With the error that caused it.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// With what was spent on it.
+    #[must_use]
+    pub fn spent(mut self, attempts: u32, elapsed: Duration) -> Self {
+        self.0.attempts = attempts;
+        self.0.elapsed = elapsed;
+        self
+    }
+
+    /// Marks a connection that closed before the first byte of an answer.
+    #[must_use]
+    pub fn on_stale_connection(mut self) -> Self {
+        self.0.stale_connection = true;
+        self
+    }
+
+    /// Marks a quota or a budget that waiting does not refill.
+    #[must_use]
+    pub fn out_of_quota(mut self) -> Self {
+        self.0.quota = true;
+        self
+    }
+
+    /// With more said in its text.
+    #[must_use]
+    pub fn context(mut self, text: &str) -> Self {
+        self.0.summary.push_str("; ");
+        self.0.summary.push_str(text);
+        self
+    }
+
+    /// What happened.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// Whether another attempt could help.
+    pub fn verdict(&self) -> Verdict {
+        self.0.verdict
+    }
+
+    /// The HTTP response behind it, if there was one.
+    pub fn http(&self) -> Option<&HttpContext> {
+        self.0.http.as_ref()
+    }
+
+    /// The status, if a server answered with one that is not 2xx.
+    pub fn status(&self) -> Option<u16> {
+        match self.0.kind {
+            Kind::Status(status) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// The wait the server asked for.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// Attempts made, the first included.
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// Time from the item's admission to the error.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed
+    }
+
+    /// Whether a connection closed before the first byte of an answer.
+    pub fn is_stale_connection(&self) -> bool {
+        self.0.stale_connection
+    }
+
+    /// Whether a quota or a budget is used up that waiting does not refill.
+    pub fn is_out_of_quota(&self) -> bool {
+        self.0.quota
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &*self.0;
+        formatter.write_str(&inner.summary)?;
+        if let Some(id) = inner.http.as_ref().and_then(|http| http.request_id.as_deref()) {
+            write!(formatter, " (request {id})")?;
+        }
+        match inner.attempts {
+            0 => {}
+            1 => write!(formatter, ", after 1 attempt in {:.2} s", inner.elapsed.as_secs_f64())?,
+            attempts => write!(formatter, ", after {attempts} attempts in {:.2} s", inner.elapsed.as_secs_f64())?,
+        }
+        if let Some(advice) = inner.advice {
+            write!(formatter, ". {advice}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Error({:?}, {:?}, {self})", self.0.kind, self.0.verdict)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as &(dyn StdError + 'static))
+    }
+}
+
+/// A server's text made fit for an error message: control characters escaped, at most 2 KiB.
+pub fn printable(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len().min(MESSAGE_LIMIT));
+    for character in text.chars() {
+        if clean.len() >= MESSAGE_LIMIT {
+            clean.push('…');
+            break;
+        }
+        if character.is_control() { clean.extend(character.escape_default()) } else { clean.push(character) }
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_happened_what_was_tried_and_what_to_do() {
+        let error = Error::new(Kind::Status(429), "429 from api.openai.com: slow down")
+            .with_http(HttpContext { request_id: Some("req_1".into()), ..HttpContext::default() })
+            .advise("Lower the rate.")
+            .spent(3, Duration::from_millis(1500));
+        assert_eq!(
+            error.to_string(),
+            "429 from api.openai.com: slow down (request req_1), after 3 attempts in 1.50 s. Lower the rate."
+        );
+    }
+
+    #[test]
+    fn escapes_control_characters_and_cuts_long_texts() {
+        assert_eq!(printable("a\u{1b}[31m\nb"), "a\\u{1b}[31m\\nb");
+        assert!(printable(&"é".repeat(10_000)).len() <= MESSAGE_LIMIT + 4);
+    }
+}

@@ -1,0 +1,5 @@
+//! Wire formats of the APIs: how a request is written and an answer read. No I/O and no clock.
+
+pub mod lenient;
+pub mod openai;
+pub mod retry_after;

@@ -1,0 +1,577 @@
+//! `OpenAI`'s chat format, which vLLM, llama.cpp, Together, Groq and most others speak too.
+//!
+//! A request's fixed parts are serialised once per batch ([`ChatTemplate`]); an item only adds its prompt. An answer is read by a
+//! strict and fast parser first and, where that refuses, by a lenient one that takes what is needed and ignores the rest:
+//! an odd type in a field nobody asked for must not lose an answer that is paid for. A 2xx without a message is not an answer.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
+use url::Url;
+
+use super::{lenient, retry_after};
+use crate::engine::error::{Error, HttpContext, Kind, Verdict, printable};
+use crate::engine::types::{ChatCompletion, Choice, Message, Model, Prompt, ToolCall, Usage, request_id};
+
+/// The longest error body that is kept.
+const ERROR_BODY_LIMIT: usize = 64 * 1024;
+
+/// Codes and types that say that money or a quota is used up, so that waiting does not help.
+/// `OpenAI`: "Error codes" and "Rate limits" guides; `credit_limit` is absent on purpose (Together uses it for plain rate limits).
+const OUT_OF_QUOTA: [&str; 7] = [
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "credit_balance_exhausted",
+    "organization_spend_limit_exceeded",
+    "project_spend_limit_exceeded",
+    "organization_usage_limit_exceeded",
+    "enforced_spend_limit_reached",
+];
+
+/// A message without any of these says nothing: it is a broken answer, not an empty one.
+const ANSWERING_FIELDS: [&str; 7] =
+    ["content", "tool_calls", "refusal", "function_call", "audio", "reasoning_content", "reasoning"];
+
+/// Everything of a chat request but its prompt, as JSON text around the gap where the prompt goes.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    before_prompt: String,
+    system: Option<String>,
+    after_prompt: String,
+}
+
+impl ChatTemplate {
+    /// A template for `model` with an optional system message and further fields.
+    ///
+    /// `fields` is a JSON object's inside without the braces (`"temperature":0.5,"n":2`), passed through untouched.
+    pub fn new(model: &str, system: Option<&str>, fields: &str) -> Self {
+        let separator = if fields.is_empty() { "" } else { "," };
+        Self {
+            before_prompt: format!("{{\"model\":{},\"messages\":[", quoted(model)),
+            system: system.map(|system| format!("{{\"role\":\"system\",\"content\":{}}}", quoted(system))),
+            after_prompt: format!("]{separator}{fields}}}"),
+        }
+    }
+
+    /// The body of the request that asks `prompt`.
+    pub fn body(&self, prompt: &Prompt) -> Bytes {
+        const USER: &str = "{\"role\":\"user\",\"content\":";
+        let length = match prompt {
+            Prompt::Text(text) | Prompt::Messages(text) => text.len(),
+        };
+        let fixed = self.before_prompt.len() + self.after_prompt.len() + self.system.as_ref().map_or(0, String::len);
+        let mut body = Vec::with_capacity(fixed + length + length / 8 + USER.len() + 8);
+        body.extend_from_slice(self.before_prompt.as_bytes());
+        if let Some(system) = &self.system {
+            body.extend_from_slice(system.as_bytes());
+        }
+        match prompt {
+            Prompt::Text(text) => {
+                if self.system.is_some() {
+                    body.push(b',');
+                }
+                body.extend_from_slice(USER.as_bytes());
+                // Writing to a vector cannot fail.
+                let _ = serde_json::to_writer(&mut body, text);
+                body.push(b'}');
+            }
+            Prompt::Messages(array) => {
+                let inside = array.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(array);
+                if self.system.is_some() && !inside.is_empty() {
+                    body.push(b',');
+                }
+                body.extend_from_slice(inside.as_bytes());
+            }
+        }
+        body.extend_from_slice(self.after_prompt.as_bytes());
+        Bytes::from(body)
+    }
+}
+
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// Where chat requests go.
+pub fn chat_url(base: &Url) -> Url {
+    endpoint(base, &["chat", "completions"])
+}
+
+/// Where the list of models is.
+pub fn models_url(base: &Url) -> Url {
+    endpoint(base, &["models"])
+}
+
+fn endpoint(base: &Url, segments: &[&str]) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    url
+}
+
+// ---- answers ----
+
+#[derive(Deserialize)]
+struct StrictChat {
+    #[serde(default)]
+    id: String,
+    #[serde(default)]
+    created: i64,
+    #[serde(default)]
+    model: String,
+    choices: Vec<StrictChoice>,
+    usage: Option<StrictUsage>,
+    error: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct StrictChoice {
+    #[serde(default)]
+    index: u64,
+    finish_reason: Option<String>,
+    message: StrictMessage,
+}
+
+#[derive(Deserialize)]
+struct StrictMessage {
+    #[serde(default)]
+    role: String,
+    content: Option<String>,
+    refusal: Option<String>,
+    tool_calls: Option<Vec<StrictToolCall>>,
+}
+
+#[derive(Deserialize)]
+struct StrictToolCall {
+    #[serde(default)]
+    id: String,
+    #[serde(default, rename = "type")]
+    kind: String,
+    function: StrictFunction,
+}
+
+#[derive(Deserialize)]
+struct StrictFunction {
+    name: String,
+    arguments: String,
+}
+
+#[derive(Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the wire's names")]
+struct StrictUsage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+}
+
+/// Reads a chat completion.
+///
+/// # Errors
+/// `InvalidResponse`, retryable, if it is not one: not JSON, an error with status 200, no choice, a choice without a message.
+pub fn parse_chat(body: &[u8]) -> Result<ChatCompletion, Error> {
+    match serde_json::from_slice::<StrictChat>(body) {
+        Ok(chat) if chat.is_plain() => Ok(chat.into()),
+        _ => parse_chat_leniently(body),
+    }
+}
+
+impl StrictChat {
+    /// Whether every choice says something, so that there is nothing to be lenient about.
+    fn is_plain(&self) -> bool {
+        let says = |message: &StrictMessage| message.content.is_some() || message.tool_calls.is_some();
+        self.error.is_none() && !self.choices.is_empty() && self.choices.iter().all(|choice| says(&choice.message))
+    }
+}
+
+impl From<StrictChat> for ChatCompletion {
+    fn from(chat: StrictChat) -> Self {
+        let usage = chat.usage.map(|usage| Usage {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.total_tokens,
+        });
+        let choices = chat.choices.into_iter().map(|choice| Choice {
+            index: choice.index,
+            finish_reason: choice.finish_reason,
+            message: Message {
+                role: choice.message.role,
+                content: choice.message.content,
+                refusal: choice.message.refusal,
+                tool_calls: choice.message.tool_calls.map(|calls| calls.into_iter().map(Into::into).collect()),
+            },
+        });
+        Self { id: chat.id, created: chat.created, model: chat.model, choices: choices.collect(), usage }
+    }
+}
+
+impl From<StrictToolCall> for ToolCall {
+    fn from(call: StrictToolCall) -> Self {
+        Self { id: call.id, kind: call.kind, name: call.function.name, arguments: call.function.arguments }
+    }
+}
+
+fn parse_chat_leniently(body: &[u8]) -> Result<ChatCompletion, Error> {
+    let chat = parse_object(body)?;
+    let choices: Option<Vec<_>> = chat.get("choices").and_then(Value::as_array).map(|choices| {
+        let read = |(place, choice)| lenient_choice(place as u64, choice);
+        choices.iter().enumerate().filter_map(read).collect()
+    });
+    match choices {
+        None => Err(not_an_answer("it has no \"choices\"", body)),
+        Some(choices) if choices.is_empty() => Err(not_an_answer("it has no choice with a message", body)),
+        Some(choices) => Ok(ChatCompletion {
+            id: text(&chat, "id").unwrap_or_default(),
+            created: chat.get("created").and_then(Value::as_f64).unwrap_or_default() as i64,
+            model: text(&chat, "model").unwrap_or_default(),
+            choices,
+            usage: chat.get("usage").and_then(lenient_usage),
+        }),
+    }
+}
+
+fn lenient_choice(place: u64, choice: &Value) -> Option<Choice> {
+    let message = choice.get("message")?;
+    if !ANSWERING_FIELDS.iter().any(|field| message.get(field).is_some()) {
+        return None;
+    }
+    Some(Choice {
+        index: choice.get("index").and_then(Value::as_u64).unwrap_or(place),
+        finish_reason: text(choice, "finish_reason"),
+        message: Message {
+            role: text(message, "role").unwrap_or_else(|| "assistant".to_owned()),
+            content: message.get("content").and_then(content),
+            refusal: text(message, "refusal"),
+            tool_calls: message
+                .get("tool_calls")
+                .and_then(Value::as_array)
+                .map(|calls| calls.iter().filter_map(lenient_tool_call).collect()),
+        },
+    })
+}
+
+/// Text, or the text parts of a list of parts joined, as some servers send.
+fn content(content: &Value) -> Option<String> {
+    match content {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => {
+            Some(parts.iter().filter_map(|part| part.as_str().or_else(|| part.get("text")?.as_str())).collect())
+        }
+        _ => None,
+    }
+}
+
+fn lenient_tool_call(call: &Value) -> Option<ToolCall> {
+    let function = call.get("function")?;
+    Some(ToolCall {
+        id: text(call, "id").unwrap_or_default(),
+        kind: text(call, "type").unwrap_or_else(|| "function".to_owned()),
+        name: text(function, "name")?,
+        arguments: match function.get("arguments") {
+            Some(Value::String(arguments)) => arguments.clone(),
+            None | Some(Value::Null) => String::new(),
+            Some(other) => other.to_string(),
+        },
+    })
+}
+
+fn lenient_usage(usage: &Value) -> Option<Usage> {
+    let count = |name| usage.get(name).and_then(Value::as_f64).map(|count| count.max(0.0) as u64);
+    let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
+    if prompt.is_none() && completion.is_none() {
+        return None;
+    }
+    let (prompt_tokens, completion_tokens) = (prompt.unwrap_or(0), completion.unwrap_or(0));
+    let total_tokens = count("total_tokens").unwrap_or(prompt_tokens.saturating_add(completion_tokens));
+    Some(Usage { prompt_tokens, completion_tokens, total_tokens })
+}
+
+/// Reads a list of models.
+///
+/// # Errors
+/// `InvalidResponse` if it is not one.
+pub fn parse_models(body: &[u8]) -> Result<Vec<Model>, Error> {
+    let list = parse_object(body)?;
+    let data = list.get("data").and_then(Value::as_array).ok_or_else(|| not_an_answer("it has no \"data\"", body))?;
+    Ok(data
+        .iter()
+        .filter_map(|model| {
+            Some(Model {
+                id: text(model, "id")?,
+                created: model.get("created").and_then(Value::as_f64).unwrap_or_default() as i64,
+                owned_by: text(model, "owned_by").unwrap_or_default(),
+            })
+        })
+        .collect())
+}
+
+/// A JSON object that is not an error in the guise of a 200.
+fn parse_object(body: &[u8]) -> Result<Value, Error> {
+    let value = lenient::parse(body).map_err(|error| not_an_answer("it is not JSON", body).with_source(error))?;
+    if !value.is_object() {
+        return Err(not_an_answer("it is not a JSON object", body));
+    }
+    match value.get("error") {
+        None | Some(Value::Null) => Ok(value),
+        Some(_) => {
+            let http = error_context(body);
+            let said = http.message.clone().unwrap_or_default();
+            let quota = out_of_quota(&http);
+            let error = not_an_answer("it is an error in the guise of a success", body)
+                .context(&printable(&said))
+                .with_http(http);
+            Err(if quota { error.out_of_quota().verdict_is(Verdict::Final) } else { error })
+        }
+    }
+}
+
+fn not_an_answer(why: &str, body: &[u8]) -> Error {
+    let start = String::from_utf8_lossy(body.get(..body.len().min(120)).unwrap_or_default()).into_owned();
+    Error::new(
+        Kind::InvalidResponse,
+        format!("the server's 2xx is not an answer: {why}; it begins {:?}", printable(&start)),
+    )
+    .with_http(HttpContext { body: Some(kept_body(body)), ..HttpContext::default() })
+    .advise("Check that base_url is an OpenAI-compatible API (it usually ends in /v1).")
+}
+
+fn text(value: &Value, name: &str) -> Option<String> {
+    value.get(name)?.as_str().map(str::to_owned)
+}
+
+// ---- errors ----
+
+/// Reads an answer whose status is not 2xx. `host` is named in the text, never the whole URL.
+pub fn parse_error(status: StatusCode, headers: &HeaderMap, body: &[u8], host: &str, now: SystemTime) -> Error {
+    let mut http = error_context(body);
+    http.request_id = request_id(headers).map(str::to_owned);
+    let quota = out_of_quota(&http);
+    let retry_after = retry_after::parse(headers, now);
+    let said = match (&http.message, status.is_redirection()) {
+        (_, true) => redirect_text(headers),
+        (Some(message), _) => printable(message),
+        (None, _) => status.canonical_reason().unwrap_or("no reason given").to_owned(),
+    };
+    let retryable = !quota && !status.is_redirection() && retryable(status, headers);
+    let error = Error::new(Kind::Status(status.as_u16()), format!("{} from {host}: {said}", status.as_u16()))
+        .verdict_is(if retryable { Verdict::Retryable } else { Verdict::Final })
+        .with_retry_after(retry_after)
+        .with_http(http);
+    let error = match advice(status, quota) {
+        Some(advice) => error.advise(advice),
+        None => error,
+    };
+    if quota { error.out_of_quota() } else { error }
+}
+
+/// openai-python's rule: `x-should-retry` wins, then 408, 409, 429 and 5xx; and 425, where nothing was done yet.
+fn retryable(status: StatusCode, headers: &HeaderMap) -> bool {
+    match headers.get("x-should-retry").map(http::HeaderValue::as_bytes) {
+        Some(b"true") => true,
+        Some(b"false") => false,
+        _ => matches!(status.as_u16(), 408 | 409 | 425 | 429 | 500..),
+    }
+}
+
+fn redirect_text(headers: &HeaderMap) -> String {
+    let target = headers.get("location").and_then(|location| location.to_str().ok());
+    match target.map(Url::parse) {
+        Some(Ok(url)) => {
+            format!(
+                "redirect to {} refused, since it would carry the key there",
+                url.host_str().unwrap_or("another host")
+            )
+        }
+        Some(Err(_)) => "redirect within the host refused".to_owned(),
+        None => "redirect without a target".to_owned(),
+    }
+}
+
+fn advice(status: StatusCode, quota: bool) -> Option<&'static str> {
+    Some(match status.as_u16() {
+        _ if quota => {
+            "The quota or budget of this key is used up: waiting does not help, see the provider's billing page."
+        }
+        300..=399 => "Set base_url to the address that answers itself.",
+        401 => "Check api_key.",
+        403 => "Check what this key may do.",
+        404 => "Check base_url (it usually ends in /v1) and the model's name.",
+        413 => "Make the request smaller.",
+        429 => "Give the account's limits to rate_limiter=, lower max_concurrency, or raise max_retries.",
+        500.. => "The server is in trouble: try later, or raise max_retries.",
+        _ => return None,
+    })
+}
+
+fn out_of_quota(http: &HttpContext) -> bool {
+    [&http.code, &http.error_type].into_iter().flatten().any(|name| OUT_OF_QUOTA.contains(&name.as_str()))
+}
+
+/// `{"error": {…}}`, `{"error": "…"}`, `{"message": …}` and `{"detail": …}`.
+fn error_context(body: &[u8]) -> HttpContext {
+    let mut http = HttpContext { body: Some(kept_body(body)), ..HttpContext::default() };
+    let Ok(value) = lenient::parse(body) else { return http };
+    let inner = value.get("error").filter(|error| error.is_object()).unwrap_or(&value);
+    // llama.cpp and others send a number where OpenAI has a word.
+    let word = |name| match inner.get(name) {
+        Some(Value::String(word)) => Some(word.clone()),
+        Some(Value::Number(number)) => Some(number.to_string()),
+        _ => None,
+    };
+    http.message = word("message").or_else(|| text(&value, "error")).or_else(|| match value.get("detail")? {
+        Value::String(detail) => Some(detail.clone()),
+        detail => Some(detail.to_string()),
+    });
+    http.code = word("code");
+    http.error_type = word("type");
+    http.param = word("param");
+    http
+}
+
+fn kept_body(body: &[u8]) -> String {
+    String::from_utf8_lossy(body.get(..body.len().min(ERROR_BODY_LIMIT)).unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(body: &Value) -> ChatCompletion {
+        parse_chat(body.to_string().as_bytes()).unwrap()
+    }
+
+    fn refused(body: &str) -> Error {
+        let error = parse_chat(body.as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidResponse, "{body}");
+        error
+    }
+
+    fn error(status: u16, headers: &[(&'static str, &'static str)], body: &Value) -> Error {
+        let headers = headers.iter().map(|(name, value)| ((*name).parse().unwrap(), value.parse().unwrap())).collect();
+        let status = StatusCode::from_u16(status).unwrap();
+        parse_error(status, &headers, body.to_string().as_bytes(), "api.test", SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_body_holds_the_prompt_and_nothing_the_user_did_not_set() {
+        let template = ChatTemplate::new("m", None, "");
+        let body = template.body(&Prompt::Text("say \"hé\"\n".into()));
+        assert_eq!(body, r#"{"model":"m","messages":[{"role":"user","content":"say \"hé\"\n"}]}"#);
+    }
+
+    #[test]
+    fn a_system_message_comes_first_and_fields_last() {
+        let template = ChatTemplate::new("m", Some("be brief"), r#""top_k":5"#);
+        let messages = Prompt::Messages(r#"[{"role":"user","content":"a"}]"#.into());
+        let expected = r#"{"model":"m","messages":[{"role":"system","content":"be brief"},{"role":"user","content":"a"}],"top_k":5}"#;
+        assert_eq!(template.body(&messages), expected);
+        assert_eq!(template.body(&Prompt::Text("a".into())), expected);
+    }
+
+    #[test]
+    fn urls_keep_the_base_path_with_and_without_a_slash() {
+        for base in ["http://h/v1", "http://h/v1/"] {
+            let base = Url::parse(base).unwrap();
+            assert_eq!(chat_url(&base).as_str(), "http://h/v1/chat/completions");
+            assert_eq!(models_url(&base).as_str(), "http://h/v1/models");
+        }
+    }
+
+    #[test]
+    fn odd_types_in_fields_nobody_asked_for_do_not_lose_an_answer() {
+        let answer = chat(&serde_json::json!({
+            "id": 7, "created": 1.5, "model": null, "usage": {"prompt_tokens": "three", "completion_tokens": 2.0},
+            "choices": [{"index": "0", "finish_reason": 1, "message": {"role": null, "content": "yes", "tool_calls": "none"}}],
+        }));
+        assert_eq!(answer.usage, Some(Usage { prompt_tokens: 0, completion_tokens: 2, total_tokens: 2 }));
+        assert_eq!(answer.into_text(), "yes");
+    }
+
+    #[test]
+    fn a_lone_surrogate_does_not_lose_an_answer() {
+        let body = br#"{"choices":[{"index":0,"message":{"role":"assistant","content":"hi \ud83d"},"finish_reason":"length"}]}"#;
+        assert_eq!(parse_chat(body).unwrap().into_text(), "hi \u{fffd}");
+    }
+
+    #[test]
+    fn content_in_parts_is_joined_and_tool_arguments_may_be_an_object() {
+        let answer = chat(&serde_json::json!({"choices": [{"message": {
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"x": 1}}}],
+        }}]}));
+        assert_eq!(answer.choices[0].message.tool_calls.as_ref().unwrap()[0].arguments, r#"{"x":1}"#);
+        assert_eq!(answer.into_text(), "ab");
+    }
+
+    #[test]
+    fn a_bad_200_is_not_an_answer() {
+        for body in [
+            "",
+            "null",
+            "{}",
+            "[]",
+            "<html>busy</html>",
+            "{\"choices\":[]}",
+            "{\"choices\":[{}]}",
+            "{\"choices\":[{\"message\":{}}]}",
+            "{\"choices\":[{\"message\":{\"content\":\"cut",
+            "{\"choices\":[{\"message\":{\"content\":\"x\"}}],\"error\":{\"message\":\"boom\"}}",
+        ] {
+            assert_eq!(refused(body).verdict(), Verdict::Retryable);
+        }
+    }
+
+    #[test]
+    fn a_refusal_or_a_null_content_is_an_answer() {
+        assert_eq!(chat(&serde_json::json!({"choices": [{"message": {"refusal": "no"}}]})).into_text(), "");
+        assert_eq!(chat(&serde_json::json!({"choices": [{"message": {"content": null}}]})).into_text(), "");
+    }
+
+    #[test]
+    fn retries_what_the_official_client_retries() {
+        let retried: Vec<u16> = [301, 400, 401, 403, 404, 408, 409, 413, 422, 425, 429, 500, 503, 529]
+            .into_iter()
+            .filter(|status| error(*status, &[], &Value::Null).verdict() == Verdict::Retryable)
+            .collect();
+        assert_eq!(retried, [408, 409, 425, 429, 500, 503, 529]);
+    }
+
+    #[test]
+    fn the_servers_own_word_on_retrying_wins_but_not_over_a_spent_quota() {
+        assert_eq!(error(503, &[("x-should-retry", "false")], &Value::Null).verdict(), Verdict::Final);
+        assert_eq!(error(400, &[("x-should-retry", "true")], &Value::Null).verdict(), Verdict::Retryable);
+        let spent = serde_json::json!({"error": {"message": "m", "code": "insufficient_quota"}});
+        let spent = error(429, &[("x-should-retry", "true")], &spent);
+        assert!(spent.verdict() == Verdict::Final && spent.is_out_of_quota());
+        let together = serde_json::json!({"error": {"message": "m", "type": "credit_limit"}});
+        assert_eq!(error(429, &[], &together).verdict(), Verdict::Retryable);
+    }
+
+    #[test]
+    fn reads_every_known_error_body() {
+        let numbered = error(
+            503,
+            &[("x-request-id", "req_9")],
+            &serde_json::json!({"error": {"message": "Loading model", "code": 503}}),
+        );
+        let http = numbered.http().unwrap();
+        assert_eq!((http.message.as_deref(), http.code.as_deref()), (Some("Loading model"), Some("503")));
+        assert_eq!(http.request_id.as_deref(), Some("req_9"));
+        for (body, said) in [
+            (serde_json::json!({"error": "plain"}), "plain"),
+            (serde_json::json!({"message": "flat"}), "flat"),
+            (serde_json::json!({"detail": [{"msg": "x"}]}), r#"[{"msg":"x"}]"#),
+        ] {
+            assert_eq!(error(400, &[], &body).http().unwrap().message.as_deref(), Some(said));
+        }
+    }
+
+    #[test]
+    fn a_redirect_names_the_host_but_not_the_path() {
+        let text = error(307, &[("location", "https://evil.test/v1?key=1")], &Value::Null).to_string();
+        assert!(text.contains("evil.test") && !text.contains("key=1"), "{text}");
+    }
+}

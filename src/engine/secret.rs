@@ -1,0 +1,102 @@
+//! API keys that cannot be printed.
+//!
+//! The key lives in a `secrecy` box (zeroed on drop, `Debug` shows nothing) and leaves it in one place only: the
+//! `Authorization` header, which is marked sensitive. Text that a server sends back is scrubbed of it.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use http::HeaderValue;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::error::Error;
+
+/// What stands where a key was.
+const MASK: &str = "***";
+
+/// Below this many bytes a "key" (`EMPTY`, `x`, `none`) is a placeholder for a local server: masking such a short word in
+/// the server's texts would only mangle them.
+const SHORTEST_MASKED_KEY: usize = 8;
+
+/// An API key, checked when it is made.
+#[derive(Clone)]
+pub struct ApiKey(SecretString);
+
+impl ApiKey {
+    /// Takes a key as the user wrote it; surrounding blanks are dropped.
+    ///
+    /// # Errors
+    /// A configuration error if it is empty or holds a character that cannot stand in a header. The error never shows it.
+    pub fn new(key: &str) -> Result<Self, Error> {
+        let trimmed = key.trim();
+        if trimmed.is_empty() {
+            return Err(Error::configuration(
+                "api_key is empty; give a key, or api_key=\"EMPTY\" for a server that needs none",
+            ));
+        }
+        if let Some(position) = trimmed.bytes().position(|byte| !(0x21..0x7f).contains(&byte)) {
+            return Err(Error::configuration(format!(
+                "api_key has a character at position {position} that an HTTP header cannot carry (keys are visible ASCII; \
+                 look for a line break or a quote copied with it)"
+            )));
+        }
+        Ok(Self(SecretString::from(trimmed)))
+    }
+
+    /// `Bearer KEY`, marked sensitive so that no HTTP layer logs it.
+    pub(crate) fn bearer(&self) -> Result<HeaderValue, Error> {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", self.0.expose_secret()))
+            .map_err(|_| Error::configuration("api_key cannot stand in an HTTP header"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// `text` with every occurrence of the key masked; borrowed if there is none.
+    pub fn scrub<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
+        let key = self.0.expose_secret();
+        if key.len() < SHORTEST_MASKED_KEY || !text.windows(key.len()).any(|window| window == key.as_bytes()) {
+            return Cow::Borrowed(text);
+        }
+        Cow::Owned(String::from_utf8_lossy(text).replace(key, MASK).into_bytes())
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(MASK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CANARY: &str = "sk-canary-0123456789";
+
+    #[test]
+    fn never_shows_the_key_in_debug() {
+        let key = ApiKey::new(CANARY).unwrap();
+        assert_eq!(format!("{key:?} {:?}", key.bearer().unwrap()), "*** Sensitive");
+    }
+
+    #[test]
+    fn drops_surrounding_blanks() {
+        let key = ApiKey::new(&format!("  {CANARY}\n")).unwrap();
+        assert_eq!(key.bearer().unwrap().as_bytes(), format!("Bearer {CANARY}").as_bytes());
+    }
+
+    #[test]
+    fn refuses_what_a_header_cannot_carry_without_showing_it() {
+        for bad in ["", "   ", "sk-\r\nevil: 1", "sk-\0", "sk-é-0123456", "sk a"] {
+            let error = ApiKey::new(bad).unwrap_err().to_string();
+            assert!(!error.contains("evil"), "{error}");
+        }
+    }
+
+    #[test]
+    fn scrubs_the_key_out_of_echoed_text_but_not_a_placeholder() {
+        let key = ApiKey::new(CANARY).unwrap();
+        assert_eq!(*key.scrub(format!("bad key {CANARY}!").as_bytes()), *b"bad key ***!");
+        assert_eq!(*ApiKey::new("EMPTY").unwrap().scrub(b"EMPTY list"), *b"EMPTY list");
+    }
+}

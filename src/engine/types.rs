@@ -1,0 +1,123 @@
+//! What goes in and what comes out: prompts, answers, usage.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+
+use super::error::Error;
+
+/// What is asked in one chat request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// One user message.
+    Text(String),
+    /// A JSON array of messages, as it goes on the wire.
+    Messages(String),
+}
+
+/// Tokens of one answer, as the server counted them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens of the answer.
+    pub completion_tokens: u64,
+    /// Both.
+    pub total_tokens: u64,
+}
+
+/// One function call that the model asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolCall {
+    /// Names the call in the message that answers it.
+    pub id: String,
+    /// `function` in every known server.
+    pub kind: String,
+    /// Name of the function.
+    pub name: String,
+    /// Its arguments: a JSON text, which a model may get wrong.
+    pub arguments: String,
+}
+
+/// What the model said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    /// `assistant`.
+    pub role: String,
+    /// The text; none if the model called tools or refused.
+    pub content: Option<String>,
+    /// Why it refused, if it did.
+    pub refusal: Option<String>,
+    /// The functions it wants called.
+    pub tool_calls: Option<Vec<ToolCall>>,
+}
+
+/// One of the `n` answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Its place among the `n`.
+    pub index: u64,
+    /// `stop`, `length`, `tool_calls`, `content_filter`, …
+    pub finish_reason: Option<String>,
+    /// What the model said.
+    pub message: Message,
+}
+
+/// A chat completion that was validated: it has at least one choice with a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChatCompletion {
+    /// The server's id of the answer.
+    pub id: String,
+    /// Unix time in seconds.
+    pub created: i64,
+    /// The model that answered.
+    pub model: String,
+    /// At least one.
+    pub choices: Vec<Choice>,
+    /// Tokens, if the server counts them.
+    pub usage: Option<Usage>,
+}
+
+impl ChatCompletion {
+    /// The first choice's text, empty if it has none.
+    pub fn into_text(self) -> String {
+        self.choices.into_iter().next().and_then(|choice| choice.message.content).unwrap_or_default()
+    }
+}
+
+/// One model of `GET /models`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Model {
+    /// The name to call it by.
+    pub id: String,
+    /// Unix time in seconds.
+    pub created: i64,
+    /// Who owns it.
+    pub owned_by: String,
+}
+
+/// What came with an answer besides its body.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    /// Always 2xx.
+    pub status: StatusCode,
+    /// The response's headers.
+    pub headers: HeaderMap,
+    /// The body as it came, decompressed.
+    pub body: Bytes,
+    /// Attempts made, the first included.
+    pub attempts: u32,
+    /// From the call to its admission: the wait for a place in the window and for the rate limit.
+    pub queue_time: Duration,
+    /// From the admission to the end of the answer, all attempts and waits between them included.
+    pub elapsed: Duration,
+}
+
+/// The value of a header that names the request, for support.
+pub fn request_id(headers: &HeaderMap) -> Option<&str> {
+    ["x-request-id", "request-id"].iter().find_map(|name| headers.get(*name)?.to_str().ok())
+}
+
+/// What became of one item.
+pub type Outcome<T> = Result<T, Error>;
