@@ -53,13 +53,19 @@ $(VENV)/.dev: $(VENV)/.build pyproject.toml
 
 # An environment of its own, installed without dependencies: one of the two packages asks for a library that would be
 # compiled and that we do not use. The server is a child process, so nothing else needs to see them.
-$(REAL)/.made: tools/find_python.sh pyproject.toml
+$(REAL)/.made: tools/find_python.sh
 	$(call venv,$(REAL))
+	@touch $@
+
+$(REAL)/.packages: $(REAL)/.made pyproject.toml
 	$(REAL_PYTHON) -m pip install --quiet --no-deps --group real
 	@touch $@
 
-$(BENCH)/.made: tools/find_python.sh pyproject.toml
+$(BENCH)/.made: tools/find_python.sh
 	$(call venv,$(BENCH))
+	@touch $@
+
+$(BENCH)/.packages: $(BENCH)/.made pyproject.toml
 	$(BENCH)/bin/python -m pip install --quiet --group bench
 	@touch $@
 
@@ -77,7 +83,7 @@ $(VENV)/.installed: dist/.built
 	$(PYTHON) -m pip install --quiet --force-reinstall --no-deps dist/*.whl
 	@touch $@
 
-$(BENCH)/.installed: dist/.built $(BENCH)/.made
+$(BENCH)/.installed: dist/.built $(BENCH)/.packages
 	$(BENCH)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
 	@touch $@
 
@@ -86,7 +92,7 @@ wheel: dist/.built ## build the release wheel into dist/
 
 # --- what people run ----------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.installed $(REAL)/.made ## a real language model on this machine answers a batch (DEMO_ARGS=...)
+demo: $(VENV)/.installed $(REAL)/.packages ## a real language model on this machine answers a batch (DEMO_ARGS=...)
 	$(call step,"demo")
 	MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) examples/demo.py $(DEMO_ARGS)
 
@@ -147,7 +153,7 @@ types: $(VENV)/.dev $(VENV)/.installed
 
 # Against the installed wheel: the sources are under python/, which is not on the path.
 .PHONY: pytest
-pytest: $(VENV)/.dev $(VENV)/.installed $(REAL)/.made
+pytest: $(VENV)/.dev $(VENV)/.installed $(REAL)/.packages
 	$(call step,"pytest: all tests, with the real server")
 	MILLSTREAM_REQUIRE_REAL=1 MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) -m pytest -q $(PYTEST_ARGS)
 
