@@ -154,7 +154,7 @@ types: $(VENV)/.dev $(VENV)/.installed
 # Against the installed wheel: the sources are under python/, which is not on the path.
 .PHONY: pytest
 pytest: $(VENV)/.dev $(VENV)/.installed $(REAL)/.packages
-	$(call step,"pytest: all tests, with the real server")
+	$(call step,"pytest: all tests and the real server")
 	MILLSTREAM_REQUIRE_REAL=1 MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) -m pytest -q $(PYTEST_ARGS)
 
 fast-test: $(VENV)/.dev $(VENV)/.installed
