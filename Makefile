@@ -1,0 +1,166 @@
+# What a newcomer needs: `make demo` and `make test`. Both start from a bare machine with Python >= 3.11 and cargo.
+# Everything is built inside the tree (.venv*, dist, target); `make clean` removes it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+VENV := .venv
+REAL := .venv-real
+BENCH := .venv-bench
+PYTHON := $(CURDIR)/$(VENV)/bin/python
+REAL_PYTHON := $(CURDIR)/$(REAL)/bin/python
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+# One interpreter for every cargo call: pyo3 is compiled again whenever this changes.
+export PYO3_PYTHON := $(PYTHON)
+
+# Whatever goes into the wheel. A newer file here makes a new wheel.
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(wildcard LICENSE*) \
+	$(shell find src python -type f -not -name '*.pyc' -not -name '*.so')
+
+step = @printf '\n== %s %s\n' "$$(date +%T)" $(1)
+
+.PHONY: help demo test check bench wheel clean \
+	format-check lint engine-test python-test rust-test doc ruff types fast-test pythons tidy
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+# --- the environments ---------------------------------------------------------------------------------------------
+
+# `pip install --group` needs pip 25.1.
+define venv
+	@printf '\n== %s environment %s\n' "$$(date +%T)" $(1)
+	"$$(tools/find_python.sh)" -m venv --clear $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+endef
+
+$(VENV)/.made: tools/find_python.sh
+	$(call venv,$(VENV))
+	@touch $@
+
+$(VENV)/.build: $(VENV)/.made pyproject.toml
+	$(PYTHON) -m pip install --quiet --group build
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.build pyproject.toml
+	$(PYTHON) -m pip install --quiet --group dev
+	@touch $@
+
+# An environment of its own, installed without dependencies: one of the two packages asks for a library that would be
+# compiled and that we do not use. The server is a child process, so nothing else needs to see them.
+$(REAL)/.made: tools/find_python.sh
+	$(call venv,$(REAL))
+	@touch $@
+
+$(REAL)/.packages: $(REAL)/.made pyproject.toml
+	$(REAL_PYTHON) -m pip install --quiet --no-deps --group real
+	@touch $@
+
+$(BENCH)/.made: tools/find_python.sh
+	$(call venv,$(BENCH))
+	@touch $@
+
+$(BENCH)/.packages: $(BENCH)/.made pyproject.toml
+	$(BENCH)/bin/python -m pip install --quiet --group bench
+	@touch $@
+
+# --- the wheel ----------------------------------------------------------------------------------------------------
+
+# A library left in the source tree by an editable build would go into the wheel and win over the new one.
+dist/.built: $(VENV)/.build $(SOURCES)
+	$(call step,"wheel")
+	rm -f python/millstream/*.so
+	rm -rf dist
+	$(VENV)/bin/maturin build --release --locked --interpreter $(PYTHON) --out dist
+	@touch $@
+
+$(VENV)/.installed: dist/.built
+	$(PYTHON) -m pip install --quiet --force-reinstall --no-deps dist/*.whl
+	@touch $@
+
+$(BENCH)/.installed: dist/.built $(BENCH)/.packages
+	$(BENCH)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
+	@touch $@
+
+wheel: dist/.built ## build the release wheel into dist/
+	@ls -l dist/*.whl
+
+# --- what people run ----------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.installed $(REAL)/.packages ## a real language model on this machine answers a batch (DEMO_ARGS=...)
+	$(call step,"demo")
+	MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) examples/demo.py $(DEMO_ARGS)
+
+bench: $(BENCH)/.installed ## compare with other clients (BENCH_ARGS=...)
+	$(call step,"benchmarks")
+	$(BENCH)/bin/python benchmarks/run.py $(BENCH_ARGS)
+
+# The whole of CI: cheap checks first.
+test: format-check ruff lint engine-test python-test doc types pytest pythons ## everything that CI checks
+	@printf '\n== %s all checks passed\n' "$$(date +%T)"
+
+check: format-check ruff lint engine-test types fast-test ## before a push: the same without the slow and the real
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) $(REAL) $(BENCH) dist target .pytest_cache .mypy_cache .ruff_cache
+	rm -f python/millstream/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+tidy: $(VENV)/.dev ## format and apply the safe fixes
+	cargo fmt
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+# --- the steps of `make test` -------------------------------------------------------------------------------------
+
+format-check: $(VENV)/.dev
+	$(call step,"cargo fmt")
+	cargo fmt --check
+
+ruff: $(VENV)/.dev
+	$(call step,"ruff")
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+lint: $(VENV)/.made
+	$(call step,"clippy: engine and mock alone")
+	cargo clippy --all-targets --locked --no-default-features -- -D warnings
+	$(call step,"clippy: with the Python module")
+	cargo clippy --all-targets --locked -- -D warnings
+
+engine-test:
+	$(call step,"cargo test: engine and mock with no Python")
+	cargo test --no-default-features --locked
+
+python-test: $(VENV)/.made
+	$(call step,"cargo test: with the Python module")
+	$(PYTHON) tools/with_libpython.py cargo test --locked
+
+doc: $(VENV)/.made
+	$(call step,"cargo doc")
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
+
+types: $(VENV)/.dev $(VENV)/.installed
+	$(call step,"mypy --strict")
+	$(PYTHON) -m mypy --strict python tests/typing
+	$(call step,"stubtest")
+	$(PYTHON) -m mypy.stubtest millstream
+
+# Against the installed wheel: the sources are under python/, which is not on the path.
+.PHONY: pytest
+pytest: $(VENV)/.dev $(VENV)/.installed $(REAL)/.packages
+	$(call step,"pytest: all tests and the real server")
+	MILLSTREAM_REQUIRE_REAL=1 MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) -m pytest -q $(PYTEST_ARGS)
+
+fast-test: $(VENV)/.dev $(VENV)/.installed
+	$(call step,"pytest: fast tests")
+	$(PYTHON) -m pytest -q -m 'not slow and not real' $(PYTEST_ARGS)
+
+pythons: dist/.built
+	$(call step,"the wheel under every other CPython")
+	$(PYTHON) tools/test_every_python.py dist/*.whl
