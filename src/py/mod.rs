@@ -1,9 +1,35 @@
 //! The Python module: a table of contents.
+//!
+//! The only room that knows pyo3. A function here extracts its arguments, hands the engine's work to the runtime and converts the
+//! result; it decides nothing.
 
-use pyo3::prelude::*;
+#![expect(clippy::needless_pass_by_value, reason = "pyo3 hands arguments over by value")]
 
-#[pymodule(gil_used = false)]
+mod bridge;
+mod client;
+mod errors;
+mod json;
+mod limiter;
+mod process;
+mod records;
+mod runtime;
+
+#[pyo3::pymodule(gil_used = false)]
 mod _millstream {
     #[pymodule_export]
-    const BUILD: &str = "x";
+    use super::bridge::{Pending, Port, echo};
+    #[pymodule_export]
+    use super::client::{BatchTexts, NativeClient};
+    #[pymodule_export]
+    use super::limiter::{NativeRateLimiter, Reservation};
+    #[pymodule_export]
+    use super::records::{ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage};
+
+    /// The version of the crate, which is the package's.
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+    /// `release` or `debug`: a benchmark of a debug build says nothing.
+    #[pymodule_export]
+    const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
 }

@@ -1,0 +1,118 @@
+"""From the engine's thread to the running event loop: one port a loop, one future a call.
+
+The native ``Port`` says how results travel. Here is what belongs to asyncio: which loop, which future, and what a cancelled
+or abandoned ``await`` means for the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from millstream import _millstream
+from millstream._millstream import Pending, Port
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ports: weakref.WeakKeyDictionary[AbstractEventLoop, Port] = weakref.WeakKeyDictionary()
+_ports_lock = threading.Lock()
+
+
+async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Start a native call in the running loop and await its result.
+
+    However the ``await`` ends early (cancelled, timed out, closed, garbage-collected), the call is aborted: its connection is
+    closed and its permits are given back.
+    """
+    loop = asyncio.get_running_loop()
+    future: Future[Any] = loop.create_future()
+    pending = Pending(_ports.get(loop) or _open_port(loop), future)
+    try:
+        start(pending, *args, **kwargs)
+        return await future  # type: ignore[no-any-return]
+    except BaseException:
+        pending.abort()
+        raise
+    finally:
+        # An exception holds this frame, and the future holds the exception.
+        del future, pending
+
+
+def probe() -> Future[None]:
+    """One bridge future that the engine completes at once: what the bridge itself costs, for the benchmark."""
+    loop = asyncio.get_running_loop()
+    future: Future[None] = loop.create_future()
+    pending = Pending(_ports.get(loop) or _open_port(loop), future)
+    _millstream.echo(pending)
+    future.add_done_callback(lambda _: pending.abort())
+    return future
+
+
+def _open_port(loop: AbstractEventLoop) -> Port:
+    with _ports_lock:
+        for other, port in list(_ports.items()):
+            if other.is_closed():
+                # Futures of a loop that was closed under them would keep it alive.
+                del _ports[other]
+                port.abandon()
+        port = Port()
+        try:
+            loop.add_reader(port.fileno(), port.drain)
+        except NotImplementedError:
+            _watch_from_a_thread(loop, port)
+        _ports[loop] = port
+        return port
+
+
+def _watch_from_a_thread(loop: AbstractEventLoop, port: Port) -> None:
+    """Watch ``port`` for a loop that cannot watch sockets itself (Windows' Proactor loop)."""
+    loop_reference = weakref.ref(loop)
+    bell = socket.socket(fileno=os.dup(port.fileno()))
+    bell.setblocking(True)
+
+    def watch() -> None:
+        # Peeking leaves the byte for `drain`, so it cannot be lost between the two.
+        while bell.recv(1, socket.MSG_PEEK):
+            drained = threading.Event()
+            running_loop = loop_reference()
+            if running_loop is None or running_loop.is_closed():
+                break
+            try:
+                running_loop.call_soon_threadsafe(_drain, port, drained)
+            except RuntimeError:
+                break
+            del running_loop
+            drained.wait()
+        bell.close()
+
+    threading.Thread(target=watch, name="millstream-port", daemon=True).start()
+
+
+def _drain(port: Port, drained: threading.Event) -> None:
+    try:
+        port.drain()
+    finally:
+        drained.set()
+
+
+def _after_fork_in_child() -> None:
+    """Leave the parent's ports alone: their sockets are the parent's, and so are the tasks that wait on them."""
+    global _ports, _ports_lock
+    _inherited.append(_ports)
+    _ports = weakref.WeakKeyDictionary()
+    _ports_lock = threading.Lock()
+
+
+_inherited: list[object] = []
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

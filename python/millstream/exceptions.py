@@ -1,0 +1,223 @@
+"""Everything that millstream raises.
+
+The names are openai-python's, so that existing ``except`` clauses read on::
+
+    MillstreamError
+    ├─ ConfigurationError (ValueError)             a bad argument; raised before anything is sent
+    │   └─ InputTooLargeError                      one request needs more than a rate limit's whole minute
+    ├─ ClientClosedError (RuntimeError)            a call on a closed client
+    ├─ InternalError (RuntimeError)                a fault of millstream's; please report it
+    └─ APIError
+        ├─ APIResponseValidationError              a 2xx that is not an answer
+        ├─ APIStatusError                          any other status
+        │   ├─ BadRequestError 400                 ├─ PermissionDeniedError 403
+        │   ├─ AuthenticationError 401             ├─ NotFoundError 404
+        │   ├─ ConflictError 409                   ├─ UnprocessableEntityError 422
+        │   ├─ RateLimitError 429
+        │   │   └─ InsufficientQuotaError          money or quota is used up; waiting does not help
+        │   └─ InternalServerError 5xx
+        │       └─ OverloadedError 503, 529
+        └─ APIConnectionError (ConnectionError)    no complete HTTP response
+            └─ APITimeoutError (TimeoutError)      no connection in time
+                └─ DeadlineExceeded                no answer within ``timeout``, all attempts included
+
+``asyncio.CancelledError`` and ``KeyboardInterrupt`` pass through untouched. All of these survive pickling, and none of them
+ever holds the API key.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIResponseValidationError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "BadRequestError",
+    "ClientClosedError",
+    "ConfigurationError",
+    "ConflictError",
+    "DeadlineExceeded",
+    "InputTooLargeError",
+    "InsufficientQuotaError",
+    "InternalError",
+    "InternalServerError",
+    "MillstreamError",
+    "NotFoundError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "UnprocessableEntityError",
+]
+
+
+class MillstreamError(Exception):
+    """Root of everything that millstream raises.
+
+    Attributes:
+        message: What happened, what was tried and what can be done.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigurationError(MillstreamError, ValueError):
+    """A bad argument, found before anything was sent."""
+
+
+class InputTooLargeError(ConfigurationError):
+    """One request needs more than a rate limit's whole minute; waiting would never help."""
+
+
+class ClientClosedError(MillstreamError, RuntimeError):
+    """A call on a client that was closed."""
+
+
+class InternalError(MillstreamError, RuntimeError):
+    """A fault of millstream's own. The client stays usable; please report it."""
+
+
+class APIError(MillstreamError):
+    """A call that did not get its answer.
+
+    Attributes:
+        status_code: HTTP status, if a server answered with one that is not 2xx.
+        code: The server's ``error.code``, as text.
+        type: The server's ``error.type``.
+        param: The server's ``error.param``.
+        body: The server's ``error`` object, else the parsed body, else its text, at most 64 KiB; None without an answer.
+        request_id: The server's name for the request, for its support.
+        retry_after: Seconds that the server asked to wait, if it did.
+        attempts: HTTP requests made for this call, the first included.
+        elapsed: Seconds from the call's admission to the error.
+        retryable: Whether the same request may succeed later.
+    """
+
+    status_code: int | None = None
+    code: str | None = None
+    type: str | None = None
+    param: str | None = None
+    body: Any = None
+    request_id: str | None = None
+    retry_after: float | None = None
+    attempts: int = 0
+    elapsed: float = 0.0
+    retryable: bool = False
+
+
+class APIResponseValidationError(APIError):
+    """The server's 2xx is not an answer: not JSON, an error in the guise of a success, or without a message."""
+
+
+class APIStatusError(APIError):
+    """The server answered with a status other than 2xx."""
+
+
+class BadRequestError(APIStatusError):
+    """400: the request is wrong; the same again would be, too."""
+
+
+class AuthenticationError(APIStatusError):
+    """401: the key is missing or wrong."""
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the key may not do this."""
+
+
+class NotFoundError(APIStatusError):
+    """404: no such path or model."""
+
+
+class ConflictError(APIStatusError):
+    """409: in conflict with another request."""
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: understood, but not valid."""
+
+
+class RateLimitError(APIStatusError):
+    """429: too many requests or tokens, still so after every retry."""
+
+
+class InsufficientQuotaError(RateLimitError):
+    """The account's money or quota is used up. Waiting does not help, so it is not retried."""
+
+
+class InternalServerError(APIStatusError):
+    """5xx: the server is in trouble, still so after every retry."""
+
+
+class OverloadedError(InternalServerError):
+    """503 or 529: the server has too much to do, still so after every retry."""
+
+
+class APIConnectionError(APIError, ConnectionError):
+    """No complete HTTP response: refused, reset, cut, not trusted, or not HTTP."""
+
+
+class APITimeoutError(APIConnectionError, TimeoutError):
+    """No connection in time. Also caught by ``TimeoutError`` and ``asyncio.TimeoutError``."""
+
+
+class DeadlineExceeded(APITimeoutError):
+    """No answer within ``timeout``, which covers every attempt and every wait between them."""
+
+
+_BY_KIND: dict[str, type[MillstreamError]] = {
+    "configuration": ConfigurationError,
+    "input_too_large": InputTooLargeError,
+    "connection": APIConnectionError,
+    "connect_timeout": APITimeoutError,
+    "deadline": DeadlineExceeded,
+    "quota": InsufficientQuotaError,
+    "invalid_response": APIResponseValidationError,
+    "closed": ClientClosedError,
+}
+
+_BY_STATUS: dict[int, type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+    503: OverloadedError,
+    529: OverloadedError,
+}
+
+
+def _from_engine(kind: str, message: str, facts: dict[str, Any]) -> MillstreamError:
+    """Build the exception for an error of the engine; called by the native module."""
+    if kind == "status":
+        status = facts["status_code"]
+        server_fault = InternalServerError if status >= 500 else APIStatusError
+        error: MillstreamError = _BY_STATUS.get(status, server_fault)(message)
+    else:
+        error = _BY_KIND.get(kind, InternalError)(message)
+    if isinstance(error, APIError):
+        facts["body"] = _error_object(facts.get("body"))
+        vars(error).update(facts)
+    return error
+
+
+def _error_object(body: str | None) -> Any:
+    """The ``error`` object of a body, as openai-python's ``exc.body``; the body's text if it is not JSON."""
+    if body is None:
+        return None
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return body
+    return parsed.get("error", parsed) if isinstance(parsed, dict) else parsed

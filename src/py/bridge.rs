@@ -1,0 +1,247 @@
+//! From the engine's thread to an event loop.
+//!
+//! Each event loop has one [`Port`]: a queue of results and a socket that the loop watches. The engine pushes a result and writes
+//! one byte only if the queue was idle, so any number of results cost one wake-up. The loop calls [`Port::drain`], which takes
+//! the GIL's work in one go: it makes the Python objects and completes exact `asyncio.Future`s. The engine's side holds no Python
+//! object, so it never needs the GIL, and a loop that is gone just leaves results unread.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{Read, Write};
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::{AbortHandle, AbortRegistration};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::errors;
+use super::runtime::{Runtime, block_on};
+use crate::engine::error::Error;
+
+#[cfg(unix)]
+type Socket = std::os::unix::net::UnixStream;
+#[cfg(not(unix))]
+type Socket = std::net::TcpStream;
+
+/// Results handed over in one turn of the loop, so that a flood of them does not stall it.
+const RESULTS_PER_TURN: usize = 1000;
+
+/// Makes the Python object of a result, in the loop's thread.
+type Delivery = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send>;
+
+/// The engine's end of a port.
+struct Inbox {
+    queue: Mutex<Queue>,
+    wake: Socket,
+}
+
+#[derive(Default)]
+struct Queue {
+    results: VecDeque<(u64, Delivery)>,
+    /// Whether a byte is on its way that the loop has not answered yet.
+    signalled: bool,
+}
+
+impl Inbox {
+    fn push(&self, id: u64, delivery: Delivery) {
+        let mut queue = lock(&self.queue);
+        queue.results.push_back((id, delivery));
+        let signal = !mem::replace(&mut queue.signalled, true);
+        drop(queue);
+        if signal {
+            self.signal();
+        }
+    }
+
+    fn signal(&self) {
+        // It cannot be full, with one byte at most in it; and if the loop has gone, nobody waits.
+        let _ = (&self.wake).write(&[1]);
+    }
+}
+
+/// An event loop's end of the bridge.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct Port {
+    inbox: Arc<Inbox>,
+    watched: Socket,
+    /// Futures that wait, by the id of their call. Ids are never used twice, so a late result finds nobody.
+    waiting: Mutex<HashMap<u64, Py<PyAny>>>,
+    next_id: AtomicU64,
+}
+
+#[pymethods]
+impl Port {
+    #[new]
+    fn new() -> PyResult<Self> {
+        let (wake, watched) = socket_pair()?;
+        wake.set_nonblocking(true)?;
+        watched.set_nonblocking(true)?;
+        Ok(Self {
+            inbox: Arc::new(Inbox { queue: Mutex::default(), wake }),
+            watched,
+            waiting: Mutex::default(),
+            next_id: AtomicU64::new(0),
+        })
+    }
+
+    /// The descriptor that the loop watches.
+    fn fileno(&self) -> i64 {
+        #[cfg(unix)]
+        return i64::from(std::os::fd::AsRawFd::as_raw_fd(&self.watched));
+        #[cfg(windows)]
+        return std::os::windows::io::AsRawSocket::as_raw_socket(&self.watched) as i64;
+    }
+
+    /// Completes the futures whose results have come.
+    fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        let _ = (&self.watched).read(&mut [0; 64]);
+        let (results, more) = {
+            let mut queue = lock(&self.inbox.queue);
+            if queue.results.len() > RESULTS_PER_TURN {
+                (queue.results.drain(..RESULTS_PER_TURN).collect(), true)
+            } else {
+                queue.signalled = false;
+                (mem::take(&mut queue.results), false)
+            }
+        };
+        if more {
+            self.inbox.signal();
+        }
+        for (id, delivery) in results {
+            let Some(future) = lock(&self.waiting).remove(&id) else { continue };
+            let future = future.bind(py);
+            // Cancelled between the result and this turn of the loop.
+            if future.call_method0(intern!(py, "done"))?.is_truthy()? {
+                continue;
+            }
+            match delivery(py) {
+                Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
+                Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
+            };
+        }
+        Ok(())
+    }
+
+    /// Lets go of every future that waits; for a loop that was closed under them.
+    fn abandon(&self) {
+        // Dropping a future can end tasks, and those come back here: not under the lock.
+        let waiting = mem::take(&mut *lock(&self.waiting));
+        drop(waiting);
+    }
+
+    /// How many futures wait.
+    fn __len__(&self) -> usize {
+        lock(&self.waiting).len()
+    }
+}
+
+/// One call under way. Aborting or dropping it ends the call, closes its connection and gives its permits back.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct Pending {
+    port: Py<Port>,
+    id: u64,
+    process: u32,
+    abort: AbortHandle,
+    registration: Mutex<Option<AbortRegistration>>,
+}
+
+#[pymethods]
+impl Pending {
+    #[new]
+    fn new(port: Bound<'_, Port>, future: Py<PyAny>) -> Self {
+        let id = port.get().next_id.fetch_add(1, Relaxed);
+        lock(&port.get().waiting).insert(id, future);
+        let (abort, registration) = AbortHandle::new_pair();
+        Self {
+            port: port.unbind(),
+            id,
+            process: std::process::id(),
+            abort,
+            registration: Mutex::new(Some(registration)),
+        }
+    }
+
+    /// Ends the call if it has not ended.
+    fn abort(&self) {
+        if self.process != std::process::id() {
+            return;
+        }
+        self.abort.abort();
+        let future = lock(&self.port.get().waiting).remove(&self.id);
+        drop(future);
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // The port's map is left to `abort`, which every way out of a call goes through: a drop may come from the map itself.
+        if self.process == std::process::id() {
+            self.abort.abort();
+        }
+    }
+}
+
+/// Hands `work` to the engine. With `pending` its result goes to that future and this returns `None` at once; without, it blocks
+/// until the result is there and returns it.
+pub(crate) fn dispatch<T, W, C>(
+    py: Python<'_>,
+    pending: Option<&Bound<'_, Pending>>,
+    work: W,
+    convert: C,
+) -> PyResult<Py<PyAny>>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<T, Error>> + Send + 'static,
+    C: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
+{
+    let Some(pending) = pending else { return convert(py, block_on(py, work)?) };
+    let pending = pending.get();
+    let Some(registration) = lock(&pending.registration).take() else {
+        return Err(PyRuntimeError::new_err("a pending call can be started once"));
+    };
+    let (inbox, id) = (Arc::clone(&pending.port.get().inbox), pending.id);
+    let submitted = Runtime::get().and_then(|runtime| {
+        runtime.spawn(work, registration, move |outcome| {
+            inbox.push(
+                id,
+                Box::new(move |py| match outcome {
+                    Ok(value) => convert(py, value),
+                    Err(error) => Err(errors::raise(py, &error)),
+                }),
+            );
+        })
+    });
+    submitted.map_err(|error| errors::raise(py, &error))?;
+    Ok(py.None())
+}
+
+/// Completes `pending` from the engine's thread with nothing in between: what the bridge itself costs.
+#[pyfunction]
+pub(crate) fn echo(py: Python<'_>, pending: &Bound<'_, Pending>) -> PyResult<()> {
+    dispatch(py, Some(pending), async { Ok(()) }, |py, ()| Ok(py.None()))?;
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(unix)]
+fn socket_pair() -> std::io::Result<(Socket, Socket)> {
+    Socket::pair()
+}
+
+#[cfg(not(unix))]
+fn socket_pair() -> std::io::Result<(Socket, Socket)> {
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let near = Socket::connect(listener.local_addr()?)?;
+    loop {
+        let (far, from) = listener.accept()?;
+        if from == near.local_addr()? {
+            near.set_nodelay(true)?;
+            return Ok((near, far));
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! The client: arguments in, a call of the engine, records out. What the arguments may be is `engine::config`'s to say.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use std::vec;
+
+use http::{HeaderMap, Method};
+use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+
+use super::bridge::{Pending, dispatch};
+use super::errors::{self, OrRaise};
+use super::json::{to_fields, to_json, to_text};
+use super::limiter::{self, NativeRateLimiter};
+use super::process::PerProcess;
+use super::records::{Answer, ChatCompletion};
+use super::runtime::Runtime;
+use crate::engine::batch::{Batch, ChatCalls, OnError};
+use crate::engine::config::{self, DEFAULT_MAX_CONCURRENCY, Endpoint};
+use crate::engine::error::Error;
+use crate::engine::limit::Window;
+use crate::engine::metrics::Metrics;
+use crate::engine::pipeline::{Call, Pipeline};
+use crate::engine::provider::openai::{ChatTemplate, models_url};
+use crate::engine::retry::RetryPolicy;
+use crate::engine::secret::ApiKey;
+use crate::engine::transport::{Request, Transport, TransportConfig};
+use crate::engine::types::{self, Model, Outcome, Prompt};
+
+/// A pool of connections that clients may share.
+struct Pool {
+    config: TransportConfig,
+    transport: PerProcess<Transport>,
+    closed: AtomicBool,
+}
+
+impl Pool {
+    fn new(config: TransportConfig) -> Self {
+        Self { config, transport: PerProcess::new(), closed: AtomicBool::new(false) }
+    }
+
+    fn transport(&self) -> Result<Arc<Transport>, Error> {
+        if self.closed.load(Relaxed) {
+            return Err(Error::closed());
+        }
+        self.transport.get_or_make(|| Transport::new(&Runtime::get()?.tls()?, self.config))
+    }
+}
+
+/// The engine's side of `AsyncClient` and `Client`.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct NativeClient {
+    endpoint: Arc<Endpoint>,
+    /// The user's own headers, for a client derived from this one. They may hold a secret, so Python does not keep them.
+    headers: Vec<(String, String)>,
+    pool: Arc<Pool>,
+    /// What the user asked for; `None` is the default, which an explicit `max_concurrent` of a batch replaces.
+    max_concurrency: Option<usize>,
+    window: Arc<PerProcess<Window>>,
+    limiter: Option<Arc<limiter::Shared>>,
+    retry: RetryPolicy,
+    timeout: Option<Duration>,
+    metrics: Arc<Metrics>,
+}
+
+#[pymethods]
+impl NativeClient {
+    /// A client; with `parent` one that shares its pool, counters, headers and key as far as the arguments leave them the same.
+    #[new]
+    #[pyo3(signature = (*, parent, base_url, api_key, inherit_key, headers, timeout, connect_timeout, max_retries,
+                        max_concurrency, rate_limiter, http2, allow_http))]
+    #[expect(clippy::too_many_arguments, reason = "one for each option of the Python client, by name")]
+    fn new(
+        py: Python<'_>,
+        parent: Option<&Bound<'_, Self>>,
+        base_url: &str,
+        api_key: Option<&Bound<'_, PyString>>,
+        inherit_key: bool,
+        headers: Option<Vec<(String, String)>>,
+        timeout: Option<f64>,
+        connect_timeout: Option<f64>,
+        max_retries: i64,
+        max_concurrency: Option<i64>,
+        rate_limiter: Option<&Bound<'_, NativeRateLimiter>>,
+        http2: bool,
+        allow_http: bool,
+    ) -> PyResult<Self> {
+        let parent = parent.map(Bound::get);
+        let api_key = match api_key {
+            Some(key) => Some(to_text("api_key", key).and_then(|key| ApiKey::new(&key).or_raise(py))?),
+            None => parent.filter(|_| inherit_key).and_then(|parent| parent.endpoint.api_key.clone()),
+        };
+        let headers = headers.or_else(|| parent.map(|parent| parent.headers.clone())).unwrap_or_default();
+        let endpoint = Endpoint::new(base_url, api_key, &headers, allow_http).or_raise(py)?;
+        let transport = TransportConfig {
+            connect_timeout: config::positive_seconds("connect_timeout", connect_timeout).or_raise(py)?,
+            http2,
+            direct: config::is_loopback(&endpoint.base_url),
+        };
+        let max_concurrency = config::concurrency("max_concurrency", max_concurrency).or_raise(py)?;
+        let same_pool = parent.filter(|parent| parent.pool.config == transport);
+        let same_window = parent.filter(|parent| parent.max_concurrency == max_concurrency);
+        Ok(Self {
+            endpoint: Arc::new(endpoint),
+            headers,
+            pool: same_pool.map_or_else(|| Arc::new(Pool::new(transport)), |parent| Arc::clone(&parent.pool)),
+            max_concurrency,
+            window: same_window.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.window)),
+            limiter: rate_limiter.map(|limiter| Arc::clone(&limiter.get().0)),
+            retry: RetryPolicy {
+                max_retries: config::max_retries(max_retries).or_raise(py)?,
+                ..RetryPolicy::default()
+            },
+            timeout: config::positive_seconds("timeout", timeout).or_raise(py)?,
+            metrics: parent.map_or_else(Arc::default, |parent| Arc::clone(&parent.metrics)),
+        })
+    }
+
+    /// The base URL as it is used.
+    #[getter]
+    fn base_url(&self) -> &str {
+        self.endpoint.base_url.as_str()
+    }
+
+    /// Asks one prompt; a `ChatCompletion`, or its text if `text_only`.
+    #[pyo3(signature = (pending, prompt, system, options, *, text_only))]
+    fn chat(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        prompt: &Bound<'_, PyAny>,
+        system: Option<&Bound<'_, PyString>>,
+        options: Options,
+        text_only: bool,
+    ) -> PyResult<Py<PyAny>> {
+        let name = if text_only { "prompt" } else { "messages" };
+        let prompt = to_prompt(prompt, || name.to_owned())?;
+        let pipeline = self.pipeline(&options).or_raise(py)?;
+        let calls = options.calls(py, &pipeline, system)?;
+        let call = calls.call(&prompt);
+        let work = async move { pipeline.run::<types::ChatCompletion>(&call).await };
+        dispatch(py, pending, work, move |py, (completion, receipt)| {
+            if text_only {
+                return completion.into_text().into_py_any(py);
+            }
+            ChatCompletion(Arc::new(Answer { completion, receipt })).into_py_any(py)
+        })
+    }
+
+    /// Asks many prompts; a `BatchTexts`.
+    #[pyo3(signature = (pending, prompts, system, options, *, max_concurrent, stop_on_error))]
+    #[expect(clippy::too_many_arguments, reason = "one for each option of the Python method")]
+    fn batch_chat(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        prompts: &Bound<'_, PyList>,
+        system: Option<&Bound<'_, PyString>>,
+        options: Options,
+        max_concurrent: Option<i64>,
+        stop_on_error: bool,
+    ) -> PyResult<Py<PyAny>> {
+        let max_concurrent = config::concurrency("max_concurrent", max_concurrent).or_raise(py)?;
+        let prompts: Vec<Prompt> = prompts
+            .iter()
+            .enumerate()
+            .map(|(index, prompt)| to_prompt(&prompt, || format!("prompts[{index}]")))
+            .collect::<PyResult<_>>()?;
+        let mut pipeline = self.pipeline(&options).or_raise(py)?;
+        if max_concurrent.is_some() && self.max_concurrency.is_none() {
+            // The pullers are the window.
+            pipeline.window = None;
+        }
+        let concurrency = max_concurrent.or(self.max_concurrency).unwrap_or(DEFAULT_MAX_CONCURRENCY);
+        let calls = options.calls(py, &pipeline, system)?;
+        let batch = Batch { pipeline, calls, concurrency };
+        let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
+        let work = async move { batch.run(prompts, on_error).await };
+        dispatch(py, pending, work, |py, outcomes| BatchTexts(Mutex::new(outcomes.into_iter())).into_py_any(py))
+    }
+
+    /// Lists the models; `(id, created, owned_by)` of each.
+    fn models(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
+        let pipeline = self.pipeline(&Options::default()).or_raise(py)?;
+        let request = Request {
+            method: Method::GET,
+            url: models_url(&self.endpoint.base_url),
+            headers: self.endpoint.headers.clone(),
+            body: bytes::Bytes::new(),
+        };
+        let call = Call { request, tokens: 0 };
+        let work = async move { pipeline.run::<Vec<Model>>(&call).await };
+        dispatch(py, pending, work, |py, (models, _)| {
+            let models: Vec<_> = models.into_iter().map(|model| (model.id, model.created, model.owned_by)).collect();
+            models.into_py_any(py)
+        })
+    }
+
+    /// The counters now.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let now = self.metrics.snapshot();
+        let stats = PyDict::new(py);
+        stats.set_item("requests", now.requests)?;
+        stats.set_item("attempts", now.attempts)?;
+        stats.set_item("succeeded", now.succeeded)?;
+        stats.set_item("failed", now.failed)?;
+        stats.set_item("in_flight", now.in_flight)?;
+        stats.set_item("max_in_flight", now.max_in_flight)?;
+        stats.set_item("prompt_tokens", now.prompt_tokens)?;
+        stats.set_item("completion_tokens", now.completion_tokens)?;
+        Ok(stats)
+    }
+
+    /// Refuses new calls and closes idle connections; those in flight end by themselves.
+    fn close(&self) {
+        self.pool.closed.store(true, Relaxed);
+        self.pool.transport.clear();
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.pool.closed.load(Relaxed)
+    }
+}
+
+impl NativeClient {
+    fn pipeline(&self, options: &Options) -> Result<Pipeline, Error> {
+        let timeout = match options.timeout {
+            Some(timeout) => config::positive_seconds("timeout", timeout)?,
+            None => self.timeout,
+        };
+        let window = self
+            .window
+            .get_or_make(|| Ok::<_, Error>(Window::new(self.max_concurrency.unwrap_or(DEFAULT_MAX_CONCURRENCY))))?;
+        Ok(Pipeline {
+            transport: self.pool.transport()?,
+            endpoint: Arc::clone(&self.endpoint),
+            window: Some((*window).clone()),
+            limiter: self.limiter.as_ref().map(|limiter| limiter.get()).transpose()?,
+            retry: self.retry,
+            timeout,
+            metrics: Arc::clone(&self.metrics),
+        })
+    }
+}
+
+/// What one call can be told: `(model, fields, timeout, headers)`.
+#[derive(Default)]
+struct Options {
+    model: Option<String>,
+    fields: String,
+    max_tokens: Option<u64>,
+    /// `None`: the client's. `Some(None)`: no limit.
+    #[expect(clippy::option_option, reason = "Python's None is a value here")]
+    timeout: Option<Option<f64>>,
+    headers: HeaderMap,
+}
+
+impl<'py> FromPyObject<'_, 'py> for Options {
+    type Error = PyErr;
+
+    fn extract(options: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        type Parts<'py> = (Option<String>, Bound<'py, PyDict>, Option<(Option<f64>,)>, Option<Vec<(String, String)>>);
+        let (model, fields, timeout, headers): Parts<'py> = options.extract()?;
+        let limit = |name| fields.get_item(name).ok().flatten().and_then(|value| value.extract::<u64>().ok());
+        Ok(Self {
+            model,
+            max_tokens: limit("max_completion_tokens").or_else(|| limit("max_tokens")),
+            fields: to_fields("request", &fields)?,
+            timeout: timeout.map(|(seconds,)| seconds),
+            headers: config::header_map(&headers.unwrap_or_default()).or_raise(options.py())?,
+        })
+    }
+}
+
+impl Options {
+    fn calls(self, py: Python<'_>, pipeline: &Pipeline, system: Option<&Bound<'_, PyString>>) -> PyResult<ChatCalls> {
+        let model = config::model(self.model.as_deref()).or_raise(py)?;
+        let system = system.map(|system| to_text("system", system)).transpose()?;
+        let template = ChatTemplate::new(model, system.as_deref(), &self.fields);
+        Ok(ChatCalls::new(pipeline, template, self.max_tokens, self.headers))
+    }
+}
+
+fn to_prompt(prompt: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<Prompt> {
+    if let Ok(text) = prompt.cast::<PyString>() {
+        return text
+            .to_str()
+            .map(|text| Prompt::Text(text.to_owned()))
+            .or_else(|_| to_text(&name(), text).map(Prompt::Text));
+    }
+    if prompt.is_instance_of::<PyList>() || prompt.is_instance_of::<PyTuple>() {
+        if prompt.is_empty()? {
+            let empty = Error::configuration(format!("{} is an empty list of messages", name()));
+            return Err(errors::raise(prompt.py(), &empty));
+        }
+        return Ok(Prompt::Messages(to_json(&name(), prompt)?));
+    }
+    let kind = prompt.get_type().fully_qualified_name()?;
+    Err(PyTypeError::new_err(format!("{} must be a string or a list of messages, not {kind}", name())))
+}
+
+/// The texts and errors of a batch, handed over in slices so that a large one does not stall the event loop.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct BatchTexts(Mutex<vec::IntoIter<Outcome<String>>>);
+
+#[pymethods]
+impl BatchTexts {
+    /// The next `count` of them, in order; empty at the end.
+    fn take<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyList>> {
+        let slice: Vec<_> = self.0.lock().unwrap_or_else(PoisonError::into_inner).by_ref().take(count).collect();
+        let objects: PyResult<Vec<_>> = slice
+            .into_iter()
+            .map(|outcome| match outcome {
+                Ok(text) => text.into_py_any(py),
+                Err(error) => errors::raise(py, &error).into_value(py).into_py_any(py),
+            })
+            .collect();
+        PyList::new(py, objects?)
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}

@@ -1,0 +1,425 @@
+//! Answers as frozen Python records.
+//!
+//! The fields everybody reads are parsed in the engine. The body is kept, so that everything else a server sent can still be read:
+//! `to_dict()` parses the whole of it, and an attribute that is not one of the record's own is looked up there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use pyo3::exceptions::{PyAttributeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+use serde_json::Value;
+
+use super::errors::OrRaise;
+use super::json::{Objects, to_python};
+use crate::engine::provider::{lenient, openai};
+use crate::engine::types::{self, Receipt, request_id};
+
+/// A validated answer, shared by the records that show parts of it.
+pub(crate) struct Answer {
+    pub(crate) completion: types::ChatCompletion,
+    pub(crate) receipt: Receipt,
+}
+
+impl Answer {
+    /// The part of the body under `path`.
+    fn part(&self, path: &[Step]) -> Option<Value> {
+        let body = lenient::parse(&self.receipt.body).ok()?;
+        let found = path.iter().try_fold(&body, |value, step| match step {
+            Step::Key(key) => value.get(key),
+            Step::Index(index) => value.get(index),
+        });
+        found.cloned()
+    }
+
+    /// An attribute that the record does not have itself, from the body.
+    fn attribute(&self, py: Python<'_>, record: &str, path: &[Step], name: &str) -> PyResult<Py<PyAny>> {
+        // Python asks for many dunder names on its own; no server has such a field.
+        let found =
+            if name.starts_with("__") { None } else { self.part(path).and_then(|part| part.get(name).cloned()) };
+        match found {
+            Some(value) => to_python(py, &value, Objects::Records),
+            None => Err(PyAttributeError::new_err(format!("{record} has no field {name:?} in this answer"))),
+        }
+    }
+
+    fn dict(&self, py: Python<'_>, path: &[Step]) -> PyResult<Py<PyAny>> {
+        to_python(py, &self.part(path).unwrap_or_default(), Objects::Dicts)
+    }
+}
+
+enum Step {
+    Key(&'static str),
+    Index(usize),
+}
+
+fn repr<T: std::fmt::Debug>(value: Option<&T>) -> String {
+    value.map_or_else(|| "None".to_owned(), |value| format!("{value:?}"))
+}
+
+/// One answer of a chat model.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct ChatCompletion(pub(crate) Arc<Answer>);
+
+#[pymethods]
+impl ChatCompletion {
+    #[getter]
+    fn id(&self) -> &str {
+        &self.0.completion.id
+    }
+
+    #[getter]
+    #[expect(clippy::unused_self, reason = "a getter")]
+    fn object(&self) -> &'static str {
+        "chat.completion"
+    }
+
+    #[getter]
+    fn created(&self) -> i64 {
+        self.0.completion.created
+    }
+
+    #[getter]
+    fn model(&self) -> &str {
+        &self.0.completion.model
+    }
+
+    #[getter]
+    fn choices(&self) -> Vec<Choice> {
+        (0..self.0.completion.choices.len()).map(|index| Choice { answer: Arc::clone(&self.0), index }).collect()
+    }
+
+    #[getter]
+    fn usage(&self) -> Option<Usage> {
+        self.0.completion.usage.map(|_| Usage(Arc::clone(&self.0)))
+    }
+
+    /// The first choice's text, empty if it has none.
+    #[getter]
+    fn text(&self) -> &str {
+        self.0.completion.choices.first().and_then(|choice| choice.message.content.as_deref()).unwrap_or_default()
+    }
+
+    #[getter]
+    fn request_id(&self) -> Option<&str> {
+        request_id(&self.0.receipt.headers)
+    }
+
+    #[getter]
+    fn headers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let headers = PyDict::new(py);
+        for name in self.0.receipt.headers.keys() {
+            let values = self.0.receipt.headers.get_all(name).iter();
+            let values: Vec<_> = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+            headers.set_item(name.as_str(), values.join(", "))?;
+        }
+        Ok(headers)
+    }
+
+    #[getter]
+    fn attempts(&self) -> u32 {
+        self.0.receipt.attempts
+    }
+
+    /// Seconds from the call to its admission.
+    #[getter]
+    fn queue_time(&self) -> f64 {
+        self.0.receipt.queue_time.as_secs_f64()
+    }
+
+    /// Seconds from the admission to the end of the answer.
+    #[getter]
+    fn elapsed(&self) -> f64 {
+        self.0.receipt.elapsed.as_secs_f64()
+    }
+
+    fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.0.dict(py, &[])
+    }
+
+    fn __getattr__(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
+        self.0.attribute(py, "ChatCompletion", &[], name)
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        self.0.receipt.body == other.0.receipt.body
+    }
+
+    fn __hash__(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        self.0.receipt.body.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn __repr__(&self) -> String {
+        let choices: Vec<_> = self.choices().iter().map(Choice::__repr__).collect();
+        let usage = self.usage().map_or_else(|| "None".to_owned(), |usage| usage.__repr__());
+        let completion = &self.0.completion;
+        format!(
+            "ChatCompletion(id={:?}, model={:?}, choices=[{}], usage={usage})",
+            completion.id,
+            completion.model,
+            choices.join(", ")
+        )
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        let py = slf.py();
+        let receipt = &slf.get().0.receipt;
+        let headers: Vec<_> = receipt
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes())))
+            .collect();
+        let parts = (
+            PyBytes::new(py, &receipt.body),
+            receipt.status.as_u16(),
+            headers,
+            receipt.attempts,
+            receipt.queue_time.as_secs_f64(),
+            receipt.elapsed.as_secs_f64(),
+        );
+        Ok((slf.get_type().getattr("_restore")?, parts.into_pyobject(py)?))
+    }
+
+    #[staticmethod]
+    fn _restore(
+        py: Python<'_>,
+        body: Vec<u8>,
+        status: u16,
+        headers: Vec<(String, String)>,
+        attempts: u32,
+        queue_time: f64,
+        elapsed: f64,
+    ) -> PyResult<Self> {
+        let bad = |_| PyValueError::new_err("not a pickled ChatCompletion");
+        let completion = openai::parse_chat(&body).or_raise(py)?;
+        let mut map = HeaderMap::new();
+        for (name, value) in &headers {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                map.append(name, value);
+            }
+        }
+        let receipt = Receipt {
+            status: StatusCode::from_u16(status).map_err(|_| PyValueError::new_err("not a pickled ChatCompletion"))?,
+            headers: map,
+            body: Bytes::from(body),
+            attempts,
+            queue_time: Duration::try_from_secs_f64(queue_time).map_err(bad)?,
+            elapsed: Duration::try_from_secs_f64(elapsed).map_err(bad)?,
+        };
+        Ok(Self(Arc::new(Answer { completion, receipt })))
+    }
+}
+
+/// One of the answers of a completion.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct Choice {
+    answer: Arc<Answer>,
+    index: usize,
+}
+
+impl Choice {
+    fn get(&self) -> Option<&types::Choice> {
+        self.answer.completion.choices.get(self.index)
+    }
+
+    fn path(&self) -> [Step; 2] {
+        [Step::Key("choices"), Step::Index(self.index)]
+    }
+}
+
+#[pymethods]
+impl Choice {
+    #[getter]
+    fn index(&self) -> u64 {
+        self.get().map_or(0, |choice| choice.index)
+    }
+
+    #[getter]
+    fn finish_reason(&self) -> Option<&str> {
+        self.get()?.finish_reason.as_deref()
+    }
+
+    #[getter]
+    fn message(&self) -> ChatMessage {
+        ChatMessage { answer: Arc::clone(&self.answer), index: self.index }
+    }
+
+    fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.answer.dict(py, &self.path())
+    }
+
+    fn __getattr__(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
+        self.answer.attribute(py, "Choice", &self.path(), name)
+    }
+
+    fn __repr__(&self) -> String {
+        let reason = repr(self.finish_reason().as_ref());
+        format!("Choice(index={}, finish_reason={reason}, message={})", self.index(), self.message().__repr__())
+    }
+}
+
+/// What the model said.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct ChatMessage {
+    answer: Arc<Answer>,
+    index: usize,
+}
+
+impl ChatMessage {
+    fn get(&self) -> Option<&types::Message> {
+        self.answer.completion.choices.get(self.index).map(|choice| &choice.message)
+    }
+
+    fn path(&self) -> [Step; 3] {
+        [Step::Key("choices"), Step::Index(self.index), Step::Key("message")]
+    }
+}
+
+#[pymethods]
+impl ChatMessage {
+    #[getter]
+    fn role(&self) -> &str {
+        self.get().map_or("assistant", |message| &message.role)
+    }
+
+    #[getter]
+    fn content(&self) -> Option<&str> {
+        self.get()?.content.as_deref()
+    }
+
+    #[getter]
+    fn refusal(&self) -> Option<&str> {
+        self.get()?.refusal.as_deref()
+    }
+
+    #[getter]
+    fn tool_calls(&self) -> Option<Vec<ToolCall>> {
+        Some(self.get()?.tool_calls.as_ref()?.iter().map(|call| ToolCall(call.clone())).collect())
+    }
+
+    fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.answer.dict(py, &self.path())
+    }
+
+    fn __getattr__(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
+        self.answer.attribute(py, "ChatMessage", &self.path(), name)
+    }
+
+    fn __repr__(&self) -> String {
+        let calls = self.tool_calls().filter(|calls| !calls.is_empty());
+        let calls = calls.map(|calls| calls.iter().map(ToolCall::__repr__).collect::<Vec<_>>().join(", "));
+        let calls = calls.map_or_else(String::new, |calls| format!(", tool_calls=[{calls}]"));
+        format!("ChatMessage(role={:?}, content={}{calls})", self.role(), repr(self.content().as_ref()))
+    }
+}
+
+/// One function call that the model asks for.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct ToolCall(types::ToolCall);
+
+#[pymethods]
+impl ToolCall {
+    #[getter]
+    fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    #[getter]
+    fn r#type(&self) -> &str {
+        &self.0.kind
+    }
+
+    #[getter]
+    fn function(&self) -> FunctionCall {
+        FunctionCall(self.0.clone())
+    }
+
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        dict.set_item("id", &self.0.id)?;
+        dict.set_item("type", &self.0.kind)?;
+        dict.set_item("function", self.function().to_dict(py)?)?;
+        Ok(dict)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("ToolCall(id={:?}, function={})", self.0.id, self.function().__repr__())
+    }
+}
+
+/// Name and arguments of a function call.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct FunctionCall(types::ToolCall);
+
+#[pymethods]
+impl FunctionCall {
+    #[getter]
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    #[getter]
+    fn arguments(&self) -> &str {
+        &self.0.arguments
+    }
+
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        dict.set_item("name", &self.0.name)?;
+        dict.set_item("arguments", &self.0.arguments)?;
+        Ok(dict)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("FunctionCall(name={:?}, arguments={:?})", self.0.name, self.0.arguments)
+    }
+}
+
+/// Tokens of one answer, as the server counted them.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct Usage(Arc<Answer>);
+
+impl Usage {
+    fn get(&self) -> types::Usage {
+        self.0.completion.usage.unwrap_or_default()
+    }
+}
+
+#[pymethods]
+impl Usage {
+    #[getter]
+    fn prompt_tokens(&self) -> u64 {
+        self.get().prompt_tokens
+    }
+
+    #[getter]
+    fn completion_tokens(&self) -> u64 {
+        self.get().completion_tokens
+    }
+
+    #[getter]
+    fn total_tokens(&self) -> u64 {
+        self.get().total_tokens
+    }
+
+    fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.0.dict(py, &[Step::Key("usage")])
+    }
+
+    fn __getattr__(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
+        self.0.attribute(py, "Usage", &[Step::Key("usage")], name)
+    }
+
+    fn __repr__(&self) -> String {
+        let types::Usage { prompt_tokens, completion_tokens, total_tokens } = self.get();
+        format!(
+            "Usage(prompt_tokens={prompt_tokens}, completion_tokens={completion_tokens}, total_tokens={total_tokens})"
+        )
+    }
+}

@@ -1,0 +1,122 @@
+//! The engine's thread: one current-thread tokio runtime, started at the first request and leaked on purpose.
+//!
+//! It never attaches to Python, so a busy interpreter cannot delay it and an exiting one cannot hang on it. Work comes in through
+//! one channel, which wakes the thread only when it sleeps: a burst of submissions costs one wake-up.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{AbortHandle, AbortRegistration, Abortable};
+use pyo3::prelude::*;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::errors;
+use super::process::PerProcess;
+use crate::engine::error::Error;
+use crate::engine::transport::Tls;
+
+type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Host names are resolved on threads of their own; this many are enough and 512, tokio's default, too many.
+const RESOLVER_THREADS: usize = 8;
+
+/// How often a blocking call looks for signals, so that Ctrl-C ends it.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+
+static RUNTIME: PerProcess<Runtime> = PerProcess::new();
+
+/// The engine's thread, and what its clients share.
+pub(crate) struct Runtime {
+    jobs: UnboundedSender<Job>,
+    tls: OnceLock<Tls>,
+}
+
+impl Runtime {
+    /// This process's runtime, started if need be.
+    pub(crate) fn get() -> Result<Arc<Self>, Error> {
+        RUNTIME.get_or_make(Self::start)
+    }
+
+    fn start() -> Result<Self, Error> {
+        let (jobs, mut inbox) = unbounded_channel::<Job>();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(RESOLVER_THREADS)
+            .thread_name("millstream-dns")
+            .build()
+            .map_err(|error| Error::internal("the engine's runtime could not be made").with_source(error))?;
+        thread::Builder::new()
+            .name("millstream".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    while let Some(job) = inbox.recv().await {
+                        tokio::spawn(job);
+                    }
+                });
+            })
+            .map_err(|error| Error::internal("the engine's thread could not be started").with_source(error))?;
+        Ok(Self { jobs, tls: OnceLock::new() })
+    }
+
+    /// TLS settings, read from the system once.
+    pub(crate) fn tls(&self) -> Result<Tls, Error> {
+        if let Some(tls) = self.tls.get() {
+            return Ok(tls.clone());
+        }
+        let tls = Tls::new()?;
+        Ok(self.tls.get_or_init(|| tls).clone())
+    }
+
+    /// Runs `work` until it ends or is aborted; `done` gets its outcome on the engine's thread, unless it was aborted.
+    pub(crate) fn spawn<T: 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+        registration: AbortRegistration,
+        done: impl FnOnce(Result<T, Error>) + Send + 'static,
+    ) -> Result<(), Error> {
+        let guarded = AssertUnwindSafe(work).catch_unwind();
+        let job = Abortable::new(
+            async move {
+                let outcome = guarded.await;
+                done(outcome.unwrap_or_else(|_| Err(Error::internal("the engine panicked; please report it"))));
+            },
+            registration,
+        )
+        .map(|_| ());
+        self.jobs.send(Box::pin(job)).map_err(|_| Error::internal("the engine's thread has ended"))
+    }
+}
+
+/// Waits for `work` with the GIL released, waking now and then for signals. A signal handler's exception aborts the work.
+pub(crate) fn block_on<T: Send + 'static>(
+    py: Python<'_>,
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> PyResult<T> {
+    let (abort, registration) = AbortHandle::new_pair();
+    let (sender, mut inbox) = sync_channel(1);
+    let submitted = Runtime::get().and_then(|runtime| {
+        runtime.spawn(work, registration, move |outcome| {
+            let _ = sender.send(outcome);
+        })
+    });
+    submitted.map_err(|error| errors::raise(py, &error))?;
+    loop {
+        // A receiver cannot be shared with the detached closure, so it moves in and out.
+        let outcome;
+        (outcome, inbox) = py.detach(move || (inbox.recv_timeout(SIGNAL_INTERVAL), inbox));
+        match outcome {
+            Ok(outcome) => return outcome.map_err(|error| errors::raise(py, &error)),
+            Err(RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| abort.abort())?,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(errors::raise(py, &Error::internal("the engine dropped a call")));
+            }
+        }
+    }
+}
