@@ -5,7 +5,7 @@ function from prompts to answers, in order. Clients that know single requests on
 `Job.pulled`. `run` is the whole program: a warm-up that opens the connections, a baseline of the memory, then
 the measured batch.
 
-The memory baseline is taken with the prompts and the client already there, so that peak - baseline is what the
+The memory baseline is taken with the prompts and the client already there, so peak - baseline is what the
 batch itself needed; the answers' own size is reported beside it.
 """
 
@@ -175,7 +175,7 @@ def rss_mb(name: str) -> float:
 
 
 def reset_peak_rss() -> None:
-    """Start ``VmHWM`` anew (proc(5), clear_refs); where that is refused it is the peak of the whole process."""
+    """Start ``VmHWM`` anew (proc(5), clear_refs); where that is refused it is the whole process's peak."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,8 +1,8 @@
 """What one awaited future costs: completed by millstream's bridge, or by asyncio itself.
 
-`--kind bridge` gathers futures of `millstream._bridge.probe()`: each is created in the loop, completed by a task
-of the Rust runtime on its own thread and brought back through the loop's port. `--kind asyncio` gathers futures
-that the loop completes itself with `call_soon`: the least that any awaitable can cost.
+`--kind bridge` gathers futures of `millstream._bridge.probe()`: each is created in the loop, completed by a
+task of the Rust runtime on its own thread and brought back through the loop's port. `--kind asyncio` gathers
+futures that the loop completes itself with `call_soon`: the least that any awaitable can cost.
 """
 
 import argparse
