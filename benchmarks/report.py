@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from scenarios import TARGETS, Contender, Result, Rounds, Scenario, Target, ratio
 
@@ -46,7 +46,7 @@ def render(
     results: Results,
 ) -> str:
     """Return the whole report but the introduction."""
-    parts = ["## Machine and versions\n", _facts(machine), "\n", _facts(facts), "\n"]
+    parts = ["## Machine and versions\n", _facts({**machine, **facts}), "\n"]
     targets = [target for target in TARGETS if target.scenario in results]
     if targets:
         parts += ["## Targets\n", _target_table(targets, results), "\n"]
@@ -110,7 +110,7 @@ def _row(contender: Contender, scenario: Scenario, columns: Sequence[str], round
 
 
 # Column → (keys it needs, how to read it from a result, digits, spread shown)
-COLUMNS = {
+COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Result], float], int, bool]] = {
     "requests/s": (("rps", "concurrency"), lambda result: result["rps"], 0, True),
     "µs per future": (("us_per_future",), lambda result: result["us_per_future"], 2, True),
     "wall ms": (("wall_ms",), lambda result: result["wall_ms"], 1, True),

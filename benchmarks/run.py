@@ -50,7 +50,7 @@ def main() -> int:
         measure.describe_machine(),
         {
             "versions": report.versions_in(results),
-            "cores": f"server on {given.server_core}, client on {given.client_core}",
+            "pinned": f"server to core {given.server_core}, client to core {given.client_core}",
             "rounds": str(given.repeats)
             + (" (**a quick run: its numbers mean little**)" if given.quick else ""),
             "load before": f"{load:.2f}",
