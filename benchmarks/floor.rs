@@ -1,0 +1,273 @@
+//! The floor of the benchmarks: the least a Rust client can do for a request.
+//!
+//! N puller tasks on one current-thread runtime post the same bytes, read the whole answer and drop it. There is no
+//! JSON, no retry, no limit, no timeout and no Python: what `millstream` costs beyond this is `millstream`'s own. `--mode
+//! reqwest` uses the client the engine uses, with the same settings; `--mode hyper` uses hyper-util's pooled client
+//! below it, so the difference between the two is the price of reqwest's layers.
+//!
+//! Build and run (`benchmarks/run.py` does both):
+//!
+//! ```text
+//! cargo build --release --no-default-features --example floor
+//! target/release/examples/floor --mode reqwest --url http://127.0.0.1:8000/v1/chat/completions \
+//!     --requests 50000 --concurrency 64 --payload-file body.json
+//! ```
+//!
+//! It prints one JSON line. The CPU time is user + system of this process during the measured part; the warm-up, which
+//! opens the connections, comes before it.
+
+#![expect(clippy::print_stdout, reason = "a program whose output is its result")]
+
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::{Client as HyperClient, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::task::JoinSet;
+use url::Url;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+fn main() -> Result<(), Failure> {
+    let options = Options::parse(env::args().skip(1))?;
+    if cfg!(debug_assertions) {
+        return Err("this is a debug build; build the floor with --release".into());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match options.mode {
+        Mode::Reqwest => runtime.block_on(measure(&ReqwestLoop::new(&options)?, &options)),
+        Mode::Hyper => runtime.block_on(measure(&HyperLoop::new(&options)?, &options)),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Reqwest,
+    Hyper,
+}
+
+struct Options {
+    mode: Mode,
+    url: String,
+    requests: usize,
+    warmup: usize,
+    concurrency: usize,
+    payload: Bytes,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, Failure> {
+        let (mut mode, mut url, mut payload) = (Mode::Reqwest, None, None);
+        let (mut requests, mut concurrency, mut warmup) = (10_000, 64, None);
+        while let Some(name) = arguments.next() {
+            let value = arguments
+                .next()
+                .ok_or_else(|| format!("{name} needs a value"))?;
+            match name.as_str() {
+                "--mode" if value == "reqwest" => mode = Mode::Reqwest,
+                "--mode" if value == "hyper" => mode = Mode::Hyper,
+                "--url" => url = Some(value),
+                "--requests" => requests = value.parse()?,
+                "--warmup" => warmup = Some(value.parse()?),
+                "--concurrency" => concurrency = value.parse()?,
+                "--payload-file" => payload = Some(Bytes::from(fs::read(value)?)),
+                _ => return Err(format!("unknown argument: {name} {value}").into()),
+            }
+        }
+        Ok(Self {
+            mode,
+            url: url.ok_or("--url is required")?,
+            requests,
+            warmup: warmup.unwrap_or(2 * concurrency),
+            concurrency,
+            payload: payload.ok_or("--payload-file is required")?,
+        })
+    }
+}
+
+/// One request and its whole answer, thrown away.
+trait Exchange: Clone + Send + 'static {
+    fn exchange(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+#[derive(Clone)]
+struct ReqwestLoop {
+    client: reqwest::Client,
+    url: Url,
+    headers: HeaderMap,
+    payload: Bytes,
+}
+
+impl ReqwestLoop {
+    fn new(options: &Options) -> Result<Self, Failure> {
+        // An error means that a provider is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .http1_only()
+            .tcp_nodelay(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .build()?;
+        Ok(Self {
+            client,
+            url: options.url.parse()?,
+            headers: headers(),
+            payload: options.payload.clone(),
+        })
+    }
+}
+
+impl Exchange for ReqwestLoop {
+    async fn exchange(&self) -> Result<(), Failure> {
+        let mut request = reqwest::Request::new(Method::POST, self.url.clone());
+        *request.headers_mut() = self.headers.clone();
+        *request.body_mut() = Some(self.payload.clone().into());
+        let response = self.client.execute(request).await?;
+        expect_ok(response.status())?;
+        response.bytes().await?;
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+struct HyperLoop {
+    client: HyperClient<HttpConnector, Full<Bytes>>,
+    uri: Uri,
+    headers: HeaderMap,
+    payload: Bytes,
+}
+
+impl HyperLoop {
+    fn new(options: &Options) -> Result<Self, Failure> {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client = HyperClient::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Ok(Self {
+            client,
+            uri: options.url.parse()?,
+            headers: headers(),
+            payload: options.payload.clone(),
+        })
+    }
+}
+
+impl Exchange for HyperLoop {
+    async fn exchange(&self) -> Result<(), Failure> {
+        let mut request = http::Request::new(Full::new(self.payload.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        let response = self.client.request(request).await?;
+        expect_ok(response.status())?;
+        response.into_body().collect().await?.to_bytes();
+        Ok(())
+    }
+}
+
+fn headers() -> HeaderMap {
+    HeaderMap::from_iter([
+        (ACCEPT, HeaderValue::from_static("application/json")),
+        (AUTHORIZATION, HeaderValue::from_static("Bearer sk-bench")),
+        (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+    ])
+}
+
+fn expect_ok(status: StatusCode) -> Result<(), Failure> {
+    if status == StatusCode::OK {
+        Ok(())
+    } else {
+        Err(format!("the server answered {status}").into())
+    }
+}
+
+async fn measure(client: &impl Exchange, options: &Options) -> Result<(), Failure> {
+    pull(client, options.warmup, options.concurrency).await?;
+    let (started, cpu_before) = (Instant::now(), cpu_time());
+    let mut latencies = pull(client, options.requests, options.concurrency).await?;
+    let (seconds, cpu) = (
+        started.elapsed().as_secs_f64(),
+        cpu_time().saturating_sub(cpu_before),
+    );
+
+    latencies.sort_unstable();
+    let requests = latencies.len();
+    let line = serde_json::json!({
+        "peer": match options.mode { Mode::Reqwest => "floor_reqwest", Mode::Hyper => "floor_hyper" },
+        "requests": requests,
+        "concurrency": options.concurrency,
+        "seconds": seconds,
+        "cpu_seconds": cpu.as_secs_f64(),
+        "rps": requests as f64 / seconds,
+        "cpu_us_per_request": cpu.as_secs_f64() * 1e6 / requests as f64,
+        "p50_us": percentile(&latencies, 50).as_secs_f64() * 1e6,
+        "p99_us": percentile(&latencies, 99).as_secs_f64() * 1e6,
+        "peak_rss_mb": peak_rss_mb()?,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// Sends `requests` requests from `concurrency` tasks and returns how long each took.
+async fn pull(
+    client: &impl Exchange,
+    requests: usize,
+    concurrency: usize,
+) -> Result<Vec<Duration>, Failure> {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let mut pullers = JoinSet::new();
+    for _ in 0..concurrency {
+        let (client, taken) = (client.clone(), Arc::clone(&taken));
+        pullers.spawn(async move {
+            let mut latencies = Vec::with_capacity(requests / concurrency + 1);
+            while taken.fetch_add(1, Ordering::Relaxed) < requests {
+                let started = Instant::now();
+                client.exchange().await?;
+                latencies.push(started.elapsed());
+            }
+            Ok::<_, Failure>(latencies)
+        });
+    }
+    let mut latencies = Vec::with_capacity(requests);
+    while let Some(puller) = pullers.join_next().await {
+        latencies.extend(puller??);
+    }
+    Ok(latencies)
+}
+
+/// User + system time of the whole process.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::from_secs(time.tv_sec.unsigned_abs())
+        + Duration::from_nanos(time.tv_nsec.unsigned_abs())
+}
+
+/// Nearest rank: the smallest of the sorted durations that at least `percent` of them do not exceed.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
+}
+
+fn peak_rss_mb() -> Result<f64, Failure> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let kilobytes = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+    Ok(kilobytes
+        .ok_or("no VmHWM in /proc/self/status")?
+        .parse::<f64>()?
+        / 1024.0)
+}

@@ -1,0 +1,29 @@
+"""millstream, one call per prompt: `asyncio.gather` of them, held back by the client's own window."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from _common import API_KEY, MODEL, TIMEOUT_S, Batch, Job, run
+from millstream import AsyncClient
+
+
+@asynccontextmanager
+async def peer(job: Job) -> AsyncIterator[Batch]:
+    async with AsyncClient(
+        api_key=API_KEY,
+        base_url=job.base_url,
+        model=MODEL,
+        max_concurrency=job.concurrency,
+        timeout=TIMEOUT_S,
+        max_retries=0,
+    ) as client:
+
+        async def batch(prompts: Sequence[str]) -> list[str]:
+            return await asyncio.gather(*map(client.complete, prompts))
+
+        yield batch
+
+
+if __name__ == "__main__":
+    run(peer, "millstream")

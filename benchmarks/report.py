@@ -1,0 +1,168 @@
+"""Results as Markdown: the same text on the terminal and in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from scenarios import TARGETS, Contender, Result, Rounds, Scenario, Target, ratio
+
+Results = Mapping[str, Rounds]
+
+INTRODUCTION = """\
+# Benchmarks
+
+Written by `benchmarks/run.py`; do not edit by hand.
+
+**Before you read the numbers:**
+
+- The ratios matter, the digits do not. Each ratio is the median over rounds of two runs that were
+  neighbours in time; the range after it is the smallest and the largest.
+- One machine, the loopback interface, a mock server that answers every prompt with the same short chat
+  completion. There is no TLS, no network and no model. What a real provider's limits allow is usually far
+  below any of this.
+- The server has one core and the client the other. `server busy` is the share of its core the server used;
+  near 100 % it was the server that was measured, and the client may be faster than shown.
+- `floor_reqwest` and `floor_hyper` are not clients one could use: they post the same bytes again and again
+  and throw the answers away. They are the least that the same HTTP stack costs.
+- Every other contender builds a request from a prompt and gives back the text of the answer. Retries are
+  off everywhere and pools are as large as the concurrency. pyreqwest runs under uvloop, the others under
+  asyncio's own loop, as most programs do.
+- Slow contenders get fewer requests and may sit out the later rounds.
+- Peak RSS is given over a baseline taken when the client is open and the prompts are made.
+
+**To repeat it:** `make bench` on an idle machine with at least two cores, or a part of it with
+
+```
+.venv/bin/python benchmarks/run.py --scenario chat_64 --repeats 5
+```
+"""
+
+
+def render(
+    machine: Mapping[str, str],
+    facts: Mapping[str, str],
+    scenarios: Sequence[Scenario],
+    results: Results,
+) -> str:
+    """Return the whole report but the introduction."""
+    parts = ["## Machine and versions\n", _facts({**machine, **facts}), "\n"]
+    targets = [target for target in TARGETS if target.scenario in results]
+    if targets:
+        parts += ["## Targets\n", _target_table(targets, results), "\n"]
+    for scenario in scenarios:
+        parts += [f"## {scenario.title} (`{scenario.name}`)\n"]
+        parts += [f"{scenario.note.strip()}\n"] if scenario.note else []
+        parts += [_scenario_table(scenario, results[scenario.name]), "\n"]
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts if part.strip()).rstrip() + "\n"
+
+
+def versions_in(results: Results) -> str:
+    """Return the versions that the peers themselves reported."""
+    found: dict[str, str] = {}
+    for rounds in results.values():
+        for result in _present(one for series in rounds.values() for one in series):
+            found |= result.get("versions", {})
+    return ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+def _target_table(targets: Iterable[Target], results: Results) -> str:
+    rows = []
+    for target in targets:
+        values = target.measure(results[target.scenario])
+        bound = f"≥ {target.at_least:g}" if target.at_least is not None else f"≤ {target.at_most:g}"
+        verdict = ("met" if target.is_met(values) else "**not met**") if values else "not measured"
+        measured = _spread(values, 2)
+        rows.append(
+            [
+                target.scenario,
+                target.claim,
+                f"{bound} {target.unit}".strip(),
+                measured,
+                str(len(values)),
+                verdict,
+            ]
+        )
+    return _table(["scenario", "what", "target", "measured (range)", "rounds", "verdict"], rows)
+
+
+def _scenario_table(scenario: Scenario, rounds: Rounds) -> str:
+    columns = [column for column in COLUMNS if _column_is_used(column, rounds)]
+    header = ["contender", "n × rounds", *columns, *(f"{subject} ÷ it" for subject in scenario.subjects)]
+    rows = [_row(contender, scenario, columns, rounds) for contender in scenario.contenders]
+    return _table(header, [row for row in rows if row])
+
+
+def _row(contender: Contender, scenario: Scenario, columns: Sequence[str], rounds: Rounds) -> list[str]:
+    results = _present(rounds.get(contender.name, ()))
+    if not results:
+        return [contender.name, "failed"] + ["–"] * (len(columns) + len(scenario.subjects))
+    row = [contender.name, f"{results[0]['requests']:,} × {len(results)}"]
+    row += [_cell(column, results) for column in columns]
+    for subject in scenario.subjects:
+        values = ratio(scenario.metric, subject, contender.name)(rounds)
+        row.append("1" if subject == contender.name else _spread(values, 2))
+    return row
+
+
+# Column → (keys it needs, how to read it from a result, digits, spread shown)
+COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Result], float], int, bool]] = {
+    "requests/s": (("rps", "concurrency"), lambda result: result["rps"], 0, True),
+    "µs per future": (("us_per_future",), lambda result: result["us_per_future"], 2, True),
+    "wall ms": (("wall_ms",), lambda result: result["wall_ms"], 1, True),
+    "threads": (("threads",), lambda result: result["threads"], 0, False),
+    "CPU µs each": (("cpu_us_per_request",), lambda result: result["cpu_us_per_request"], 1, False),
+    "p50 µs": (("p50_us",), lambda result: result["p50_us"], 0, False),
+    "p99 µs": (("p99_us",), lambda result: result["p99_us"], 0, False),
+    "peak RSS MB": (("peak_rss_mb",), lambda result: result["peak_rss_mb"], 0, False),
+    "over baseline MB": (
+        ("peak_rss_mb", "baseline_rss_mb"),
+        lambda result: result["peak_rss_mb"] - result["baseline_rss_mb"],
+        1,
+        False,
+    ),
+    "answers MB": (("answers_mb",), lambda result: result["answers_mb"], 1, False),
+    "server busy %": (("server_busy",), lambda result: result["server_busy"] * 100, 0, False),
+}
+
+
+def _column_is_used(column: str, rounds: Rounds) -> bool:
+    return any(_has(column, result) for series in rounds.values() for result in _present(series))
+
+
+def _cell(column: str, results: Sequence[Result]) -> str:
+    _, read, digits, with_spread = COLUMNS[column]
+    values = [read(result) for result in results if _has(column, result)]
+    return (
+        _spread(values, digits) if with_spread or not values else f"{statistics.median(values):,.{digits}f}"
+    )
+
+
+def _has(column: str, result: Result) -> bool:
+    return all(result.get(key) is not None for key in COLUMNS[column][0])
+
+
+def _present(results: Iterable[Result | None]) -> list[Result]:
+    return [result for result in results if result is not None]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "–"
+    median, low, high = (
+        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{median} ({low}–{high})" if len(values) > 1 else median
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )

@@ -1,0 +1,215 @@
+"""The benchmark behind `make bench`: every contender against the mock server, interleaved, as ratios.
+
+The server is pinned to one core and each contender, in a process of its own, to another. A round runs every
+contender once (A B C, A B C, ...), so that whatever else the machine does meets all of them alike; ratios
+are taken within a round and their median is reported. A debug build of millstream is refused.
+
+    python benchmarks/run.py                                # everything, about a quarter of an hour
+    python benchmarks/run.py --quick                        # does it all run? a few minutes
+    python benchmarks/run.py --scenario chat_64 --only millstream_batch,floor_reqwest --repeats 9
+    python benchmarks/run.py --markdown docs/benchmarks.md  # what `make bench` does
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import shlex
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import measure
+import report
+from peers._common import chat_body, make_prompts
+from scenarios import SCENARIOS, Contender, Result, Scenario
+
+# Runs that take longer than this are done in the first rounds only.
+LONG_RUN_S = 6.0
+ROUNDS_OF_LONG_RUNS = 2
+QUICK_SHARE = 0.1
+
+
+def main() -> int:
+    given = parse_arguments()
+    scenarios = chosen_scenarios(given)
+    if os.getloadavg()[0] > 0.5:
+        log(f"warning: the machine is busy (load {os.getloadavg()[0]:.1f}); the numbers will show it")
+    refuse_debug_build(scenarios, given.server)
+    if any(contender.program[0] == "floor" for scenario in scenarios for contender in scenario.contenders):
+        measure.build_floor()
+    measure.allow_many_sockets()
+
+    load = os.getloadavg()[0]
+    results, failures = run_scenarios(scenarios, given)
+    text = report.render(
+        measure.describe_machine(),
+        {
+            "versions": report.versions_in(results),
+            "pinned": f"server to core {given.server_core}, client to core {given.client_core}",
+            "rounds": str(given.repeats)
+            + (" (**a quick run: its numbers mean little**)" if given.quick else ""),
+            "load before": f"{load:.2f}",
+            "date": datetime.date.today().isoformat(),
+        },
+        scenarios,
+        results,
+    )
+    print(text)
+    if given.markdown:
+        given.markdown.write_text(f"{report.INTRODUCTION}\n{text}")
+        log(f"wrote {given.markdown}")
+    for failure in failures:
+        log(f"failed: {failure}")
+    return 1 if failures else 0
+
+
+def run_scenarios(
+    scenarios: list[Scenario], given: argparse.Namespace
+) -> tuple[dict[str, dict[str, list[Result | None]]], list[str]]:
+    """Run every scenario and return the rounds of each contender, and what went wrong."""
+    results: dict[str, dict[str, list[Result | None]]] = {}
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        payload = Path(folder) / "body.json"
+        payload.write_text(json.dumps(chat_body(average_prompt())))
+        for scenario in scenarios:
+            log(f"{scenario.name}: {scenario.title}")
+            results[scenario.name] = run_scenario(scenario, given, payload, failures)
+    return results, failures
+
+
+def run_scenario(
+    scenario: Scenario, given: argparse.Namespace, payload: Path, failures: list[str]
+) -> dict[str, list[Result | None]]:
+    rounds: dict[str, list[Result | None]] = {contender.name: [] for contender in scenario.contenders}
+    with contextlib.ExitStack() as stack:
+        server = None
+        if scenario.latency_s is not None:
+            server = stack.enter_context(measure.serve(given.server, scenario.latency_s, given.server_core))
+        for number in range(given.repeats):
+            for contender in scenario.contenders:
+                requests = request_count(contender, scenario, given)
+                result = None
+                if (
+                    number < ROUNDS_OF_LONG_RUNS
+                    or requests / scenario.rate(contender) <= LONG_RUN_S
+                    or not server
+                ):
+                    try:
+                        result = measure.run_contender(
+                            contender, scenario, requests, server, given.client_core, payload
+                        )
+                        log(f"  {number + 1}/{given.repeats} {contender.name}: {summary(result)}")
+                    except measure.RunError as error:
+                        failures.append(f"{scenario.name} {contender.name}: {error}")
+                        log(f"  {number + 1}/{given.repeats} {contender.name}: FAILED")
+                rounds[contender.name].append(result)
+    return rounds
+
+
+def request_count(contender: Contender, scenario: Scenario, given: argparse.Namespace) -> int:
+    """Return how many requests a contender gets: about ``given.seconds`` of work, or its own fixed number."""
+    if contender.requests is not None:
+        return max(5, int(contender.requests * (QUICK_SHARE if given.quick else 1)))
+    seconds = given.seconds
+    if given.requests:
+        seconds = given.requests / max(scenario.rate(other) for other in scenario.contenders)
+    return max(int(seconds * scenario.rate(contender)), scenario.concurrency, 20)
+
+
+def average_prompt() -> str:
+    """Return a prompt of average length: the floor sends this one every time."""
+    prompts = sorted(make_prompts(999), key=len)
+    return prompts[len(prompts) // 2]
+
+
+def summary(result: Result) -> str:
+    if "us_per_future" in result:
+        return f"{result['us_per_future']:.2f} µs per future"
+    if "wall_ms" in result:
+        return f"{result['wall_ms']:.1f} ms"
+    return f"{result['rps']:,.0f} requests/s, {result['cpu_us_per_request']:.1f} µs CPU each"
+
+
+def chosen_scenarios(given: argparse.Namespace) -> list[Scenario]:
+    """Return the scenarios asked for, with only the contenders asked for."""
+    known = {scenario.name: scenario for scenario in SCENARIOS}
+    if unknown := set(given.scenario) - set(known):
+        raise SystemExit(f"no such scenario: {', '.join(unknown)}; there are {', '.join(known)}")
+    chosen = [known[name] for name in given.scenario or known]
+    if not given.only:
+        return chosen
+    narrowed = [narrow(scenario, set(given.only)) for scenario in chosen]
+    return [scenario for scenario in narrowed if scenario.contenders]
+
+
+def narrow(scenario: Scenario, names: set[str]) -> Scenario:
+    contenders = tuple(contender for contender in scenario.contenders if contender.name in names)
+    return replace(
+        scenario, contenders=contenders, subjects=tuple(name for name in scenario.subjects if name in names)
+    )
+
+
+def refuse_debug_build(scenarios: list[Scenario], server: list[str]) -> None:
+    """End the program when millstream takes part and is a debug build, or is missing."""
+    programs = [" ".join(contender.program) for scenario in scenarios for contender in scenario.contenders]
+    uses_millstream = "millstream" in " ".join([*programs, *server]) or any(
+        "bridge" in one for one in programs
+    )
+    if not uses_millstream:
+        return
+    try:
+        profile = measure.build_profile()
+    except ImportError as error:
+        raise SystemExit(f"millstream is not installed for {sys.executable}: {error}") from None
+    if profile != "release":
+        raise SystemExit(
+            f"the installed millstream is a {profile} build; its speed means nothing. Build a release."
+        )
+
+
+def parse_arguments() -> argparse.Namespace:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("the benchmark needs two cores: one for the server, one for the client")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scenario", type=names, default=[], help="comma-separated; default: all of them")
+    parser.add_argument(
+        "--only", type=names, default=[], help="contenders, comma-separated; default: all of them"
+    )
+    parser.add_argument("--repeats", type=int, help="rounds (default: 5)")
+    parser.add_argument("--seconds", type=float, help="about how long one run lasts (default: 2)")
+    parser.add_argument(
+        "--requests", type=int, help="instead: requests of the fastest contender, others in proportion"
+    )
+    parser.add_argument("--quick", action="store_true", help="2 rounds of runs of 0.2 s: does it all run?")
+    parser.add_argument("--markdown", type=Path, help="write the report there, with its caveats")
+    parser.add_argument(
+        "--server", type=shlex.split, help="command to start instead of `python -m millstream.testing`"
+    )
+    parser.add_argument("--server-core", type=int, default=cores[0])
+    parser.add_argument("--client-core", type=int, default=cores[1])
+    given = parser.parse_args()
+    given.repeats = given.repeats or (2 if given.quick else 5)
+    given.seconds = given.seconds or (0.2 if given.quick else 2.0)
+    given.server = given.server or [sys.executable, "-m", "millstream.testing"]
+    return given
+
+
+def names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

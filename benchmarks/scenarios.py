@@ -1,0 +1,281 @@
+"""What is measured: the contenders, the scenarios they meet in, the targets of the ratios. Data, no I/O."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Result = dict[str, Any]
+# One result per round for each contender; None where it did not run in that round, or failed.
+Rounds = Mapping[str, Sequence[Result | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A program that is run once per round.
+
+    ``speed`` is its rough requests/s on one core at no latency; it only chooses how many requests the
+    contender gets, so that a fast one is not over before it is warm and a slow one does not take minutes.
+    """
+
+    name: str
+    program: tuple[str, ...]
+    speed: float
+    requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Contenders that meet under one load. ``subjects`` are those whose ratio to every other one is reported.
+
+    ``latency_s`` is the server's; None means that there is no server.
+    """
+
+    name: str
+    title: str
+    contenders: tuple[Contender, ...]
+    subjects: tuple[str, ...]
+    metric: str = "rps"
+    latency_s: float | None = 0.0
+    concurrency: int = 64
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    def rate(self, contender: Contender) -> float:
+        """Return the requests/s to expect, for choosing the number of requests."""
+        speed = self.speeds.get(contender.name, contender.speed)
+        return min(speed, self.concurrency / self.latency_s) if self.latency_s else speed
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A claim about one scenario. ``measure`` gives one value per round in which it could be measured."""
+
+    scenario: str
+    claim: str
+    measure: Callable[[Rounds], list[float]]
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = ""
+
+    def is_met(self, values: Sequence[float]) -> bool:
+        value = statistics.median(values)
+        return (self.at_least is None or value >= self.at_least) and (
+            self.at_most is None or value <= self.at_most
+        )
+
+
+def paired(rounds: Rounds, first: str, second: str) -> list[tuple[Result, Result]]:
+    """Return the results of two contenders in the rounds where both ran: neighbours in time."""
+    both = zip(rounds.get(first, ()), rounds.get(second, ()), strict=False)
+    return [(a, b) for a, b in both if a is not None and b is not None]
+
+
+def ratio(metric: str, first: str, second: str) -> Callable[[Rounds], list[float]]:
+    return lambda rounds: [a[metric] / b[metric] for a, b in paired(rounds, first, second)]
+
+
+def difference(metric: str, first: str, second: str) -> Callable[[Rounds], list[float]]:
+    return lambda rounds: [a[metric] - b[metric] for a, b in paired(rounds, first, second)]
+
+
+def extra_memory(name: str) -> Callable[[Rounds], list[float]]:
+    """Peak RSS over the baseline, less what the answers themselves take, in MB."""
+    return lambda rounds: [
+        result["peak_rss_mb"] - result["baseline_rss_mb"] - result["answers_mb"]
+        for result in rounds.get(name, ())
+        if result is not None
+    ]
+
+
+def _peer(
+    name: str, speed: float, *arguments: str, label: str = "", requests: int | None = None
+) -> Contender:
+    return Contender(label or name, ("peers/" + name + ".py", *arguments), speed, requests)
+
+
+FLOOR_REQWEST = Contender("floor_reqwest", ("floor", "--mode", "reqwest"), 26_000)
+FLOOR_HYPER = Contender("floor_hyper", ("floor", "--mode", "hyper"), 36_000)
+MILLSTREAM_BATCH = _peer("millstream_batch", 24_000)
+MILLSTREAM_GATHER = _peer("millstream_gather", 18_000)
+MILLSTREAM_SEQUENTIAL = _peer("millstream_sequential", 12_000)
+PYREQWEST = _peer("pyreqwest_client", 12_000)
+BASETEN = _peer("baseten_client", 9_000)
+AIOHTTP = _peer("aiohttp_orjson", 3_500)
+OPENAI = _peer("openai_client", 350)
+HTTPX = _peer("httpx_client", 100)
+
+FLOORS = (FLOOR_REQWEST, FLOOR_HYPER)
+MILLSTREAM = (MILLSTREAM_BATCH, MILLSTREAM_GATHER)
+BATCH_AND_GATHER = ("millstream_batch", "millstream_gather")
+HTTPX_LEFT_OUT = (
+    "httpx is left out: its pool looks at every connection for every request, so that it does tens of "
+    "requests/s at this concurrency. "
+)
+
+SCENARIOS = (
+    Scenario(
+        "chat_64",
+        "Chat, no latency, 64 in flight",
+        (*FLOORS, *MILLSTREAM, PYREQWEST, BASETEN, AIOHTTP, OPENAI, HTTPX),
+        BATCH_AND_GATHER,
+    ),
+    Scenario(
+        "chat_256",
+        "Chat, no latency, 256 in flight",
+        (*FLOORS, *MILLSTREAM, PYREQWEST, BASETEN, AIOHTTP, OPENAI),
+        BATCH_AND_GATHER,
+        concurrency=256,
+        speeds={"openai_client": 130},
+        note=HTTPX_LEFT_OUT,
+    ),
+    Scenario(
+        "latency_512",
+        "Chat, 50 ms latency, 512 in flight",
+        (*FLOORS, *MILLSTREAM, PYREQWEST, BASETEN, AIOHTTP, OPENAI),
+        BATCH_AND_GATHER,
+        latency_s=0.05,
+        concurrency=512,
+        speeds={"openai_client": 60},
+        note=HTTPX_LEFT_OUT + "512 in flight at 50 ms cannot give more than 10,240 requests/s.",
+    ),
+    Scenario(
+        "latency_2000",
+        "Chat, 50 ms latency, 2,000 in flight",
+        (*FLOORS, *MILLSTREAM, PYREQWEST, AIOHTTP),
+        BATCH_AND_GATHER,
+        latency_s=0.05,
+        concurrency=2000,
+        note="baseten's client refuses more than 1,024 in flight; AsyncOpenAI and httpx take minutes here.",
+    ),
+    Scenario(
+        "sequential",
+        "One request at a time on a kept-alive connection",
+        (*FLOORS, MILLSTREAM_SEQUENTIAL, PYREQWEST, AIOHTTP, HTTPX, OPENAI),
+        ("millstream_sequential",),
+        metric="p50_us",
+        concurrency=1,
+        speeds={
+            "floor_reqwest": 15_000,
+            "floor_hyper": 18_000,
+            "millstream_sequential": 9_000,
+            "pyreqwest_client": 7_000,
+            "aiohttp_orjson": 2_400,
+            "httpx_client": 900,
+        },
+        note="The ratios are of the median latency: smaller is better.",
+    ),
+    Scenario(
+        "batch_100k",
+        "100,000 prompts in one call, 64 in flight",
+        (
+            _peer("millstream_batch", 24_000, label="millstream_5k", requests=5_000),
+            _peer("millstream_batch", 24_000, label="millstream_100k", requests=100_000),
+            _peer("baseten_client", 9_000, label="baseten_100k", requests=100_000),
+        ),
+        ("millstream_100k",),
+    ),
+    Scenario(
+        "bridge",
+        "100,000 gathered futures",
+        (
+            _peer("bridge_future", 1, "--kind", "asyncio", label="asyncio_future", requests=100_000),
+            _peer("bridge_future", 1, "--kind", "bridge", label="bridge_future", requests=100_000),
+        ),
+        ("bridge_future",),
+        metric="us_per_future",
+        latency_s=None,
+        note="The ratio is of the time per future: smaller is better.",
+    ),
+    Scenario(
+        "import_time",
+        "Starting an interpreter, with and without `import millstream`",
+        (
+            _peer("import_time", 1, "--kind", "bare", label="import_nothing", requests=20),
+            _peer("import_time", 1, "--kind", "millstream", label="import_millstream", requests=20),
+        ),
+        ("import_millstream",),
+        metric="wall_ms",
+        latency_s=None,
+    ),
+)
+
+
+def _chat_targets(scenario: str) -> tuple[Target, ...]:
+    def claim(first: str, second: str, at_least: float) -> Target:
+        return Target(scenario, f"{first} ÷ {second}, requests/s", ratio("rps", first, second), at_least)
+
+    return (
+        claim("millstream_batch", "floor_reqwest", 0.85),
+        claim("millstream_batch", "pyreqwest_client", 1.5),
+        claim("millstream_batch", "baseten_client", 2.2),
+        claim("millstream_batch", "aiohttp_orjson", 5.0),
+        claim("millstream_batch", "openai_client", 50.0),
+        claim("millstream_gather", "floor_reqwest", 0.6),
+        claim("millstream_gather", "pyreqwest_client", 1.0),
+        claim("millstream_gather", "aiohttp_orjson", 3.0),
+    )
+
+
+TARGETS = (
+    *_chat_targets("chat_64"),
+    *_chat_targets("chat_256"),
+    Target(
+        "latency_512",
+        "millstream_batch ÷ floor_reqwest, requests/s",
+        ratio("rps", "millstream_batch", "floor_reqwest"),
+        at_least=0.95,
+    ),
+    Target(
+        "latency_2000",
+        "millstream_batch ÷ floor_reqwest, requests/s",
+        ratio("rps", "millstream_batch", "floor_reqwest"),
+        at_least=0.9,
+    ),
+    Target(
+        "sequential",
+        "millstream ÷ pyreqwest, median latency",
+        ratio("p50_us", "millstream_sequential", "pyreqwest_client"),
+        at_most=0.8,
+    ),
+    Target(
+        "sequential",
+        "millstream ÷ floor_reqwest, median latency",
+        ratio("p50_us", "millstream_sequential", "floor_reqwest"),
+        at_most=2.2,
+    ),
+    Target(
+        "batch_100k",
+        "peak RSS over baseline less the answers",
+        extra_memory("millstream_100k"),
+        at_most=150.0,
+        unit="MB",
+    ),
+    Target(
+        "batch_100k",
+        "100,000 prompts ÷ 5,000 prompts, requests/s",
+        ratio("rps", "millstream_100k", "millstream_5k"),
+        at_least=0.85,
+    ),
+    Target(
+        "bridge",
+        "bridge future ÷ asyncio future, time",
+        ratio("us_per_future", "bridge_future", "asyncio_future"),
+        at_most=1.5,
+    ),
+    Target(
+        "import_time",
+        "import millstream",
+        difference("wall_ms", "import_millstream", "import_nothing"),
+        at_most=60.0,
+        unit="ms",
+    ),
+    Target(
+        "import_time",
+        "threads started by the import",
+        difference("threads", "import_millstream", "import_nothing"),
+        at_most=0.0,
+    ),
+)
