@@ -25,9 +25,7 @@ class RateLimiter:
         ConfigurationError: A limit is not a positive number.
     """
 
-    def __init__(
-        self, *, requests_per_minute: float | None = None, tokens_per_minute: float | None = None
-    ) -> None:
+    def __init__(self, *, requests_per_minute: float | None = None, tokens_per_minute: float | None = None) -> None:
         self._native = NativeRateLimiter(requests_per_minute, tokens_per_minute)
         self._limits = (requests_per_minute, tokens_per_minute)
 

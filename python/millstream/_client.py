@@ -1,0 +1,619 @@
+"""`AsyncClient` and `Client`: the same engine awaited or blocked on.
+
+Everything that decides anything is in `_Base` or in the engine; the two faces only differ in how they wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, overload
+from urllib.parse import urlsplit
+
+from millstream._bridge import wait
+from millstream._config import NOT_GIVEN, CompletionConfig, NotGiven
+from millstream._millstream import NativeClient
+from millstream.exceptions import ConfigurationError, MillstreamError
+from millstream.types import ClientStats, Model, ModelList
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from millstream._limits import RateLimiter
+    from millstream._millstream import BatchTexts, ChatCompletion, Options
+
+Message = Mapping[str, Any]
+"""One chat message: ``{"role": "user", "content": "..."}``, or a record that has ``to_dict()``."""
+
+Prompt = str | Sequence[Message]
+"""A user message, or a list of messages."""
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+
+# Results are handed to Python in slices with a turn of the event loop between them: a million at once would stall it for
+# a third of a second.
+_SLICE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What a client was told, without its secrets: those are the native client's."""
+
+    base_url: str
+    inherit_key: bool
+    model: str | None
+    config: CompletionConfig | None
+    timeout: float | None
+    connect_timeout: float | None
+    max_retries: int
+    max_concurrency: int | None
+    rate_limiter: RateLimiter | None
+    http2: bool
+    allow_http: bool
+
+    def native(
+        self, parent: NativeClient | None, api_key: str | None, headers: Mapping[str, str] | None
+    ) -> NativeClient:
+        return NativeClient(
+            parent=parent,
+            base_url=self.base_url,
+            api_key=api_key,
+            inherit_key=self.inherit_key,
+            headers=None if headers is None else _pairs(headers),
+            timeout=self.timeout,
+            connect_timeout=self.connect_timeout,
+            max_retries=self.max_retries,
+            max_concurrency=self.max_concurrency,
+            rate_limiter=None if self.rate_limiter is None else self.rate_limiter._native,
+            http2=self.http2,
+            allow_http=self.allow_http,
+        )
+
+
+class _Base:
+    """What both clients are."""
+
+    __slots__ = ("__weakref__", "_native", "_settings")
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | None = 600.0,
+        connect_timeout: float | None = 5.0,
+        max_retries: int = 2,
+        max_concurrency: int | None = None,
+        rate_limiter: RateLimiter | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        http2: bool = False,
+        allow_http: bool = False,
+    ) -> None:
+        """Make a client; no thread is started and nothing is sent before the first call.
+
+        Args:
+            api_key: Sent as ``Authorization: Bearer``. Default: ``OPENAI_API_KEY``, which is used only for OpenAI's own host or
+                for the one in ``OPENAI_BASE_URL``, never for another. A server without keys needs none.
+            base_url: Where the API is, up to and with its ``/v1``. Default: ``OPENAI_BASE_URL``, else OpenAI's.
+            model: Model for calls that name none.
+            config: Request fields for calls that do not set them.
+            timeout: Seconds that a request may take from its admission on (the wait for a place in flight and for the rate limit
+                is not in it), over all attempts and the waits between them. None: no limit. Default 600, as in openai-python.
+            connect_timeout: Seconds that a connection may take to be made. Default 5.
+            max_retries: Attempts after the first. Default 2, as in openai-python.
+            max_concurrency: Requests in flight at once, first come, first served. Default 64, which the ``max_concurrent`` of a
+                batch replaces; a number given here always holds.
+            rate_limiter: Requests and tokens per minute; may be shared with other clients.
+            default_headers: Headers for every request. They may replace ``Authorization``, not ``Host`` or ``Content-Length``.
+            http2: Offer HTTP/2 to https servers. Off by default, as in httpx: one HTTP/2 connection carries about a hundred
+                requests at a time.
+            allow_http: Send a key over plain ``http://`` to another machine. Off by default.
+
+        Raises:
+            ConfigurationError: An argument is not valid; its name is in the text.
+        """
+        environment_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
+        base_url = environment_url if base_url is None else str(base_url)
+        key_from_environment = api_key is None
+        if api_key is None and _host(base_url) in (_host(environment_url), _host(OPENAI_BASE_URL)):
+            api_key = os.environ.get("OPENAI_API_KEY") or None
+        if api_key is None and _host(base_url) == _host(OPENAI_BASE_URL) and not default_headers:
+            raise ConfigurationError("no API key: give api_key= or set OPENAI_API_KEY")
+        self._settings = _Settings(
+            base_url=base_url,
+            # A key from the environment stays with the host that it is for.
+            inherit_key=not key_from_environment,
+            model=model,
+            config=config,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            max_retries=max_retries,
+            max_concurrency=max_concurrency,
+            rate_limiter=rate_limiter,
+            http2=http2,
+            allow_http=allow_http,
+        )
+        self._native = self._settings.native(None, api_key, default_headers)
+
+    def with_options(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        max_retries: int | None = None,
+        max_concurrency: int | None = None,
+        rate_limiter: RateLimiter | NotGiven | None = NOT_GIVEN,
+        default_headers: Mapping[str, str] | None = None,
+    ) -> Self:
+        """A client that differs in what is given and shares the rest: pool, counters, and the window unless it differs.
+
+        The arguments are those of the constructor. A key from the environment does not follow to another host.
+        """
+        settings = self._settings
+        if base_url is not None:
+            same_host = _host(base_url) == _host(settings.base_url)
+            settings = replace(settings, base_url=base_url)
+            inherits = settings.inherit_key or same_host
+        else:
+            inherits = True
+        changes: dict[str, Any] = {
+            "model": model,
+            "config": config,
+            "max_retries": max_retries,
+            "max_concurrency": max_concurrency,
+        }
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if not isinstance(timeout, NotGiven):
+            changes["timeout"] = timeout
+        if not isinstance(rate_limiter, NotGiven):
+            changes["rate_limiter"] = rate_limiter
+        settings = replace(settings, **changes)
+        other = object.__new__(type(self))
+        other._native = replace(settings, inherit_key=inherits).native(self._native, api_key, default_headers)
+        other._settings = replace(settings, inherit_key=settings.inherit_key or api_key is not None)
+        return other
+
+    @property
+    def base_url(self) -> str:
+        """Where requests go."""
+        return self._native.base_url
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._native.closed
+
+    def stats(self) -> ClientStats:
+        """What this client and those derived from it have done so far."""
+        return ClientStats(**self._native.stats())
+
+    def _options(
+        self,
+        model: str | None,
+        config: CompletionConfig | None,
+        timeout: float | NotGiven | None,
+        extra_headers: Mapping[str, str] | None,
+        params: dict[str, Any],
+    ) -> Options:
+        """The request's fields with the closest word winning: argument, call's config, client's config, client's model."""
+        for refused, instead in _NOT_PARAMETERS.items():
+            if refused in params:
+                raise ConfigurationError(f"{refused}= is not a parameter of this call; {instead}")
+        settings = self._settings
+        fields: dict[str, Any] = {}
+        for source in (settings.config, config):
+            if source is not None:
+                fields.update(source.to_dict())
+        fields.update(params)
+        configured = fields.pop("model", None)
+        model = model if model is not None else configured if configured is not None else settings.model
+        given = None if isinstance(timeout, NotGiven) else (timeout,)
+        return model, fields, given, None if extra_headers is None else _pairs(extra_headers)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={self.base_url!r}, model={self._settings.model!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} holds connections and a key, so it cannot be pickled; make one in each process"
+        )
+
+
+_NOT_PARAMETERS = {
+    "stream": "this version has no streaming",
+    "prompt": "it is the first argument",
+    "prompts": "they are the first argument",
+}
+
+
+def _host(url: str) -> tuple[str, str | None, int | None]:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        # Not a URL, which the engine's own check says better.
+        return "", url, None
+
+
+def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(str(name), str(value)) for name, value in headers.items()]
+
+
+def _prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        raise TypeError(f"prompts must be a list of prompts, not {type(prompts).__name__}; wrap one in a list")
+    return prompts if isinstance(prompts, list) else list(prompts)
+
+
+def _model_list(models: list[tuple[str, int, str]]) -> ModelList:
+    return ModelList([Model(*each) for each in models])
+
+
+class AsyncClient(_Base):
+    """Any number of prompts through an OpenAI-compatible API, awaited.
+
+    May be made at import time, before any event loop runs, and used from any number of loops and threads, one after another or
+    at once. A context manager, but usable without: connections close with the client.
+    """
+
+    __slots__ = ()
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> str:
+        """Ask one prompt.
+
+        Args:
+            prompt: A user message, or a list of messages.
+            system: A system message to put first.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds over all attempts; None for no limit. Default: the client's.
+            extra_headers: Headers for this request.
+            **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
+
+        Returns:
+            The answer's text; empty if the model refused or called tools instead.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: No answer after every retry; the class says why, see `millstream.exceptions`.
+            InputTooLargeError: The request is larger than the rate limiter's whole minute.
+        """
+        options = self._options(model, config, timeout, extra_headers, params)
+        return await wait(self._native.chat, prompt, system, options, text_only=True)
+
+    @overload
+    async def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: Literal[False] = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[str]: ...
+
+    @overload
+    async def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[str | MillstreamError]: ...
+
+    async def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[Any]:
+        """Ask many prompts at once; the answers come back in the prompts' order.
+
+        Args:
+            prompts: N prompts, each a user message or a list of messages. None gives none.
+            system: A system message to put first in each.
+            max_concurrent: Requests in flight at once. Default: the client's.
+            return_exceptions: Put an item's error in its place and go on. Otherwise the first error is raised after the
+                others were aborted.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds for each item over all its attempts; None for no limit. Default: the client's.
+            extra_headers: Headers for each request.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            N texts; with ``return_exceptions`` the error where an item failed.
+
+        Raises:
+            TypeError: ``prompts`` is one string, or one of them is neither a string nor a list.
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: An item failed, without ``return_exceptions``.
+        """
+        options = self._options(model, config, timeout, extra_headers, params)
+        outcomes: BatchTexts = await wait(
+            self._native.batch_chat,
+            _prompts(prompts),
+            system,
+            options,
+            max_concurrent=max_concurrent,
+            stop_on_error=not return_exceptions,
+        )
+        texts = outcomes.take(_SLICE)
+        while len(outcomes):
+            await asyncio.sleep(0)
+            texts += outcomes.take(_SLICE)
+        return texts
+
+    @property
+    def chat(self) -> AsyncChat:
+        """OpenAI's namespace: ``client.chat.completions.create(...)``."""
+        return AsyncChat(self)
+
+    @property
+    def models(self) -> AsyncModels:
+        """OpenAI's namespace: ``client.models.list()``."""
+        return AsyncModels(self)
+
+    async def aclose(self) -> None:
+        """Refuse new calls and close idle connections; those in flight end by themselves. May be called again."""
+        self._native.close()
+
+    close = aclose
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncModels:
+    """``client.models``."""
+
+    _client: AsyncClient
+
+    async def list(self) -> ModelList:
+        """The models that the server offers.
+
+        Raises:
+            APIError: No answer after every retry.
+        """
+        return _model_list(await wait(self._client._native.models))
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncChat:
+    """``client.chat``."""
+
+    _client: AsyncClient
+
+    @property
+    def completions(self) -> AsyncCompletions:
+        """Chat completions."""
+        return AsyncCompletions(self._client)
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncCompletions:
+    """``client.chat.completions``."""
+
+    _client: AsyncClient
+
+    async def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        model: str | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> ChatCompletion:
+        """Ask for a chat completion, as in openai-python.
+
+        Args:
+            messages: The conversation; an answer's ``message`` may go in as it is.
+            model: Model to ask. Default: the client's.
+            timeout: Seconds over all attempts; None for no limit. Default: the client's.
+            extra_headers: Headers for this request.
+            extra_body: Further request fields, as openai-python wants them; here they may as well stand in ``params``.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            The whole answer.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: No answer after every retry.
+        """
+        options = self._client._options(model, None, timeout, extra_headers, {**params, **(extra_body or {})})
+        return await wait(self._client._native.chat, _messages(messages), None, options, text_only=False)
+
+
+def _messages(messages: Sequence[Message]) -> Sequence[Message]:
+    if isinstance(messages, str):
+        raise TypeError('messages must be a list like [{"role": "user", "content": "..."}], not str')
+    return messages
+
+
+class Client(_Base):
+    """Any number of prompts through an OpenAI-compatible API, blocking.
+
+    The same as `AsyncClient` without ``await``. While it waits the GIL is released, so other threads run; Ctrl-C ends a wait.
+    It needs no event loop and may be used inside a running one, as in a notebook.
+    """
+
+    __slots__ = ()
+
+    def complete(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> str:
+        """Ask one prompt; see `AsyncClient.complete`."""
+        options = self._options(model, config, timeout, extra_headers, params)
+        return self._native.chat(None, prompt, system, options, text_only=True)
+
+    @overload
+    def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: Literal[False] = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[str]: ...
+
+    @overload
+    def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[str | MillstreamError]: ...
+
+    def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[Any]:
+        """Ask many prompts at once; see `AsyncClient.batch_complete`."""
+        options = self._options(model, config, timeout, extra_headers, params)
+        outcomes: BatchTexts = self._native.batch_chat(
+            None,
+            _prompts(prompts),
+            system,
+            options,
+            max_concurrent=max_concurrent,
+            stop_on_error=not return_exceptions,
+        )
+        return outcomes.take(len(outcomes))
+
+    @property
+    def chat(self) -> Chat:
+        """OpenAI's namespace: ``client.chat.completions.create(...)``."""
+        return Chat(self)
+
+    @property
+    def models(self) -> Models:
+        """OpenAI's namespace: ``client.models.list()``."""
+        return Models(self)
+
+    def close(self) -> None:
+        """Refuse new calls and close idle connections; those in flight end by themselves. May be called again."""
+        self._native.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """``client.models``."""
+
+    _client: Client
+
+    def list(self) -> ModelList:
+        """The models that the server offers; see `AsyncModels.list`."""
+        return _model_list(self._client._native.models(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """``client.chat``."""
+
+    _client: Client
+
+    @property
+    def completions(self) -> Completions:
+        """Chat completions."""
+        return Completions(self._client)
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """``client.chat.completions``."""
+
+    _client: Client
+
+    def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        model: str | None = None,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> ChatCompletion:
+        """Ask for a chat completion; see `AsyncCompletions.create`."""
+        options = self._client._options(model, None, timeout, extra_headers, {**params, **(extra_body or {})})
+        return self._client._native.chat(None, _messages(messages), None, options, text_only=False)

@@ -1,0 +1,265 @@
+"""The native module. Names that do not begin with `Native` are public under `millstream` or `millstream.types`."""
+
+from asyncio import Future
+from typing import Any, Final, TypeAlias, final
+
+VERSION: Final[str]
+BUILD_PROFILE: Final[str]
+
+# (model, request fields, timeout in a 1-tuple if given, extra headers)
+Options: TypeAlias = tuple[str | None, dict[str, Any], tuple[float | None] | None, list[tuple[str, str]] | None]
+
+def echo(pending: Pending) -> None: ...
+
+@final
+class Port:
+    def __new__(cls) -> Port: ...
+    def fileno(self) -> int: ...
+    def drain(self) -> None: ...
+    def abandon(self) -> None: ...
+    def __len__(self) -> int: ...
+
+@final
+class Pending:
+    def __new__(cls, port: Port, future: Future[Any]) -> Pending: ...
+    def abort(self) -> None: ...
+
+# Every call below returns its result if `pending` is None. Otherwise it returns None at once, and the result goes to the future
+# of `pending`; it is typed as the result all the same, so that `_bridge.wait` can say what the await gives.
+@final
+class NativeClient:
+    def __new__(
+        cls,
+        *,
+        parent: NativeClient | None,
+        base_url: str,
+        api_key: str | None,
+        inherit_key: bool,
+        headers: list[tuple[str, str]] | None,
+        timeout: float | None,
+        connect_timeout: float | None,
+        max_retries: int,
+        max_concurrency: int | None,
+        rate_limiter: NativeRateLimiter | None,
+        http2: bool,
+        allow_http: bool,
+    ) -> NativeClient: ...
+    def chat(
+        self, pending: Pending | None, prompt: Any, system: str | None, options: Options, *, text_only: bool
+    ) -> Any: ...
+    def batch_chat(
+        self,
+        pending: Pending | None,
+        prompts: list[Any],
+        system: str | None,
+        options: Options,
+        *,
+        max_concurrent: int | None,
+        stop_on_error: bool,
+    ) -> BatchTexts: ...
+    def models(self, pending: Pending | None) -> list[tuple[str, int, str]]: ...
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def closed(self) -> bool: ...
+
+@final
+class BatchTexts:
+    def take(self, count: int) -> list[Any]: ...
+    def __len__(self) -> int: ...
+
+@final
+class NativeRateLimiter:
+    def __new__(cls, requests_per_minute: float | None, tokens_per_minute: float | None) -> NativeRateLimiter: ...
+    def acquire(self, pending: Pending | None, requests: float, tokens: float) -> Reservation: ...
+    def try_acquire(self, requests: float, tokens: float) -> Reservation | None: ...
+    def levels(self) -> tuple[float | None, float | None, int]: ...
+
+@final
+class Reservation:
+    """Requests and tokens that were taken from a `RateLimiter`."""
+
+    @property
+    def requests(self) -> float:
+        """Requests taken."""
+
+    @property
+    def tokens(self) -> float:
+        """Tokens taken, as estimated."""
+
+    def settle(self, tokens: int) -> None:
+        """Correct the tokens taken to those truly used. Only the first call counts."""
+
+@final
+class ChatCompletion:
+    """One answer of a chat model, with OpenAI's field names. Frozen and picklable.
+
+    Fields of the server that are not listed here are read by their names, or from `to_dict()`.
+    """
+
+    @property
+    def id(self) -> str:
+        """The server's id of the answer."""
+
+    @property
+    def object(self) -> str:
+        """Always ``chat.completion``."""
+
+    @property
+    def created(self) -> int:
+        """Unix time in seconds."""
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+
+    @property
+    def choices(self) -> list[Choice]:
+        """The ``n`` answers, at least one."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens, if the server counts them."""
+
+    @property
+    def text(self) -> str:
+        """The first choice's text; empty if the model refused or called tools instead."""
+
+    @property
+    def request_id(self) -> str | None:
+        """The server's name for the request, for its support."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The response's headers, names in lower case."""
+
+    @property
+    def attempts(self) -> int:
+        """HTTP requests made, the first included."""
+
+    @property
+    def queue_time(self) -> float:
+        """Seconds from the call to its admission: the wait for a place in flight and for the rate limit."""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the admission to the end of the answer, over all attempts."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole body as the server sent it."""
+
+    def __getattr__(self, name: str) -> Any: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    @staticmethod
+    def _restore(
+        body: bytes,
+        status: int,
+        headers: list[tuple[str, str]],
+        attempts: int,
+        queue_time: float,
+        elapsed: float,
+    ) -> ChatCompletion: ...
+
+@final
+class Choice:
+    """One of the answers of a completion."""
+
+    @property
+    def index(self) -> int:
+        """Its place among the ``n``."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """``stop``, ``length``, ``tool_calls``, ``content_filter``, …"""
+
+    @property
+    def message(self) -> ChatMessage:
+        """What the model said."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choice as the server sent it."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+@final
+class ChatMessage:
+    """What the model said. May stand in the ``messages`` of the next request as it is."""
+
+    @property
+    def role(self) -> str:
+        """``assistant``."""
+
+    @property
+    def content(self) -> str | None:
+        """The text; None if the model called tools or refused."""
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it refused, if it did."""
+
+    @property
+    def tool_calls(self) -> list[ToolCall] | None:
+        """The functions it wants called."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as the server sent it."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+@final
+class ToolCall:
+    """One function call that the model asks for."""
+
+    @property
+    def id(self) -> str:
+        """Names the call in the message that answers it."""
+
+    @property
+    def type(self) -> str:
+        """``function`` with every known server."""
+
+    @property
+    def function(self) -> FunctionCall:
+        """What to call."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The call in OpenAI's form."""
+
+@final
+class FunctionCall:
+    """Name and arguments of a function call."""
+
+    @property
+    def name(self) -> str:
+        """Name of the function."""
+
+    @property
+    def arguments(self) -> str:
+        """Its arguments: a JSON text, which a model may get wrong."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The function in OpenAI's form."""
+
+@final
+class Usage:
+    """Tokens of one answer, as the server counted them."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the answer."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Both."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The usage as the server sent it."""
+
+    def __getattr__(self, name: str) -> Any: ...
