@@ -42,9 +42,7 @@ fn main() -> Result<(), Failure> {
     if cfg!(debug_assertions) {
         return Err("this is a debug build; build the floor with --release".into());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match options.mode {
         Mode::Reqwest => runtime.block_on(measure(&ReqwestLoop::new(&options)?, &options)),
         Mode::Hyper => runtime.block_on(measure(&HyperLoop::new(&options)?, &options)),
@@ -71,9 +69,7 @@ impl Options {
         let (mut mode, mut url, mut payload) = (Mode::Reqwest, None, None);
         let (mut requests, mut concurrency, mut warmup) = (10_000, 64, None);
         while let Some(name) = arguments.next() {
-            let value = arguments
-                .next()
-                .ok_or_else(|| format!("{name} needs a value"))?;
+            let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
             match name.as_str() {
                 "--mode" if value == "reqwest" => mode = Mode::Reqwest,
                 "--mode" if value == "hyper" => mode = Mode::Hyper,
@@ -120,12 +116,7 @@ impl ReqwestLoop {
             .retry(reqwest::retry::never())
             .no_proxy()
             .build()?;
-        Ok(Self {
-            client,
-            url: options.url.parse()?,
-            headers: headers(),
-            payload: options.payload.clone(),
-        })
+        Ok(Self { client, url: options.url.parse()?, headers: headers(), payload: options.payload.clone() })
     }
 }
 
@@ -153,15 +144,8 @@ impl HyperLoop {
     fn new(options: &Options) -> Result<Self, Failure> {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        let client = HyperClient::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        Ok(Self {
-            client,
-            uri: options.url.parse()?,
-            headers: headers(),
-            payload: options.payload.clone(),
-        })
+        let client = HyperClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        Ok(Self { client, uri: options.url.parse()?, headers: headers(), payload: options.payload.clone() })
     }
 }
 
@@ -187,21 +171,14 @@ fn headers() -> HeaderMap {
 }
 
 fn expect_ok(status: StatusCode) -> Result<(), Failure> {
-    if status == StatusCode::OK {
-        Ok(())
-    } else {
-        Err(format!("the server answered {status}").into())
-    }
+    if status == StatusCode::OK { Ok(()) } else { Err(format!("the server answered {status}").into()) }
 }
 
 async fn measure(client: &impl Exchange, options: &Options) -> Result<(), Failure> {
     pull(client, options.warmup, options.concurrency).await?;
     let (started, cpu_before) = (Instant::now(), cpu_time());
     let mut latencies = pull(client, options.requests, options.concurrency).await?;
-    let (seconds, cpu) = (
-        started.elapsed().as_secs_f64(),
-        cpu_time().saturating_sub(cpu_before),
-    );
+    let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu_before));
 
     latencies.sort_unstable();
     let requests = latencies.len();
@@ -222,11 +199,7 @@ async fn measure(client: &impl Exchange, options: &Options) -> Result<(), Failur
 }
 
 /// Sends `requests` requests from `concurrency` tasks and returns how long each took.
-async fn pull(
-    client: &impl Exchange,
-    requests: usize,
-    concurrency: usize,
-) -> Result<Vec<Duration>, Failure> {
+async fn pull(client: &impl Exchange, requests: usize, concurrency: usize) -> Result<Vec<Duration>, Failure> {
     let taken = Arc::new(AtomicUsize::new(0));
     let mut pullers = JoinSet::new();
     for _ in 0..concurrency {
@@ -251,8 +224,7 @@ async fn pull(
 /// User + system time of the whole process.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::from_secs(time.tv_sec.unsigned_abs())
-        + Duration::from_nanos(time.tv_nsec.unsigned_abs())
+    Duration::from_secs(time.tv_sec.unsigned_abs()) + Duration::from_nanos(time.tv_nsec.unsigned_abs())
 }
 
 /// Nearest rank: the smallest of the sorted durations that at least `percent` of them do not exceed.
@@ -263,11 +235,6 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
 
 fn peak_rss_mb() -> Result<f64, Failure> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let kilobytes = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-    Ok(kilobytes
-        .ok_or("no VmHWM in /proc/self/status")?
-        .parse::<f64>()?
-        / 1024.0)
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+    Ok(kilobytes.ok_or("no VmHWM in /proc/self/status")?.parse::<f64>()? / 1024.0)
 }

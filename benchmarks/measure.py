@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 FLOOR = HERE.parent / "target/release/examples/floor"
 FLOOR_BUILD = ("cargo", "build", "--release", "--no-default-features", "--example", "floor")
-SERVER_FLAGS = ("--reply", "fixed", "--no-record", "--exit-on-stdin-eof")
+SERVER_FLAGS = ("--reply", "fixed", "--exit-on-stdin-eof")
 SERVER_START_S = 20
 RUN_LIMIT_S = 300
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")

@@ -137,9 +137,7 @@ def _column_is_used(column: str, rounds: Rounds) -> bool:
 def _cell(column: str, results: Sequence[Result]) -> str:
     _, read, digits, with_spread = COLUMNS[column]
     values = [read(result) for result in results if _has(column, result)]
-    return (
-        _spread(values, digits) if with_spread or not values else f"{statistics.median(values):,.{digits}f}"
-    )
+    return _spread(values, digits) if with_spread or not values else f"{statistics.median(values):,.{digits}f}"
 
 
 def _has(column: str, result: Result) -> bool:
@@ -153,9 +151,7 @@ def _present(results: Iterable[Result | None]) -> list[Result]:
 def _spread(values: Sequence[float], digits: int) -> str:
     if not values:
         return "–"
-    median, low, high = (
-        f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))
-    )
+    median, low, high = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
     return f"{median} ({low}–{high})" if len(values) > 1 else median
 
 
@@ -163,6 +159,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in lines
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )

@@ -51,8 +51,7 @@ def main() -> int:
         {
             "versions": report.versions_in(results),
             "pinned": f"server to core {given.server_core}, client to core {given.client_core}",
-            "rounds": str(given.repeats)
-            + (" (**a quick run: its numbers mean little**)" if given.quick else ""),
+            "rounds": str(given.repeats) + (" (**a quick run: its numbers mean little**)" if given.quick else ""),
             "load before": f"{load:.2f}",
             "date": datetime.date.today().isoformat(),
         },
@@ -95,11 +94,7 @@ def run_scenario(
             for contender in scenario.contenders:
                 requests = request_count(contender, scenario, given)
                 result = None
-                if (
-                    number < ROUNDS_OF_LONG_RUNS
-                    or requests / scenario.rate(contender) <= LONG_RUN_S
-                    or not server
-                ):
+                if number < ROUNDS_OF_LONG_RUNS or requests / scenario.rate(contender) <= LONG_RUN_S or not server:
                     try:
                         result = measure.run_contender(
                             contender, scenario, requests, server, given.client_core, payload
@@ -150,17 +145,13 @@ def chosen_scenarios(given: argparse.Namespace) -> list[Scenario]:
 
 def narrow(scenario: Scenario, names: set[str]) -> Scenario:
     contenders = tuple(contender for contender in scenario.contenders if contender.name in names)
-    return replace(
-        scenario, contenders=contenders, subjects=tuple(name for name in scenario.subjects if name in names)
-    )
+    return replace(scenario, contenders=contenders, subjects=tuple(name for name in scenario.subjects if name in names))
 
 
 def refuse_debug_build(scenarios: list[Scenario], server: list[str]) -> None:
     """End the program when millstream takes part and is a debug build, or is missing."""
     programs = [" ".join(contender.program) for scenario in scenarios for contender in scenario.contenders]
-    uses_millstream = "millstream" in " ".join([*programs, *server]) or any(
-        "bridge" in one for one in programs
-    )
+    uses_millstream = "millstream" in " ".join([*programs, *server]) or any("bridge" in one for one in programs)
     if not uses_millstream:
         return
     try:
@@ -168,32 +159,22 @@ def refuse_debug_build(scenarios: list[Scenario], server: list[str]) -> None:
     except ImportError as error:
         raise SystemExit(f"millstream is not installed for {sys.executable}: {error}") from None
     if profile != "release":
-        raise SystemExit(
-            f"the installed millstream is a {profile} build; its speed means nothing. Build a release."
-        )
+        raise SystemExit(f"the installed millstream is a {profile} build; its speed means nothing. Build a release.")
 
 
 def parse_arguments() -> argparse.Namespace:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise SystemExit("the benchmark needs two cores: one for the server, one for the client")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", type=names, default=[], help="comma-separated; default: all of them")
-    parser.add_argument(
-        "--only", type=names, default=[], help="contenders, comma-separated; default: all of them"
-    )
+    parser.add_argument("--only", type=names, default=[], help="contenders, comma-separated; default: all of them")
     parser.add_argument("--repeats", type=int, help="rounds (default: 5)")
     parser.add_argument("--seconds", type=float, help="about how long one run lasts (default: 2)")
-    parser.add_argument(
-        "--requests", type=int, help="instead: requests of the fastest contender, others in proportion"
-    )
+    parser.add_argument("--requests", type=int, help="instead: requests of the fastest contender, others in proportion")
     parser.add_argument("--quick", action="store_true", help="2 rounds of runs of 0.2 s: does it all run?")
     parser.add_argument("--markdown", type=Path, help="write the report there, with its caveats")
-    parser.add_argument(
-        "--server", type=shlex.split, help="command to start instead of `python -m millstream.testing`"
-    )
+    parser.add_argument("--server", type=shlex.split, help="command to start instead of `python -m millstream.testing`")
     parser.add_argument("--server-core", type=int, default=cores[0])
     parser.add_argument("--client-core", type=int, default=cores[1])
     given = parser.parse_args()

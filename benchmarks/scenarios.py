@@ -62,9 +62,7 @@ class Target:
 
     def is_met(self, values: Sequence[float]) -> bool:
         value = statistics.median(values)
-        return (self.at_least is None or value >= self.at_least) and (
-            self.at_most is None or value <= self.at_most
-        )
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
 
 
 def paired(rounds: Rounds, first: str, second: str) -> list[tuple[Result, Result]]:
@@ -90,9 +88,7 @@ def extra_memory(name: str) -> Callable[[Rounds], list[float]]:
     ]
 
 
-def _peer(
-    name: str, speed: float, *arguments: str, label: str = "", requests: int | None = None
-) -> Contender:
+def _peer(name: str, speed: float, *arguments: str, label: str = "", requests: int | None = None) -> Contender:
     return Contender(label or name, ("peers/" + name + ".py", *arguments), speed, requests)
 
 

@@ -53,9 +53,7 @@ def say_how_to_use_a_provider() -> None:
 async def answer(client: AsyncClient, prompts: list[str], max_tokens: int) -> int:
     """Run the batch, print answers and a summary; return how many failed."""
     began = time.perf_counter()
-    answers = await client.batch_complete(
-        prompts, max_tokens=max_tokens, temperature=0, return_exceptions=True
-    )
+    answers = await client.batch_complete(prompts, max_tokens=max_tokens, temperature=0, return_exceptions=True)
     seconds = time.perf_counter() - began
 
     for number, (prompt, reply) in enumerate(zip(prompts, answers, strict=True), start=1):

@@ -204,9 +204,7 @@ def _parse_arguments(loop: str) -> Job:
     )
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=64, help="requests in flight (default: 64)")
-    parser.add_argument(
-        "--warmup", type=int, help="requests before the measured ones (default: 2 x concurrency)"
-    )
+    parser.add_argument("--warmup", type=int, help="requests before the measured ones (default: 2 x concurrency)")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default=loop)
     given = parser.parse_args()
     warmup = 2 * given.concurrency if given.warmup is None else given.warmup

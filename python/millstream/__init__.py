@@ -8,9 +8,7 @@
 from millstream._client import AsyncClient, Client
 from millstream._config import NOT_GIVEN, CompletionConfig
 from millstream._limits import RateLimiter
-from millstream._millstream import BUILD_PROFILE as _BUILD_PROFILE
-from millstream._millstream import VERSION as __version__
-from millstream._millstream import ChatCompletion, Reservation
+from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, Reservation
 from millstream.exceptions import (
     APIConnectionError,
     APIError,
@@ -70,7 +68,9 @@ __all__ = [
     "__version__",
 ]
 
-if _BUILD_PROFILE == "debug":
+__version__ = VERSION
+
+if BUILD_PROFILE == "debug":
     import warnings
 
     warnings.warn("this is a debug build of millstream: slow, for development only", RuntimeWarning, stacklevel=2)

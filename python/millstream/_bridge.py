@@ -1,7 +1,7 @@
 """From the engine's thread to the running event loop: one port a loop, one future a call.
 
-The native ``Port`` says how results travel. Here is what belongs to asyncio: which loop, which future, and what a cancelled
-or abandoned ``await`` means for the call.
+The native ``Port`` says how results travel. Here is what belongs to asyncio: which loop, which future, and what a
+cancelled or abandoned ``await`` means for the call.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _ports_lock = threading.Lock()
 async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Start a native call in the running loop and await its result.
 
-    However the ``await`` ends early (cancelled, timed out, closed, garbage-collected), the call is aborted: its connection is
-    closed and its permits are given back.
+    However the ``await`` ends early (cancelled, timed out, closed, garbage-collected), the call is aborted: its
+    connection is closed and its permits are given back.
     """
     loop = asyncio.get_running_loop()
     future: Future[Any] = loop.create_future()

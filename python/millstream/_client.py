@@ -32,8 +32,8 @@ Prompt = str | Sequence[Message]
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 
-# Results are handed to Python in slices with a turn of the event loop between them: a million at once would stall it for
-# a third of a second.
+# Results are handed to Python in slices with a turn of the event loop between them: a million at once would stall it
+# for a third of a second.
 _SLICE = 4096
 
 
@@ -96,21 +96,23 @@ class _Base:
         """Make a client; no thread is started and nothing is sent before the first call.
 
         Args:
-            api_key: Sent as ``Authorization: Bearer``. Default: ``OPENAI_API_KEY``, which is used only for OpenAI's own host or
-                for the one in ``OPENAI_BASE_URL``, never for another. A server without keys needs none.
+            api_key: Sent as ``Authorization: Bearer``. Default: ``OPENAI_API_KEY``, which is used only for OpenAI's
+                own host or for the one in ``OPENAI_BASE_URL``, never for another. A server without keys needs none.
             base_url: Where the API is, up to and with its ``/v1``. Default: ``OPENAI_BASE_URL``, else OpenAI's.
             model: Model for calls that name none.
             config: Request fields for calls that do not set them.
-            timeout: Seconds that a request may take from its admission on (the wait for a place in flight and for the rate limit
-                is not in it), over all attempts and the waits between them. None: no limit. Default 600, as in openai-python.
+            timeout: Seconds that a request may take from its admission on (the wait for a place in flight and for
+                the rate limit is not in it), over all attempts and the waits between them. None: no limit. Default
+                600, as in openai-python.
             connect_timeout: Seconds that a connection may take to be made. Default 5.
             max_retries: Attempts after the first. Default 2, as in openai-python.
-            max_concurrency: Requests in flight at once, first come, first served. Default 64, which the ``max_concurrent`` of a
-                batch replaces; a number given here always holds.
+            max_concurrency: Requests in flight at once, first come, first served. Default 64, which the
+                ``max_concurrent`` of a batch replaces; a number given here always holds.
             rate_limiter: Requests and tokens per minute; may be shared with other clients.
-            default_headers: Headers for every request. They may replace ``Authorization``, not ``Host`` or ``Content-Length``.
-            http2: Offer HTTP/2 to https servers. Off by default, as in httpx: one HTTP/2 connection carries about a hundred
-                requests at a time.
+            default_headers: Headers for every request. They may replace ``Authorization``, not ``Host`` or
+                ``Content-Length``.
+            http2: Offer HTTP/2 to https servers. Off by default, as in httpx: one HTTP/2 connection carries about a
+                hundred requests at a time.
             allow_http: Send a key over plain ``http://`` to another machine. Off by default.
 
         Raises:
@@ -152,7 +154,7 @@ class _Base:
         rate_limiter: RateLimiter | NotGiven | None = NOT_GIVEN,
         default_headers: Mapping[str, str] | None = None,
     ) -> Self:
-        """A client that differs in what is given and shares the rest: pool, counters, and the window unless it differs.
+        """A client that differs in what is given and shares the rest: pool, counters, window.
 
         The arguments are those of the constructor. A key from the environment does not follow to another host.
         """
@@ -202,7 +204,7 @@ class _Base:
         extra_headers: Mapping[str, str] | None,
         params: dict[str, Any],
     ) -> Options:
-        """The request's fields with the closest word winning: argument, call's config, client's config, client's model."""
+        """The request's fields; the nearest word wins: argument, call's config, client's config, client's model."""
         for refused, instead in _NOT_PARAMETERS.items():
             if refused in params:
                 raise ConfigurationError(f"{refused}= is not a parameter of this call; {instead}")
@@ -259,8 +261,8 @@ def _model_list(models: list[tuple[str, int, str]]) -> ModelList:
 class AsyncClient(_Base):
     """Any number of prompts through an OpenAI-compatible API, awaited.
 
-    May be made at import time, before any event loop runs, and used from any number of loops and threads, one after another or
-    at once. A context manager, but usable without: connections close with the client.
+    May be made at import time, before any event loop runs, and used from any number of loops and threads, one after
+    another or at once. A context manager, but usable without: connections close with the client.
     """
 
     __slots__ = ()
@@ -347,8 +349,8 @@ class AsyncClient(_Base):
             prompts: N prompts, each a user message or a list of messages. None gives none.
             system: A system message to put first in each.
             max_concurrent: Requests in flight at once. Default: the client's.
-            return_exceptions: Put an item's error in its place and go on. Otherwise the first error is raised after the
-                others were aborted.
+            return_exceptions: Put an item's error in its place and go on. Otherwise the first error is raised after
+                the others were aborted.
             model: Model to ask. Default: the client's.
             config: Request fields, over the client's own.
             timeout: Seconds for each item over all its attempts; None for no limit. Default: the client's.
@@ -453,7 +455,8 @@ class AsyncCompletions:
             model: Model to ask. Default: the client's.
             timeout: Seconds over all attempts; None for no limit. Default: the client's.
             extra_headers: Headers for this request.
-            extra_body: Further request fields, as openai-python wants them; here they may as well stand in ``params``.
+            extra_body: Further request fields, as openai-python wants them; here they may as well stand in
+                ``params``.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -476,8 +479,8 @@ def _messages(messages: Sequence[Message]) -> Sequence[Message]:
 class Client(_Base):
     """Any number of prompts through an OpenAI-compatible API, blocking.
 
-    The same as `AsyncClient` without ``await``. While it waits the GIL is released, so other threads run; Ctrl-C ends a wait.
-    It needs no event loop and may be used inside a running one, as in a notebook.
+    The same as `AsyncClient` without ``await``. While it waits the GIL is released, so other threads run; Ctrl-C
+    ends a wait. It needs no event loop and may be used inside a running one, as in a notebook.
     """
 
     __slots__ = ()

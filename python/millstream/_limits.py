@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 class RateLimiter:
     """Requests per minute and tokens per minute, strictly first come, first served.
 
-    A continuous token bucket per dimension: capacity = limit, refill = limit / 60 s, full at the start. One limiter may be
-    shared by clients, threads and event loops; it is one state. A forked process starts with full buckets of its own.
+    A continuous token bucket per dimension: capacity = limit, refill = limit / 60 s, full at the start. One limiter
+    may be shared by clients, threads and event loops; it is one state. A forked process starts with full buckets of
+    its own.
 
     Args:
         requests_per_minute: Most requests per minute. Default: not limited.

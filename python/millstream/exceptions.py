@@ -21,8 +21,8 @@ The names are openai-python's, so that existing ``except`` clauses read on::
             └─ APITimeoutError (TimeoutError)      no connection in time
                 └─ DeadlineExceeded                no answer within ``timeout``, all attempts included
 
-``asyncio.CancelledError`` and ``KeyboardInterrupt`` pass through untouched. All of these survive pickling, and none of them
-ever holds the API key.
+``asyncio.CancelledError`` and ``KeyboardInterrupt`` pass through untouched. All of these survive pickling, and none
+of them ever holds the API key.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class APIError(MillstreamError):
         code: The server's ``error.code``, as text.
         type: The server's ``error.type``.
         param: The server's ``error.param``.
-        body: The server's ``error`` object, else the parsed body, else its text, at most 64 KiB; None without an answer.
+        body: The server's ``error`` object, else the parsed body, else its text, at most 64 KiB; None without an
+            answer.
         request_id: The server's name for the request, for its support.
         retry_after: Seconds that the server asked to wait, if it did.
         attempts: HTTP requests made for this call, the first included.

@@ -10,6 +10,7 @@ mod client;
 mod errors;
 mod json;
 mod limiter;
+mod mock;
 mod process;
 mod records;
 mod runtime;
@@ -22,6 +23,8 @@ mod _millstream {
     use super::client::{BatchTexts, NativeClient};
     #[pymodule_export]
     use super::limiter::{NativeRateLimiter, Reservation};
+    #[pymodule_export]
+    use super::mock::{MockServer, MockStats, RecordedRequest};
     #[pymodule_export]
     use super::records::{ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage};
 

@@ -1,0 +1,111 @@
+//! An answer's body: whole, cut in the middle, or byte by byte.
+//!
+//! The body owns the request's [`Ticket`], so that a client which leaves while it is sent is noticed. A cut body announces
+//! its full length, hands over the first half and then, after a moment for it to reach the client, ends the connection.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+
+use super::connection::Doom;
+use super::record::Ticket;
+
+/// A reset destroys what the client has not received yet; this is the time given to the first half to get there.
+const BEFORE_THE_CUT: Duration = Duration::from_millis(10);
+
+/// What happens to a body on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoiling {
+    None,
+    /// Half of it, then this end of the connection, or silence.
+    Cut(Option<Doom>),
+    /// A byte at a time, with this time between two.
+    Drip(Duration),
+}
+
+pub(super) struct AnswerBody {
+    left: Bytes,
+    /// Bytes that are announced and never sent.
+    withheld: usize,
+    spoiling: Spoiling,
+    timer: Option<Pin<Box<Sleep>>>,
+    ticket: Ticket,
+}
+
+impl AnswerBody {
+    pub(super) fn new(mut data: Bytes, spoiling: Spoiling, mut ticket: Ticket) -> Self {
+        let length = data.len();
+        if let Spoiling::Cut(_) = spoiling {
+            data.truncate(length / 2);
+        } else if data.is_empty() {
+            ticket.complete(); // hyper does not poll an empty body
+        }
+        let withheld = length - data.len();
+        Self { left: data, withheld, spoiling, timer: None, ticket }
+    }
+
+    fn poll_cut(&mut self, cx: &mut Context<'_>, doom: Option<Doom>) -> Poll<Option<Bytes>> {
+        if !self.left.is_empty() {
+            return Poll::Ready(Some(std::mem::take(&mut self.left)));
+        }
+        let Some(doom) = doom else {
+            return Poll::Pending;
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(BEFORE_THE_CUT)));
+        ready!(timer.as_mut().poll(cx));
+        self.ticket.doom(doom);
+        // The timer is done and must not be polled again; the connection's task drops this body in a moment.
+        self.spoiling = Spoiling::Cut(None);
+        Poll::Pending
+    }
+
+    fn poll_drip(&mut self, cx: &mut Context<'_>, interval: Duration) -> Poll<Option<Bytes>> {
+        if self.left.is_empty() {
+            return Poll::Ready(None);
+        }
+        if let Some(timer) = &mut self.timer {
+            ready!(timer.as_mut().poll(cx));
+        }
+        self.timer = Some(Box::pin(sleep(interval)));
+        let byte = self.left.split_to(1);
+        if self.left.is_empty() {
+            self.ticket.complete();
+        }
+        Poll::Ready(Some(byte))
+    }
+
+    fn poll_whole(&mut self) -> Poll<Option<Bytes>> {
+        if self.left.is_empty() {
+            return Poll::Ready(None);
+        }
+        self.ticket.complete();
+        Poll::Ready(Some(std::mem::take(&mut self.left)))
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let data = match self.spoiling {
+            Spoiling::None => self.poll_whole(),
+            Spoiling::Cut(doom) => self.poll_cut(cx, doom),
+            Spoiling::Drip(interval) => self.poll_drip(cx, interval),
+        };
+        data.map(|data| data.map(|data| Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty() && !matches!(self.spoiling, Spoiling::Cut(_))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact((self.left.len() + self.withheld) as u64)
+    }
+}

@@ -1,0 +1,162 @@
+//! What a mock server is started with, and the one place where it is checked.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What a chat completion answers when no script says otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Reply {
+    /// `echo: ` and the text of the last user message: an answer that shows which request it belongs to.
+    #[default]
+    Echo,
+    /// One realistic body of about 970 bytes, made once. The request is not even parsed: for benchmarks.
+    Fixed,
+    /// Always this text.
+    Text(String),
+}
+
+/// Seconds between the end of a request and the head of its answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub enum Latency {
+    /// No wait.
+    #[default]
+    None,
+    /// Always the same.
+    Fixed(Duration),
+    /// Lognormal, the shape of real providers: half of the answers before `median`, a long tail with `sigma`.
+    LogNormal {
+        /// Half of the answers come before this.
+        median: Duration,
+        /// Standard deviation of the logarithm; 0.5 puts the 99th percentile at 3.2 times the median.
+        sigma: f64,
+    },
+}
+
+/// Certificate chain and private key, both PEM. With them the server speaks HTTPS, HTTP/2 or HTTP/1.1 by ALPN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Path of the certificate chain, leaf first.
+    pub certificate: PathBuf,
+    /// Path of the private key.
+    pub key: PathBuf,
+}
+
+/// What a server is started with.
+#[derive(Debug, Clone)]
+pub struct MockConfig {
+    /// Default reply of a chat completion. Default: echo.
+    pub reply: Reply,
+    /// Wait before each answer that is not a refusal. Default: none.
+    pub latency: Latency,
+    /// Ids that `GET /v1/models` lists; any model is accepted in a request. Default: `mock-model`.
+    pub models: Vec<String>,
+    /// The key to ask for (`Authorization: Bearer`, `api-key` or `x-api-key`), else 401. Default: none asked for.
+    pub api_key: Option<String>,
+    /// Requests per minute. Default: no limit.
+    pub requests_per_minute: Option<u32>,
+    /// Tokens per minute. Default: no limit.
+    pub tokens_per_minute: Option<u32>,
+    /// Most requests answered at once, 429 above. Default: no limit.
+    pub max_concurrent: Option<u32>,
+    /// Keep each request. Without it only the counters of [`super::MockStats`] are kept. Default: true.
+    pub record: bool,
+    /// Speak HTTPS. Default: plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// Port to listen on, 0 for any free one. Default: 0.
+    pub port: u16,
+    /// Seed of the drawn latencies. Default: 0.
+    pub seed: u64,
+}
+
+impl Default for MockConfig {
+    fn default() -> Self {
+        Self {
+            reply: Reply::Echo,
+            latency: Latency::None,
+            models: vec!["mock-model".to_owned()],
+            api_key: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            max_concurrent: None,
+            record: true,
+            tls: None,
+            port: 0,
+            seed: 0,
+        }
+    }
+}
+
+impl MockConfig {
+    /// Refuse what could never work.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if self.models.is_empty() {
+            return Err(invalid("models must name at least one model"));
+        }
+        for (name, limit) in [
+            ("requests_per_minute", self.requests_per_minute),
+            ("tokens_per_minute", self.tokens_per_minute),
+            ("max_concurrent", self.max_concurrent),
+        ] {
+            if limit == Some(0) {
+                return Err(invalid(&format!("{name} must be at least 1")));
+            }
+        }
+        if let Latency::LogNormal { sigma, .. } = self.latency
+            && !(sigma.is_finite() && sigma >= 0.0)
+        {
+            return Err(invalid("latency's sigma must be a number not below 0"));
+        }
+        Ok(())
+    }
+}
+
+impl Latency {
+    /// The wait of one answer.
+    pub(super) fn draw(self, random: &mut fastrand::Rng) -> Duration {
+        match self {
+            Self::None => Duration::ZERO,
+            Self::Fixed(wait) => wait,
+            Self::LogNormal { median, sigma } => {
+                let factor = (sigma * standard_normal(random)).exp();
+                Duration::try_from_secs_f64(median.as_secs_f64() * factor).unwrap_or(median)
+            }
+        }
+    }
+}
+
+/// Box-Muller; `1 - u` keeps the logarithm's argument above 0.
+fn standard_normal(random: &mut fastrand::Rng) -> f64 {
+    let radius = (-2.0 * (1.0 - random.f64()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * random.f64()).cos()
+}
+
+fn invalid(message: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lognormal_latency_has_its_median_and_is_seeded() {
+        let latency = Latency::LogNormal { median: Duration::from_millis(50), sigma: 0.5 };
+        let draw = |seed| {
+            let mut random = fastrand::Rng::with_seed(seed);
+            (0..4001).map(|_| latency.draw(&mut random)).collect::<Vec<_>>()
+        };
+        let mut drawn = draw(7);
+        assert_eq!(drawn, draw(7));
+        drawn.sort();
+        let median = drawn[2000].as_secs_f64();
+        assert!((0.047..0.053).contains(&median), "{median}");
+        assert!(drawn[3960] > Duration::from_millis(130), "no tail: {:?}", drawn[3960]);
+    }
+
+    #[test]
+    fn refuses_limits_that_nothing_could_pass() {
+        let config = MockConfig { requests_per_minute: Some(0), ..MockConfig::default() };
+        assert_eq!(config.check().unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}

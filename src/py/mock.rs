@@ -1,0 +1,357 @@
+//! The mock server for Python: arguments in, records out.
+//!
+//! `millstream.testing` is its typed face; nothing here decides anything.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString};
+
+use crate::mock;
+
+/// `millstream.testing.Answer`, read by its attributes.
+#[derive(FromPyObject)]
+pub(crate) struct Answer<'py> {
+    status: u16,
+    text: Option<String>,
+    body: Option<Bound<'py, PyAny>>,
+    headers: Bound<'py, PyAny>,
+    latency: Option<f64>,
+    fault: Option<String>,
+    drip_interval: f64,
+    times: u32,
+}
+
+impl Answer<'_> {
+    fn into_engine(self) -> PyResult<mock::Answer> {
+        let status = StatusCode::from_u16(self.status).ok().filter(|status| (200..600).contains(&status.as_u16()));
+        Ok(mock::Answer {
+            status: status.ok_or_else(|| PyValueError::new_err("status must be 200 to 599"))?,
+            text: self.text,
+            body: self.body.map(raw_body).transpose()?,
+            headers: headers(&self.headers)?,
+            latency: self.latency.map(|latency| seconds("latency", latency)).transpose()?,
+            fault: self.fault.as_deref().map(fault).transpose()?,
+            drip_interval: seconds("drip_interval", self.drip_interval)?,
+            times: self.times,
+        })
+    }
+}
+
+fn raw_body(body: Bound<'_, PyAny>) -> PyResult<Bytes> {
+    if let Ok(bytes) = body.cast::<PyBytes>() {
+        return Ok(Bytes::copy_from_slice(bytes.as_bytes()));
+    }
+    if body.is_instance_of::<PyString>() {
+        return Ok(Bytes::from(body.extract::<String>()?));
+    }
+    let text: String = body.py().import("json")?.call_method1("dumps", (body,))?.extract()?;
+    Ok(Bytes::from(text))
+}
+
+fn headers(mapping: &Bound<'_, PyAny>) -> PyResult<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for pair in mapping.call_method0("items")?.try_iter()? {
+        let (name, value): (String, String) = pair?.extract()?;
+        let parsed = name.parse::<HeaderName>().ok().zip(HeaderValue::from_str(&value).ok());
+        let (name, value) = parsed.ok_or_else(|| PyValueError::new_err(format!("no HTTP header: {name}: {value}")))?;
+        if name == http::header::CONTENT_LENGTH {
+            return Err(PyValueError::new_err("content-length is set by the server; see fault=\"truncate\""));
+        }
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+fn fault(name: &str) -> PyResult<mock::Fault> {
+    Ok(match name {
+        "reset_before" => mock::Fault::ResetBefore,
+        "close_before" => mock::Fault::CloseBefore,
+        "reset_in_body" => mock::Fault::ResetInBody,
+        "truncate" => mock::Fault::Truncate,
+        "hang_before" => mock::Fault::HangBefore,
+        "hang_in_body" => mock::Fault::HangInBody,
+        "drip" => mock::Fault::Drip,
+        _ => return Err(PyValueError::new_err(format!("no such fault: {name:?}"))),
+    })
+}
+
+fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| PyValueError::new_err(format!("{name} must be a number of seconds not below 0, not {value}")))
+}
+
+/// Seconds, or median and sigma of a lognormal.
+#[derive(FromPyObject)]
+pub(crate) enum Latency {
+    Fixed(f64),
+    LogNormal(f64, f64),
+}
+
+impl Latency {
+    fn into_engine(self) -> PyResult<mock::Latency> {
+        Ok(match self {
+            Self::Fixed(0.0) => mock::Latency::None,
+            Self::Fixed(latency) => mock::Latency::Fixed(seconds("latency", latency)?),
+            Self::LogNormal(median, sigma) => mock::Latency::LogNormal { median: seconds("latency", median)?, sigma },
+        })
+    }
+}
+
+fn raise(error: io::Error) -> PyErr {
+    match error.kind() {
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => PyValueError::new_err(error.to_string()),
+        _ => error.into(),
+    }
+}
+
+/// The server. See `millstream.testing.MockServer`.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct MockServer(mock::MockServer);
+
+#[pymethods]
+impl MockServer {
+    #[new]
+    #[pyo3(signature = (*, reply, latency, models, api_key, requests_per_minute, tokens_per_minute, max_concurrent, record, tls, port, seed))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments, each a field of MockConfig")]
+    fn new(
+        reply: String,
+        latency: Latency,
+        models: Vec<String>,
+        api_key: Option<String>,
+        requests_per_minute: Option<u32>,
+        tokens_per_minute: Option<u32>,
+        max_concurrent: Option<u32>,
+        record: bool,
+        tls: Option<(std::path::PathBuf, std::path::PathBuf)>,
+        port: u16,
+        seed: u64,
+    ) -> PyResult<Self> {
+        let reply = match reply.as_str() {
+            "echo" => mock::Reply::Echo,
+            "fixed" => mock::Reply::Fixed,
+            _ => mock::Reply::Text(reply),
+        };
+        let config = mock::MockConfig {
+            reply,
+            latency: latency.into_engine()?,
+            models,
+            api_key,
+            requests_per_minute,
+            tokens_per_minute,
+            max_concurrent,
+            record,
+            tls: tls.map(|(certificate, key)| mock::TlsFiles { certificate, key }),
+            port,
+            seed,
+        };
+        mock::MockServer::new(config).map(Self).map_err(raise)
+    }
+
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.0.launch()).map_err(raise)
+    }
+
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.0.stop());
+    }
+
+    #[getter]
+    fn port(&self) -> PyResult<u16> {
+        match self.0.port() {
+            0 => Err(PyRuntimeError::new_err("the mock server has no port before start()")),
+            port => Ok(port),
+        }
+    }
+
+    #[getter]
+    fn root_url(&self) -> PyResult<String> {
+        self.port().map(|_| self.0.root_url())
+    }
+
+    #[getter]
+    fn base_url(&self) -> PyResult<String> {
+        self.port().map(|_| self.0.base_url())
+    }
+
+    fn script(&self, answers: Vec<Answer<'_>>) -> PyResult<()> {
+        self.0.script(answers.into_iter().map(Answer::into_engine).collect::<PyResult<Vec<_>>>()?);
+        Ok(())
+    }
+
+    fn when(&self, text: String, answers: Vec<Answer<'_>>) -> PyResult<()> {
+        self.0.when(text, answers.into_iter().map(Answer::into_engine).collect::<PyResult<Vec<_>>>()?);
+        Ok(())
+    }
+
+    #[getter]
+    fn requests(&self, py: Python<'_>) -> Vec<RecordedRequest> {
+        py.detach(|| self.0.requests()).into_iter().map(RecordedRequest).collect()
+    }
+
+    #[getter]
+    fn stats(&self) -> MockStats {
+        self.0.stats().into()
+    }
+
+    fn clear(&self, py: Python<'_>) {
+        py.detach(|| self.0.clear());
+    }
+}
+
+/// One request as the server saw it.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct RecordedRequest(mock::RecordedRequest);
+
+/// Header values are bytes; like most of the world, read them as Latin-1.
+fn latin1(value: &HeaderValue) -> String {
+    value.as_bytes().iter().copied().map(char::from).collect()
+}
+
+#[pymethods]
+impl RecordedRequest {
+    /// Place in the order of arrival, from 0.
+    #[getter]
+    fn index(&self) -> u64 {
+        self.0.index
+    }
+
+    /// HTTP method.
+    #[getter]
+    fn method(&self) -> &str {
+        self.0.method.as_str()
+    }
+
+    /// Request target as sent: a path with its query, or a whole URL where the server plays a proxy.
+    #[getter]
+    fn path(&self) -> &str {
+        &self.0.path
+    }
+
+    /// Header fields as (lower-case name, value) pairs.
+    #[getter]
+    fn headers(&self) -> Vec<(&str, String)> {
+        self.0.headers.iter().map(|(name, value)| (name.as_str(), latin1(value))).collect()
+    }
+
+    /// First value of the header ``name`` in any case, or ``None``.
+    fn header(&self, name: &str) -> Option<String> {
+        self.0.headers.get(name).map(latin1)
+    }
+
+    /// Body as sent; empty until it has arrived whole.
+    #[getter]
+    fn body<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.body)
+    }
+
+    /// The body parsed as JSON.
+    fn json<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        py.import("json")?.call_method1("loads", (self.body(py),))
+    }
+
+    /// Number of the connection that carried it, from 0.
+    #[getter]
+    fn connection(&self) -> u64 {
+        self.0.connection
+    }
+
+    /// When its head arrived, in seconds from the making of the server.
+    #[getter]
+    fn arrived(&self) -> f64 {
+        self.0.arrived.as_secs_f64()
+    }
+
+    /// Requests in flight at its arrival, itself included.
+    #[getter]
+    fn in_flight(&self) -> u64 {
+        self.0.in_flight
+    }
+
+    /// Status of the answer's head, or ``None`` if it got none.
+    #[getter]
+    fn status(&self) -> Option<u16> {
+        self.0.status
+    }
+
+    /// The whole answer was handed to the socket.
+    #[getter]
+    fn completed(&self) -> bool {
+        self.0.completed
+    }
+
+    /// The client left before that.
+    #[getter]
+    fn aborted(&self) -> bool {
+        self.0.aborted
+    }
+
+    fn __repr__(&self) -> String {
+        let seen = &self.0;
+        let status = seen.status.map_or("None".to_owned(), |status| status.to_string());
+        format!("<RecordedRequest {} {} {} status={status}>", seen.index, seen.method, seen.path)
+    }
+}
+
+/// Counters of a mock server.
+#[pyclass(frozen, get_all, eq, module = "millstream._millstream")]
+#[derive(PartialEq)]
+pub(crate) struct MockStats {
+    /// Requests whose head arrived.
+    requests: u64,
+    /// Requests whose whole answer, whatever its status, was handed to the socket.
+    answered: u64,
+    /// Requests whose client left before its answer was whole.
+    aborted: u64,
+    /// Requests whose connection the server ended, as told by a fault.
+    faulted: u64,
+    /// Requests being answered now.
+    in_flight: u64,
+    /// Most requests in flight at once.
+    max_in_flight: u64,
+    /// Connections accepted.
+    connections: u64,
+    /// Connections open now.
+    open_connections: u64,
+    /// Requests refused by a limit (not scripted ones).
+    rejected_429: u64,
+}
+
+impl From<mock::MockStats> for MockStats {
+    fn from(stats: mock::MockStats) -> Self {
+        Self {
+            requests: stats.requests,
+            answered: stats.answered,
+            aborted: stats.aborted,
+            faulted: stats.faulted,
+            in_flight: stats.in_flight,
+            max_in_flight: stats.max_in_flight,
+            connections: stats.connections,
+            open_connections: stats.open_connections,
+            rejected_429: stats.rejected_429,
+        }
+    }
+}
+
+#[pymethods]
+impl MockStats {
+    fn __repr__(&self) -> String {
+        format!(
+            "MockStats(requests={}, answered={}, aborted={}, faulted={}, in_flight={}, max_in_flight={}, \
+             connections={}, open_connections={}, rejected_429={})",
+            self.requests,
+            self.answered,
+            self.aborted,
+            self.faulted,
+            self.in_flight,
+            self.max_in_flight,
+            self.connections,
+            self.open_connections,
+            self.rejected_429
+        )
+    }
+}

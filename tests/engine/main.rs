@@ -1,0 +1,5 @@
+//! The one integration binary of the engine and the mock server.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail")]
+
+mod mock;
