@@ -5,10 +5,10 @@
 //! the GIL's work in one go: it makes the Python objects and completes exact `asyncio.Future`s. The engine's side holds no Python
 //! object, so it never needs the GIL, and a loop that is gone just leaves results unread.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{AbortHandle, AbortRegistration};
@@ -39,13 +39,13 @@ struct Inbox {
 
 #[derive(Default)]
 struct Queue {
-    results: VecDeque<(u64, Delivery)>,
+    results: VecDeque<(Id, Delivery)>,
     /// Whether a byte is on its way that the loop has not answered yet.
     signalled: bool,
 }
 
 impl Inbox {
-    fn push(&self, id: u64, delivery: Delivery) {
+    fn push(&self, id: Id, delivery: Delivery) {
         let mut queue = lock(&self.queue);
         queue.results.push_back((id, delivery));
         let signal = !mem::replace(&mut queue.signalled, true);
@@ -66,9 +66,56 @@ impl Inbox {
 pub(crate) struct Port {
     inbox: Arc<Inbox>,
     watched: Socket,
-    /// Futures that wait, by the id of their call. Ids are never used twice, so a late result finds nobody.
-    waiting: Mutex<HashMap<u64, Py<PyAny>>>,
-    next_id: AtomicU64,
+    waiting: Mutex<Waiting>,
+}
+
+/// Futures that wait, each in a place that is used again once it is free. An id names the place and its turn, so the late result
+/// of an earlier call finds nobody.
+#[derive(Default)]
+struct Waiting {
+    places: Vec<Place>,
+    free: Vec<u32>,
+}
+
+#[derive(Default)]
+struct Place {
+    turn: u32,
+    future: Option<Py<PyAny>>,
+}
+
+#[derive(Clone, Copy)]
+struct Id {
+    place: u32,
+    turn: u32,
+}
+
+impl Waiting {
+    fn insert(&mut self, future: Py<PyAny>) -> Id {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            (self.places.len() - 1) as u32
+        });
+        let mut turn = 0;
+        if let Some(entry) = self.places.get_mut(place as usize) {
+            entry.future = Some(future);
+            turn = entry.turn;
+        }
+        Id { place, turn }
+    }
+
+    fn remove(&mut self, id: Id) -> Option<Py<PyAny>> {
+        let entry = self.places.get_mut(id.place as usize).filter(|entry| entry.turn == id.turn)?;
+        let future = entry.future.take()?;
+        entry.turn = entry.turn.wrapping_add(1);
+        self.free.push(id.place);
+        Some(future)
+    }
+
+    fn clear(&mut self) -> Vec<Py<PyAny>> {
+        let places = self.places.iter().enumerate();
+        let ids: Vec<_> = places.map(|(place, entry)| Id { place: place as u32, turn: entry.turn }).collect();
+        ids.into_iter().filter_map(|id| self.remove(id)).collect()
+    }
 }
 
 #[pymethods]
@@ -78,12 +125,7 @@ impl Port {
         let (wake, watched) = socket_pair()?;
         wake.set_nonblocking(true)?;
         watched.set_nonblocking(true)?;
-        Ok(Self {
-            inbox: Arc::new(Inbox { queue: Mutex::default(), wake }),
-            watched,
-            waiting: Mutex::default(),
-            next_id: AtomicU64::new(0),
-        })
+        Ok(Self { inbox: Arc::new(Inbox { queue: Mutex::default(), wake }), watched, waiting: Mutex::default() })
     }
 
     /// The descriptor that the loop watches.
@@ -110,7 +152,7 @@ impl Port {
             self.inbox.signal();
         }
         for (id, delivery) in results {
-            let Some(future) = lock(&self.waiting).remove(&id) else { continue };
+            let Some(future) = lock(&self.waiting).remove(id) else { continue };
             let future = future.bind(py);
             // Cancelled between the result and this turn of the loop.
             if future.call_method0(intern!(py, "done"))?.is_truthy()? {
@@ -127,13 +169,14 @@ impl Port {
     /// Lets go of every future that waits; for a loop that was closed under them.
     fn abandon(&self) {
         // Dropping a future can end tasks, and those come back here: not under the lock.
-        let waiting = mem::take(&mut *lock(&self.waiting));
+        let waiting = lock(&self.waiting).clear();
         drop(waiting);
     }
 
     /// How many futures wait.
     fn __len__(&self) -> usize {
-        lock(&self.waiting).len()
+        let waiting = lock(&self.waiting);
+        waiting.places.len() - waiting.free.len()
     }
 }
 
@@ -141,9 +184,10 @@ impl Port {
 #[pyclass(frozen, module = "millstream._millstream")]
 pub(crate) struct Pending {
     port: Py<Port>,
-    id: u64,
+    id: Id,
     process: u32,
     abort: AbortHandle,
+    detached: AtomicBool,
     registration: Mutex<Option<AbortRegistration>>,
 }
 
@@ -151,14 +195,14 @@ pub(crate) struct Pending {
 impl Pending {
     #[new]
     fn new(port: Bound<'_, Port>, future: Py<PyAny>) -> Self {
-        let id = port.get().next_id.fetch_add(1, Relaxed);
-        lock(&port.get().waiting).insert(id, future);
+        let id = lock(&port.get().waiting).insert(future);
         let (abort, registration) = AbortHandle::new_pair();
         Self {
             port: port.unbind(),
             id,
             process: std::process::id(),
             abort,
+            detached: AtomicBool::new(false),
             registration: Mutex::new(Some(registration)),
         }
     }
@@ -169,15 +213,20 @@ impl Pending {
             return;
         }
         self.abort.abort();
-        let future = lock(&self.port.get().waiting).remove(&self.id);
+        let future = lock(&self.port.get().waiting).remove(self.id);
         drop(future);
+    }
+
+    /// Lets the call go on when this is dropped.
+    fn detach(&self) {
+        self.detached.store(true, Relaxed);
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
         // The port's map is left to `abort`, which every way out of a call goes through: a drop may come from the map itself.
-        if self.process == std::process::id() {
+        if self.process == std::process::id() && !self.detached.load(Relaxed) {
             self.abort.abort();
         }
     }
