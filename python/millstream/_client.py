@@ -205,17 +205,16 @@ class _Base:
         params: dict[str, Any],
     ) -> Options:
         """The request's fields; the nearest word wins: argument, call's config, client's config, client's model."""
-        for refused, instead in _NOT_PARAMETERS.items():
-            if refused in params:
-                raise ConfigurationError(f"{refused}= is not a parameter of this call; {instead}")
         settings = self._settings
-        fields: dict[str, Any] = {}
-        for source in (settings.config, config):
-            if source is not None:
-                fields.update(source.to_dict())
-        fields.update(params)
-        configured = fields.pop("model", None)
-        model = model if model is not None else configured if configured is not None else settings.model
+        for refused in _NOT_PARAMETERS.keys() & params.keys() if params else ():
+            raise ConfigurationError(f"{refused}= is not a parameter of this call; {_NOT_PARAMETERS[refused]}")
+        fields = params
+        if settings.config is not None or config is not None:
+            sources = (source.to_dict() for source in (settings.config, config) if source is not None)
+            fields = {name: value for source in (*sources, params) for name, value in source.items()}
+            configured = fields.pop("model", None)
+            model = configured if model is None else model
+        model = settings.model if model is None else model
         given = None if isinstance(timeout, NotGiven) else (timeout,)
         return model, fields, given, None if extra_headers is None else _pairs(extra_headers)
 

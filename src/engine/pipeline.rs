@@ -18,7 +18,7 @@ use super::metrics::Metrics;
 use super::provider::openai;
 use super::retry::{Decision, RetryPolicy};
 use super::transport::{Request, Response, Transport};
-use super::types::{ChatCompletion, Model, Receipt, Usage};
+use super::types::{ChatCompletion, Model, Receipt, Text, Usage};
 
 /// What every request of a client goes through.
 #[derive(Debug, Clone)]
@@ -65,6 +65,16 @@ pub trait Answer: Sized + Send {
 impl Answer for ChatCompletion {
     fn read(body: &[u8]) -> Result<Self, Error> {
         openai::parse_chat(body)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+}
+
+impl Answer for Text {
+    fn read(body: &[u8]) -> Result<Self, Error> {
+        openai::parse_text(body)
     }
 
     fn usage(&self) -> Option<Usage> {

@@ -31,8 +31,6 @@ const BODY_LIMIT: usize = 64 * 1024 * 1024;
 /// A body that has grown past the first number of bytes may not be more than the second times its compressed size.
 const RATIO_FREE_BYTES: usize = 1024 * 1024;
 const RATIO_LIMIT: usize = 200;
-/// hyper's own default is 100.
-const MAX_HEADERS: usize = 256;
 
 /// TLS settings, made once and shared by every client of a process: reading the system's certificates takes milliseconds.
 #[derive(Clone)]
@@ -76,15 +74,22 @@ pub struct TransportConfig {
     pub direct: bool,
 }
 
-/// One HTTP request.
-#[derive(Debug, Clone)]
-pub struct Request {
+/// What many requests have in common.
+#[derive(Debug)]
+pub struct Target {
     /// GET or POST.
     pub method: Method,
     /// Where to.
     pub url: Url,
     /// Every header that is not HTTP's own.
     pub headers: HeaderMap,
+}
+
+/// One HTTP request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Where to and how.
+    pub target: Arc<Target>,
     /// Empty for GET.
     pub body: Bytes,
 }
@@ -121,8 +126,7 @@ impl Transport {
             .referer(false)
             .tcp_nodelay(true)
             .tcp_keepalive(TCP_KEEPALIVE)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .http1_max_headers(MAX_HEADERS);
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT);
         if let Some(timeout) = config.connect_timeout {
             builder = builder.connect_timeout(timeout);
         }
@@ -143,12 +147,13 @@ impl Transport {
     /// # Errors
     /// `Connection` or `ConnectTimeout`; a status of any kind is an answer.
     pub async fn send(&self, request: &Request) -> Result<Response, Error> {
-        let mut outgoing = reqwest::Request::new(request.method.clone(), request.url.clone());
-        outgoing.headers_mut().clone_from(&request.headers);
+        let target = &*request.target;
+        let mut outgoing = reqwest::Request::new(target.method.clone(), target.url.clone());
+        outgoing.headers_mut().clone_from(&target.headers);
         if !request.body.is_empty() {
             *outgoing.body_mut() = Some(request.body.clone().into());
         }
-        let host = request.url.host_str().unwrap_or("the server");
+        let host = target.url.host_str().unwrap_or("the server");
         let reused = self.warm.load(Relaxed);
         let mut response = match self.client.execute(outgoing).await {
             Ok(response) => response,

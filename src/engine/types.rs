@@ -79,10 +79,19 @@ pub struct ChatCompletion {
     pub usage: Option<Usage>,
 }
 
-impl ChatCompletion {
+/// What is left of a chat completion where only its text is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Text {
     /// The first choice's text, empty if it has none.
-    pub fn into_text(self) -> String {
-        self.choices.into_iter().next().and_then(|choice| choice.message.content).unwrap_or_default()
+    pub content: String,
+    /// Tokens, if the server counts them.
+    pub usage: Option<Usage>,
+}
+
+impl From<ChatCompletion> for Text {
+    fn from(completion: ChatCompletion) -> Self {
+        let content = completion.choices.into_iter().next().and_then(|choice| choice.message.content);
+        Self { content: content.unwrap_or_default(), usage: completion.usage }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::engine::pipeline::{Call, Pipeline};
 use crate::engine::provider::openai::{ChatTemplate, models_url};
 use crate::engine::retry::RetryPolicy;
 use crate::engine::secret::ApiKey;
-use crate::engine::transport::{Request, Transport, TransportConfig};
+use crate::engine::transport::{Request, Target, Transport, TransportConfig};
 use crate::engine::types::{self, Model, Outcome, Prompt};
 
 /// A pool of connections that clients may share.
@@ -141,11 +141,12 @@ impl NativeClient {
         let pipeline = self.pipeline(&options).or_raise(py)?;
         let calls = options.calls(py, &pipeline, system)?;
         let call = calls.call(&prompt);
+        if text_only {
+            let work = async move { pipeline.run::<types::Text>(&call).await };
+            return dispatch(py, pending, work, |py, (text, _)| text.content.into_py_any(py));
+        }
         let work = async move { pipeline.run::<types::ChatCompletion>(&call).await };
-        dispatch(py, pending, work, move |py, (completion, receipt)| {
-            if text_only {
-                return completion.into_text().into_py_any(py);
-            }
+        dispatch(py, pending, work, |py, (completion, receipt)| {
             ChatCompletion(Arc::new(Answer { completion, receipt })).into_py_any(py)
         })
     }
@@ -185,13 +186,12 @@ impl NativeClient {
     /// Lists the models; `(id, created, owned_by)` of each.
     fn models(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
         let pipeline = self.pipeline(&Options::default()).or_raise(py)?;
-        let request = Request {
+        let target = Target {
             method: Method::GET,
             url: models_url(&self.endpoint.base_url),
             headers: self.endpoint.headers.clone(),
-            body: bytes::Bytes::new(),
         };
-        let call = Call { request, tokens: 0 };
+        let call = Call { request: Request { target: Arc::new(target), body: bytes::Bytes::new() }, tokens: 0 };
         let work = async move { pipeline.run::<Vec<Model>>(&call).await };
         dispatch(py, pending, work, |py, (models, _)| {
             let models: Vec<_> = models.into_iter().map(|model| (model.id, model.created, model.owned_by)).collect();

@@ -10,14 +10,13 @@ use std::vec;
 
 use http::Method;
 use tokio::task::JoinSet;
-use url::Url;
 
 use crate::engine::error::Error;
 use crate::engine::pipeline::{Call, Pipeline};
 use crate::engine::provider::openai::{ChatTemplate, chat_url};
 use crate::engine::tokens;
-use crate::engine::transport::Request;
-use crate::engine::types::{ChatCompletion, Outcome, Prompt};
+use crate::engine::transport::{Request, Target};
+use crate::engine::types::{Outcome, Prompt, Text};
 
 /// What one failed item means for the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +31,7 @@ pub enum OnError {
 #[derive(Debug, Clone)]
 pub struct ChatCalls {
     template: ChatTemplate,
-    url: Url,
-    headers: http::HeaderMap,
+    target: Arc<Target>,
     max_tokens: Option<u64>,
 }
 
@@ -43,7 +41,8 @@ impl ChatCalls {
     pub fn new(pipeline: &Pipeline, template: ChatTemplate, max_tokens: Option<u64>, extra: http::HeaderMap) -> Self {
         let mut headers = pipeline.endpoint.headers.clone();
         headers.extend(extra);
-        Self { template, url: chat_url(&pipeline.endpoint.base_url), headers, max_tokens }
+        let target = Target { method: Method::POST, url: chat_url(&pipeline.endpoint.base_url), headers };
+        Self { template, target: Arc::new(target), max_tokens }
     }
 
     /// The call that asks `prompt`.
@@ -51,7 +50,7 @@ impl ChatCalls {
         let body = self.template.body(prompt);
         Call {
             tokens: tokens::estimate(body.len(), self.max_tokens),
-            request: Request { method: Method::POST, url: self.url.clone(), headers: self.headers.clone(), body },
+            request: Request { target: Arc::clone(&self.target), body },
         }
     }
 }
@@ -90,10 +89,10 @@ impl Shared {
         while let Some((index, prompt)) = self.next() {
             let call = self.batch.calls.call(&prompt);
             drop(prompt);
-            let outcome = self.batch.pipeline.run::<ChatCompletion>(&call).await;
+            let outcome = self.batch.pipeline.run::<Text>(&call).await;
             match outcome {
                 Err(error) if self.on_error == OnError::Stop => return Err(error),
-                outcome => self.put(index, outcome.map(|(completion, _)| completion.into_text())),
+                outcome => self.put(index, outcome.map(|(text, _)| text.content)),
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ use url::Url;
 
 use super::{lenient, retry_after};
 use crate::engine::error::{Error, HttpContext, Kind, Verdict, printable};
-use crate::engine::types::{ChatCompletion, Choice, Message, Model, Prompt, ToolCall, Usage, request_id};
+use crate::engine::types::{ChatCompletion, Choice, Message, Model, Prompt, Text, ToolCall, Usage, request_id};
 
 /// The longest error body that is kept.
 const ERROR_BODY_LIMIT: usize = 64 * 1024;
@@ -179,6 +179,47 @@ pub fn parse_chat(body: &[u8]) -> Result<ChatCompletion, Error> {
     }
 }
 
+/// The least that a text needs; everything else is skipped unread.
+#[derive(Deserialize)]
+struct StrictText {
+    choices: Vec<StrictTextChoice>,
+    usage: Option<StrictUsage>,
+    error: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct StrictTextChoice {
+    message: StrictTextMessage,
+}
+
+#[derive(Deserialize)]
+struct StrictTextMessage {
+    content: String,
+}
+
+/// Reads a chat completion's text alone.
+///
+/// # Errors
+/// As [`parse_chat`].
+pub fn parse_text(body: &[u8]) -> Result<Text, Error> {
+    match serde_json::from_slice::<StrictText>(body) {
+        Ok(StrictText { mut choices, usage, error: None }) if !choices.is_empty() => {
+            Ok(Text { content: choices.swap_remove(0).message.content, usage: usage.map(Into::into) })
+        }
+        _ => parse_chat(body).map(Text::from),
+    }
+}
+
+impl From<StrictUsage> for Usage {
+    fn from(usage: StrictUsage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.total_tokens,
+        }
+    }
+}
+
 impl StrictChat {
     /// Whether every choice says something, so that there is nothing to be lenient about.
     fn is_plain(&self) -> bool {
@@ -189,11 +230,7 @@ impl StrictChat {
 
 impl From<StrictChat> for ChatCompletion {
     fn from(chat: StrictChat) -> Self {
-        let usage = chat.usage.map(|usage| Usage {
-            prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
-            total_tokens: usage.total_tokens,
-        });
+        let usage = chat.usage.map(Into::into);
         let choices = chat.choices.into_iter().map(|choice| Choice {
             index: choice.index,
             finish_reason: choice.finish_reason,
@@ -487,13 +524,13 @@ mod tests {
             "choices": [{"index": "0", "finish_reason": 1, "message": {"role": null, "content": "yes", "tool_calls": "none"}}],
         }));
         assert_eq!(answer.usage, Some(Usage { prompt_tokens: 0, completion_tokens: 2, total_tokens: 2 }));
-        assert_eq!(answer.into_text(), "yes");
+        assert_eq!(Text::from(answer).content, "yes");
     }
 
     #[test]
     fn a_lone_surrogate_does_not_lose_an_answer() {
         let body = br#"{"choices":[{"index":0,"message":{"role":"assistant","content":"hi \ud83d"},"finish_reason":"length"}]}"#;
-        assert_eq!(parse_chat(body).unwrap().into_text(), "hi \u{fffd}");
+        assert_eq!(parse_text(body).unwrap().content, "hi \u{fffd}");
     }
 
     #[test]
@@ -503,7 +540,7 @@ mod tests {
             "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"x": 1}}}],
         }}]}));
         assert_eq!(answer.choices[0].message.tool_calls.as_ref().unwrap()[0].arguments, r#"{"x":1}"#);
-        assert_eq!(answer.into_text(), "ab");
+        assert_eq!(Text::from(answer).content, "ab");
     }
 
     #[test]
@@ -526,8 +563,8 @@ mod tests {
 
     #[test]
     fn a_refusal_or_a_null_content_is_an_answer() {
-        assert_eq!(chat(&serde_json::json!({"choices": [{"message": {"refusal": "no"}}]})).into_text(), "");
-        assert_eq!(chat(&serde_json::json!({"choices": [{"message": {"content": null}}]})).into_text(), "");
+        assert_eq!(Text::from(chat(&serde_json::json!({"choices": [{"message": {"refusal": "no"}}]}))).content, "");
+        assert_eq!(Text::from(chat(&serde_json::json!({"choices": [{"message": {"content": null}}]}))).content, "");
     }
 
     #[test]
