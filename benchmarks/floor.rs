@@ -3,7 +3,8 @@
 //! N puller tasks on one current-thread runtime post the same bytes, read the whole answer and drop it. There is no
 //! JSON, no retry, no limit, no timeout and no Python: what `millstream` costs beyond this is `millstream`'s own. `--mode
 //! reqwest` uses the client the engine uses, with the same settings; `--mode hyper` uses hyper-util's pooled client
-//! below it, so the difference between the two is the price of reqwest's layers.
+//! below it, so the difference between the two is the price of reqwest's layers. `--mode engine` is the other side: the
+//! engine's whole pipeline (body from a template, window, deadline, retry policy, validated answer) without Python.
 //!
 //! Build and run (`benchmarks/run.py` does both):
 //!
@@ -31,6 +32,15 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::{Client as HyperClient, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use millstream::engine::batch::ChatCalls;
+use millstream::engine::config::Endpoint;
+use millstream::engine::limit::Window;
+use millstream::engine::pipeline::Pipeline;
+use millstream::engine::provider::openai::ChatTemplate;
+use millstream::engine::retry::RetryPolicy;
+use millstream::engine::secret::ApiKey;
+use millstream::engine::transport::{Tls, Transport, TransportConfig};
+use millstream::engine::types::{Prompt, Text};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
 use url::Url;
@@ -46,6 +56,7 @@ fn main() -> Result<(), Failure> {
     match options.mode {
         Mode::Reqwest => runtime.block_on(measure(&ReqwestLoop::new(&options)?, &options)),
         Mode::Hyper => runtime.block_on(measure(&HyperLoop::new(&options)?, &options)),
+        Mode::Engine => runtime.block_on(measure(&EngineLoop::new(&options)?, &options)),
     }
 }
 
@@ -53,6 +64,7 @@ fn main() -> Result<(), Failure> {
 enum Mode {
     Reqwest,
     Hyper,
+    Engine,
 }
 
 struct Options {
@@ -73,6 +85,7 @@ impl Options {
             match name.as_str() {
                 "--mode" if value == "reqwest" => mode = Mode::Reqwest,
                 "--mode" if value == "hyper" => mode = Mode::Hyper,
+                "--mode" if value == "engine" => mode = Mode::Engine,
                 "--url" => url = Some(value),
                 "--requests" => requests = value.parse()?,
                 "--warmup" => warmup = Some(value.parse()?),
@@ -162,6 +175,42 @@ impl Exchange for HyperLoop {
     }
 }
 
+#[derive(Clone)]
+struct EngineLoop {
+    pipeline: Arc<Pipeline>,
+    calls: ChatCalls,
+    prompt: Prompt,
+}
+
+impl EngineLoop {
+    fn new(options: &Options) -> Result<Self, Failure> {
+        let body: serde_json::Value = serde_json::from_slice(&options.payload)?;
+        let field = |path| body.pointer(path).and_then(serde_json::Value::as_str).unwrap_or_default();
+        let base_url = options.url.trim_end_matches("/chat/completions");
+        let config = TransportConfig { connect_timeout: None, http2: false, direct: true };
+        let pipeline = Pipeline {
+            transport: Arc::new(Transport::new(&Tls::new()?, config)?),
+            endpoint: Arc::new(Endpoint::new(base_url, Some(ApiKey::new("sk-bench")?), &[], false)?),
+            window: Some(Window::new(options.concurrency)),
+            limiter: None,
+            retry: RetryPolicy::default(),
+            timeout: Some(Duration::from_secs(60)),
+            metrics: Arc::default(),
+        };
+        let template = ChatTemplate::new(field("/model"), None, "");
+        let calls = ChatCalls::new(&pipeline, template, None, HeaderMap::new());
+        let prompt = Prompt::Text(field("/messages/0/content").to_owned());
+        Ok(Self { pipeline: Arc::new(pipeline), calls, prompt })
+    }
+}
+
+impl Exchange for EngineLoop {
+    async fn exchange(&self) -> Result<(), Failure> {
+        self.pipeline.run::<Text>(&self.calls.call(&self.prompt)).await?;
+        Ok(())
+    }
+}
+
 fn headers() -> HeaderMap {
     HeaderMap::from_iter([
         (ACCEPT, HeaderValue::from_static("application/json")),
@@ -183,7 +232,7 @@ async fn measure(client: &impl Exchange, options: &Options) -> Result<(), Failur
     latencies.sort_unstable();
     let requests = latencies.len();
     let line = serde_json::json!({
-        "peer": match options.mode { Mode::Reqwest => "floor_reqwest", Mode::Hyper => "floor_hyper" },
+        "peer": match options.mode { Mode::Reqwest => "floor_reqwest", Mode::Hyper => "floor_hyper", Mode::Engine => "engine" },
         "requests": requests,
         "concurrency": options.concurrency,
         "seconds": seconds,

@@ -73,6 +73,7 @@ class ClientStats:
     Attributes:
         requests: Calls and batch items that were begun.
         attempts: HTTP requests sent, retries included.
+        retries: Attempts after a first one.
         succeeded: Calls and items answered.
         failed: Calls and items that ended in an error; a cancelled one is in neither.
         in_flight: HTTP requests under way now.
@@ -83,6 +84,7 @@ class ClientStats:
 
     requests: int
     attempts: int
+    retries: int
     succeeded: int
     failed: int
     in_flight: int

@@ -9,6 +9,7 @@ use super::types::Usage;
 pub struct Metrics {
     requests: AtomicU64,
     attempts: AtomicU64,
+    retries: AtomicU64,
     succeeded: AtomicU64,
     failed: AtomicU64,
     in_flight: AtomicU64,
@@ -24,6 +25,8 @@ pub struct Snapshot {
     pub requests: u64,
     /// HTTP requests sent, retries included.
     pub attempts: u64,
+    /// Attempts after a first one.
+    pub retries: u64,
     /// Calls and items answered.
     pub succeeded: u64,
     /// Calls and items that ended in an error. A cancelled one is in neither.
@@ -55,6 +58,10 @@ impl Metrics {
         self.failed.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn retry_begins(&self) {
+        self.retries.fetch_add(1, Relaxed);
+    }
+
     /// Counts one HTTP request as in flight until the guard is dropped.
     pub(crate) fn attempt(&self) -> InFlight<'_> {
         self.attempts.fetch_add(1, Relaxed);
@@ -68,6 +75,7 @@ impl Metrics {
         Snapshot {
             requests: self.requests.load(Relaxed),
             attempts: self.attempts.load(Relaxed),
+            retries: self.retries.load(Relaxed),
             succeeded: self.succeeded.load(Relaxed),
             failed: self.failed.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed),

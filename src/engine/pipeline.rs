@@ -159,6 +159,7 @@ impl Pipeline {
                 Some(reservation) => reservation?,
                 None => return Err(life.overrun(Some(error), attempts)),
             };
+            self.metrics.retry_begins();
         }
     }
 

@@ -205,6 +205,7 @@ impl NativeClient {
         let stats = PyDict::new(py);
         stats.set_item("requests", now.requests)?;
         stats.set_item("attempts", now.attempts)?;
+        stats.set_item("retries", now.retries)?;
         stats.set_item("succeeded", now.succeeded)?;
         stats.set_item("failed", now.failed)?;
         stats.set_item("in_flight", now.in_flight)?;
