@@ -32,7 +32,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::{Client as HyperClient, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use millstream::engine::batch::ChatCalls;
+use millstream::engine::batch::{ChatCalls, chat_target};
 use millstream::engine::config::Endpoint;
 use millstream::engine::limit::Window;
 use millstream::engine::pipeline::Pipeline;
@@ -198,7 +198,8 @@ impl EngineLoop {
             metrics: Arc::default(),
         };
         let template = ChatTemplate::new(field("/model"), None, "");
-        let calls = ChatCalls::new(&pipeline, template, None, HeaderMap::new());
+        let target = chat_target(&pipeline.endpoint, HeaderMap::new());
+        let calls = ChatCalls::new(template, Arc::new(target), None);
         let prompt = Prompt::Text(field("/messages/0/content").to_owned());
         Ok(Self { pipeline: Arc::new(pipeline), calls, prompt })
     }

@@ -18,7 +18,7 @@ use super::limiter::{self, NativeRateLimiter};
 use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
 use super::runtime::Runtime;
-use crate::engine::batch::{Batch, ChatCalls, OnError};
+use crate::engine::batch::{Batch, ChatCalls, OnError, chat_target};
 use crate::engine::config::{self, DEFAULT_MAX_CONCURRENCY, Endpoint};
 use crate::engine::error::Error;
 use crate::engine::limit::Window;
@@ -54,6 +54,8 @@ impl Pool {
 #[pyclass(frozen, module = "millstream._millstream")]
 pub(crate) struct NativeClient {
     endpoint: Arc<Endpoint>,
+    /// Where chat requests without headers of their own go.
+    chat_target: Arc<Target>,
     /// The user's own headers, for a client derived from this one. They may hold a secret, so Python does not keep them.
     headers: Vec<(String, String)>,
     pool: Arc<Pool>,
@@ -104,6 +106,7 @@ impl NativeClient {
         let same_pool = parent.filter(|parent| parent.pool.config == transport);
         let same_window = parent.filter(|parent| parent.max_concurrency == max_concurrency);
         Ok(Self {
+            chat_target: Arc::new(chat_target(&endpoint, HeaderMap::new())),
             endpoint: Arc::new(endpoint),
             headers,
             pool: same_pool.map_or_else(|| Arc::new(Pool::new(transport)), |parent| Arc::clone(&parent.pool)),
@@ -139,7 +142,7 @@ impl NativeClient {
         let name = if text_only { "prompt" } else { "messages" };
         let prompt = to_prompt(prompt, || name.to_owned())?;
         let pipeline = self.pipeline(&options).or_raise(py)?;
-        let calls = options.calls(py, &pipeline, system)?;
+        let calls = options.calls(py, self, system)?;
         let call = calls.call(&prompt);
         if text_only {
             let work = async move { pipeline.run::<types::Text>(&call).await };
@@ -176,7 +179,7 @@ impl NativeClient {
             pipeline.window = None;
         }
         let concurrency = max_concurrent.or(self.max_concurrency).unwrap_or(DEFAULT_MAX_CONCURRENCY);
-        let calls = options.calls(py, &pipeline, system)?;
+        let calls = options.calls(py, self, system)?;
         let batch = Batch { pipeline, calls, concurrency };
         let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
         let work = async move { batch.run(prompts, on_error).await };
@@ -257,7 +260,7 @@ struct Options {
     /// `None`: the client's. `Some(None)`: no limit.
     #[expect(clippy::option_option, reason = "Python's None is a value here")]
     timeout: Option<Option<f64>>,
-    headers: HeaderMap,
+    headers: Option<HeaderMap>,
 }
 
 impl<'py> FromPyObject<'_, 'py> for Options {
@@ -272,17 +275,21 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             max_tokens: limit("max_completion_tokens").or_else(|| limit("max_tokens")),
             fields: to_fields("request", &fields)?,
             timeout: timeout.map(|(seconds,)| seconds),
-            headers: config::header_map(&headers.unwrap_or_default()).or_raise(options.py())?,
+            headers: headers.map(|headers| config::header_map(&headers).or_raise(options.py())).transpose()?,
         })
     }
 }
 
 impl Options {
-    fn calls(self, py: Python<'_>, pipeline: &Pipeline, system: Option<&Bound<'_, PyString>>) -> PyResult<ChatCalls> {
+    fn calls(self, py: Python<'_>, client: &NativeClient, system: Option<&Bound<'_, PyString>>) -> PyResult<ChatCalls> {
         let model = config::model(self.model.as_deref()).or_raise(py)?;
         let system = system.map(|system| to_text("system", system)).transpose()?;
         let template = ChatTemplate::new(model, system.as_deref(), &self.fields);
-        Ok(ChatCalls::new(pipeline, template, self.max_tokens, self.headers))
+        let target = match self.headers {
+            None => Arc::clone(&client.chat_target),
+            Some(extra) => Arc::new(chat_target(&client.endpoint, extra)),
+        };
+        Ok(ChatCalls::new(template, target, self.max_tokens))
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
-use millstream::engine::batch::{Batch, ChatCalls, OnError};
+use millstream::engine::batch::{Batch, ChatCalls, OnError, chat_target};
 use millstream::engine::config::Endpoint;
 use millstream::engine::error::{Error, Kind, Verdict};
 use millstream::engine::limit::{RateLimiter, RateLimits, Window};
@@ -36,7 +36,8 @@ fn pipeline(server: &MockServer) -> Pipeline {
 }
 
 fn calls(pipeline: &Pipeline) -> ChatCalls {
-    ChatCalls::new(pipeline, ChatTemplate::new("mock-model", None, ""), None, HeaderMap::new())
+    let target = chat_target(&pipeline.endpoint, HeaderMap::new());
+    ChatCalls::new(ChatTemplate::new("mock-model", None, ""), Arc::new(target), None)
 }
 
 async fn ask(pipeline: &Pipeline, text: &str) -> Result<(ChatCompletion, Receipt), Error> {

@@ -8,9 +8,10 @@ use std::iter::Enumerate;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::vec;
 
-use http::Method;
+use http::{HeaderMap, Method};
 use tokio::task::JoinSet;
 
+use crate::engine::config::Endpoint;
 use crate::engine::error::Error;
 use crate::engine::pipeline::{Call, Pipeline};
 use crate::engine::provider::openai::{ChatTemplate, chat_url};
@@ -27,6 +28,13 @@ pub enum OnError {
     Stop,
 }
 
+/// Where the chat requests of `endpoint` go; `extra` headers join its own.
+pub fn chat_target(endpoint: &Endpoint, extra: HeaderMap) -> Target {
+    let mut headers = endpoint.headers.clone();
+    headers.extend(extra);
+    Target { method: Method::POST, url: chat_url(&endpoint.base_url), headers }
+}
+
 /// Builds the calls of one kind of chat request.
 #[derive(Debug, Clone)]
 pub struct ChatCalls {
@@ -36,13 +44,9 @@ pub struct ChatCalls {
 }
 
 impl ChatCalls {
-    /// Calls with `template` to the endpoint of `pipeline`. `max_tokens` is what the user set, for the rate limit's sake;
-    /// `extra` headers join the endpoint's.
-    pub fn new(pipeline: &Pipeline, template: ChatTemplate, max_tokens: Option<u64>, extra: http::HeaderMap) -> Self {
-        let mut headers = pipeline.endpoint.headers.clone();
-        headers.extend(extra);
-        let target = Target { method: Method::POST, url: chat_url(&pipeline.endpoint.base_url), headers };
-        Self { template, target: Arc::new(target), max_tokens }
+    /// Calls to `target` with bodies from `template`. `max_tokens` is what the user set, for the rate limit's sake.
+    pub fn new(template: ChatTemplate, target: Arc<Target>, max_tokens: Option<u64>) -> Self {
+        Self { template, target, max_tokens }
     }
 
     /// The call that asks `prompt`.
