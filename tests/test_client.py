@@ -173,6 +173,13 @@ def test_create_sends_what_openai_python_would(face: Face, mock_server: MockServ
     )
 
 
+def test_a_model_in_extra_body_is_the_only_one(make: Make, mock_server: MockServer) -> None:
+    make(model="client").create(extra_body={"model": "extra"})
+
+    assert last_request(mock_server).body.startswith(b'{"model":"extra","messages":')
+    assert last_request(mock_server).body.count(b'"model"') == 1
+
+
 def test_extra_headers_join_the_clients_and_replace_them(make: Make, mock_server: MockServer) -> None:
     face = make(default_headers={"X-A": "client", "X-B": "client", "User-Agent": "mine/1", "OpenAI-Project": "p"})
     face.complete("hi", extra_headers={"x-b": "call", "X-C": "call"})
