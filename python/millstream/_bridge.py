@@ -28,7 +28,7 @@ _ports_lock = threading.Lock()
 
 
 class _Here(threading.local):
-    """The port that this thread used last: a thread runs one loop at a time, and the dictionary is five times slower."""
+    """The port that this thread used last: a thread runs one loop at a time, and the dictionary is 5 times slower."""
 
     loop: Callable[[], AbstractEventLoop | None] = staticmethod(lambda: None)
     port: Port

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from millstream._bridge import wait
 from millstream._config import NOT_GIVEN, CompletionConfig, NotGiven
-from millstream._millstream import NativeClient
+from millstream._millstream import ChatMessage, NativeClient
 from millstream.exceptions import ConfigurationError, MillstreamError
 from millstream.types import ClientStats, Model, ModelList
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from millstream._limits import RateLimiter
-    from millstream._millstream import BatchTexts, ChatCompletion, Options
+    from millstream._millstream import BatchTexts, ChatCompletion, _Options
 
-Message = Mapping[str, Any]
-"""One chat message: ``{"role": "user", "content": "..."}``, or a record that has ``to_dict()``."""
+Message = Mapping[str, Any] | ChatMessage
+"""One chat message: ``{"role": "user", "content": "..."}``, or an answer's ``message``."""
 
 Prompt = str | Sequence[Message]
 """A user message, or a list of messages."""
@@ -35,6 +35,16 @@ OPENAI_BASE_URL = "https://api.openai.com/v1"
 # Results are handed to Python in slices with a turn of the event loop between them: a million at once would stall it
 # for a third of a second.
 _SLICE = 4096
+
+
+class _Secrets:
+    """Key and headers on their way to the native client, so that no traceback with variables shows them."""
+
+    __slots__ = ("headers", "key")
+
+    def __init__(self, key: str | None, headers: Mapping[str, str] | None) -> None:
+        self.key = key
+        self.headers = headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +63,13 @@ class _Settings:
     http2: bool
     allow_http: bool
 
-    def native(
-        self, parent: NativeClient | None, api_key: str | None, headers: Mapping[str, str] | None
-    ) -> NativeClient:
+    def native(self, parent: NativeClient | None, secrets: _Secrets) -> NativeClient:
         return NativeClient(
             parent=parent,
             base_url=self.base_url,
-            api_key=api_key,
+            api_key=secrets.key,
             inherit_key=self.inherit_key,
-            headers=None if headers is None else _pairs(headers),
+            headers=None if secrets.headers is None else _pairs(secrets.headers),
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
             max_retries=self.max_retries,
@@ -118,12 +126,14 @@ class _Base:
         Raises:
             ConfigurationError: An argument is not valid; its name is in the text.
         """
+        secrets = _Secrets(api_key, default_headers)
+        del api_key, default_headers
         environment_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
         base_url = environment_url if base_url is None else str(base_url)
-        key_from_environment = api_key is None
-        if api_key is None and _host(base_url) in (_host(environment_url), _host(OPENAI_BASE_URL)):
-            api_key = os.environ.get("OPENAI_API_KEY") or None
-        if api_key is None and _host(base_url) == _host(OPENAI_BASE_URL) and not default_headers:
+        key_from_environment = secrets.key is None
+        if key_from_environment and _host(base_url) in (_host(environment_url), _host(OPENAI_BASE_URL)):
+            secrets.key = os.environ.get("OPENAI_API_KEY") or None
+        if secrets.key is None and _host(base_url) == _host(OPENAI_BASE_URL) and not secrets.headers:
             raise ConfigurationError("no API key: give api_key= or set OPENAI_API_KEY")
         self._settings = _Settings(
             base_url=base_url,
@@ -139,7 +149,7 @@ class _Base:
             http2=http2,
             allow_http=allow_http,
         )
-        self._native = self._settings.native(None, api_key, default_headers)
+        self._native = self._settings.native(None, secrets)
 
     def with_options(
         self,
@@ -158,6 +168,8 @@ class _Base:
 
         The arguments are those of the constructor. A key from the environment does not follow to another host.
         """
+        secrets = _Secrets(api_key, default_headers)
+        del api_key, default_headers
         settings = self._settings
         if base_url is not None:
             same_host = _host(base_url) == _host(settings.base_url)
@@ -178,8 +190,8 @@ class _Base:
             changes["rate_limiter"] = rate_limiter
         settings = replace(settings, **changes)
         other = object.__new__(type(self))
-        other._native = replace(settings, inherit_key=inherits).native(self._native, api_key, default_headers)
-        other._settings = replace(settings, inherit_key=settings.inherit_key or api_key is not None)
+        other._native = replace(settings, inherit_key=inherits).native(self._native, secrets)
+        other._settings = replace(settings, inherit_key=settings.inherit_key or secrets.key is not None)
         return other
 
     @property
@@ -203,15 +215,16 @@ class _Base:
         timeout: float | NotGiven | None,
         extra_headers: Mapping[str, str] | None,
         params: dict[str, Any],
-    ) -> Options:
+    ) -> _Options:
         """The request's fields; the nearest word wins: argument, call's config, client's config, client's model."""
         settings = self._settings
-        for refused in _NOT_PARAMETERS.keys() & params.keys() if params else ():
-            raise ConfigurationError(f"{refused}= is not a parameter of this call; {_NOT_PARAMETERS[refused]}")
         fields = params
         if settings.config is not None or config is not None:
             sources = (source.to_dict() for source in (settings.config, config) if source is not None)
             fields = {name: value for source in (*sources, params) for name, value in source.items()}
+        if fields:
+            for refused in _NOT_PARAMETERS.keys() & fields.keys():
+                raise ConfigurationError(f"{refused}= is not a parameter of this call; {_NOT_PARAMETERS[refused]}")
             configured = fields.pop("model", None)
             model = configured if model is None else model
         model = settings.model if model is None else model
@@ -219,6 +232,9 @@ class _Base:
         return model, fields, given, None if extra_headers is None else _pairs(extra_headers)
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_native"):
+            # Its making was refused, and a traceback shows its variables.
+            return f"<{type(self).__name__} that was not made>"
         return f"{type(self).__name__}(base_url={self.base_url!r}, model={self._settings.model!r})"
 
     def __reduce__(self) -> NoReturn:
@@ -229,6 +245,7 @@ class _Base:
 
 _NOT_PARAMETERS = {
     "stream": "this version has no streaming",
+    "messages": "a list of messages is a prompt",
     "prompt": "it is the first argument",
     "prompts": "they are the first argument",
 }
@@ -237,10 +254,12 @@ _NOT_PARAMETERS = {
 def _host(url: str) -> tuple[str, str | None, int | None]:
     try:
         parts = urlsplit(url)
-        return parts.scheme, parts.hostname, parts.port
+        host = parts.scheme, parts.hostname, parts.port
     except ValueError:
         # Not a URL, which the engine's own check says better.
         return "", url, None
+    # The engine takes a backslash for a slash and may find another host than Python does: such a URL is like no other.
+    return ("", url, None) if "\\" in url or parts.hostname is None else host
 
 
 def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -7,11 +7,32 @@ from typing import Any, Final, Literal, TypeAlias, final, overload
 
 from millstream.testing import Answer
 
+__all__ = [
+    "BUILD_PROFILE",
+    "VERSION",
+    "BatchTexts",
+    "ChatCompletion",
+    "ChatMessage",
+    "Choice",
+    "FunctionCall",
+    "MockServer",
+    "MockStats",
+    "NativeClient",
+    "NativeRateLimiter",
+    "Pending",
+    "Port",
+    "RecordedRequest",
+    "Reservation",
+    "ToolCall",
+    "Usage",
+    "echo",
+]
+
 VERSION: Final[str]
 BUILD_PROFILE: Final[str]
 
 # (model, request fields, timeout in a 1-tuple if given, extra headers)
-Options: TypeAlias = tuple[str | None, dict[str, Any], tuple[float | None] | None, list[tuple[str, str]] | None]
+_Options: TypeAlias = tuple[str | None, dict[str, Any], tuple[float | None] | None, list[tuple[str, str]] | None]
 
 def echo(pending: Pending) -> None: ...
 
@@ -52,18 +73,18 @@ class NativeClient:
     ) -> NativeClient: ...
     @overload
     def chat(
-        self, pending: Pending | None, prompt: Any, system: str | None, options: Options, *, text_only: Literal[True]
+        self, pending: Pending | None, prompt: Any, system: str | None, options: _Options, *, text_only: Literal[True]
     ) -> str: ...
     @overload
     def chat(
-        self, pending: Pending | None, prompt: Any, system: str | None, options: Options, *, text_only: Literal[False]
+        self, pending: Pending | None, prompt: Any, system: str | None, options: _Options, *, text_only: Literal[False]
     ) -> ChatCompletion: ...
     def batch_chat(
         self,
         pending: Pending | None,
         prompts: list[Any],
         system: str | None,
-        options: Options,
+        options: _Options,
         *,
         max_concurrent: int | None,
         stop_on_error: bool,
@@ -161,7 +182,7 @@ class ChatCompletion:
     def to_dict(self) -> dict[str, Any]:
         """The whole body as the server sent it."""
 
-    def __getattr__(self, name: str) -> Any: ...
+    def __getattribute__(self, name: str, /) -> Any: ...
     def __eq__(self, other: Any, /) -> bool: ...
     def __hash__(self) -> int: ...
     @staticmethod
@@ -193,7 +214,7 @@ class Choice:
     def to_dict(self) -> dict[str, Any]:
         """The choice as the server sent it."""
 
-    def __getattr__(self, name: str) -> Any: ...
+    def __getattribute__(self, name: str, /) -> Any: ...
 
 @final
 class ChatMessage:
@@ -218,7 +239,7 @@ class ChatMessage:
     def to_dict(self) -> dict[str, Any]:
         """The message as the server sent it."""
 
-    def __getattr__(self, name: str) -> Any: ...
+    def __getattribute__(self, name: str, /) -> Any: ...
 
 @final
 class ToolCall:
@@ -273,7 +294,7 @@ class Usage:
     def to_dict(self) -> dict[str, Any]:
         """The usage as the server sent it."""
 
-    def __getattr__(self, name: str) -> Any: ...
+    def __getattribute__(self, name: str, /) -> Any: ...
 
 @final
 class MockServer:

@@ -219,6 +219,6 @@ def _error_object(body: str | None) -> Any:
         return None
     try:
         parsed = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body
     return parsed.get("error", parsed) if isinstance(parsed, dict) else parsed

@@ -31,8 +31,10 @@ pub struct Endpoint {
     pub base_url: Url,
     /// Every header of a request, the key's included.
     pub headers: HeaderMap,
-    /// Kept to scrub it from what servers send back.
+    /// Kept for clients derived from this one.
     pub api_key: Option<ApiKey>,
+    /// Whether a secret may go over plain http to another machine.
+    pub allow_http: bool,
 }
 
 impl Endpoint {
@@ -64,15 +66,25 @@ impl Endpoint {
                 headers.insert(name, value);
             }
         }
-        let carries_secret = headers.values().any(HeaderValue::is_sensitive);
-        if carries_secret && base_url.scheme() == "http" && !is_loopback(&base_url) && !allow_http {
+        let endpoint = Self { base_url, headers, api_key, allow_http };
+        endpoint.check_secrets(&endpoint.headers)?;
+        Ok(endpoint)
+    }
+
+    /// Refuses `headers` with a secret that anyone on the way could read.
+    ///
+    /// # Errors
+    /// A configuration error if they carry one, and it would go over an open network unencrypted without `allow_http`.
+    pub fn check_secrets(&self, headers: &HeaderMap) -> Result<(), Error> {
+        let is_readable = self.base_url.scheme() == "http" && !is_loopback(&self.base_url) && !self.allow_http;
+        if is_readable && headers.values().any(HeaderValue::is_sensitive) {
             return Err(Error::configuration(format!(
                 "base_url is plain http:// to {}, which would send the key readable over the network; use https://, or give \
                  allow_http=True if the network is trusted",
-                base_url.host_str().unwrap_or("another host")
+                self.base_url.host_str().unwrap_or("another host")
             )));
         }
-        Ok(Self { base_url, headers, api_key })
+        Ok(())
     }
 
     /// The host as error texts name it.
@@ -208,6 +220,8 @@ mod tests {
     fn a_key_in_the_users_own_header_is_guarded_too() {
         let headers = [("X-API-Key".to_owned(), "sk-123456789".to_owned())];
         assert!(Endpoint::new("http://api.test/v1", None, &headers, false).is_err());
+        let open = Endpoint::new("http://api.test/v1", None, &[], false).unwrap();
+        assert!(open.check_secrets(&header_map(&headers).unwrap()).is_err());
     }
 
     #[test]

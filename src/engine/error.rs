@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Longest part of a server's message that is shown. A hostile or chatty server must not flood logs.
 const MESSAGE_LIMIT: usize = 2048;
 
+/// Longest name (a request id, a host) that is kept of what a server sent.
+const NAME_LIMIT: usize = 256;
+
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -137,6 +140,15 @@ impl Error {
         self
     }
 
+    /// With the server's name for the request.
+    #[must_use]
+    pub fn with_request_id(mut self, id: Option<&str>) -> Self {
+        if let Some(id) = id {
+            self.0.http.get_or_insert_default().request_id = Some(printable_name(id));
+        }
+        self
+    }
+
     /// With the wait the server asked for.
     #[must_use]
     pub fn with_retry_after(mut self, wait: Option<Duration>) -> Self {
@@ -178,6 +190,17 @@ impl Error {
     pub fn context(mut self, text: &str) -> Self {
         self.0.summary.push_str("; ");
         self.0.summary.push_str(text);
+        self
+    }
+
+    /// With every text that is shown or kept passed through `change`.
+    #[must_use]
+    pub fn map_texts(mut self, change: impl Fn(&mut String)) -> Self {
+        change(&mut self.0.summary);
+        if let Some(http) = &mut self.0.http {
+            let HttpContext { request_id, body, message, code, error_type, param } = http;
+            [request_id, body, message, code, error_type, param].into_iter().flatten().for_each(change);
+        }
         self
     }
 
@@ -263,9 +286,18 @@ impl StdError for Error {
 
 /// A server's text made fit for an error message: control characters escaped, at most 2 KiB.
 pub fn printable(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len().min(MESSAGE_LIMIT));
+    printable_within(text, MESSAGE_LIMIT)
+}
+
+/// A server's name for something made fit for an error message: control characters escaped, at most 256 bytes.
+pub fn printable_name(name: &str) -> String {
+    printable_within(name, NAME_LIMIT)
+}
+
+fn printable_within(text: &str, limit: usize) -> String {
+    let mut clean = String::with_capacity(text.len().min(limit));
     for character in text.chars() {
-        if clean.len() >= MESSAGE_LIMIT {
+        if clean.len() >= limit {
             clean.push('…');
             break;
         }
@@ -294,5 +326,6 @@ mod tests {
     fn escapes_control_characters_and_cuts_long_texts() {
         assert_eq!(printable("a\u{1b}[31m\nb"), "a\\u{1b}[31m\\nb");
         assert!(printable(&"é".repeat(10_000)).len() <= MESSAGE_LIMIT + 4);
+        assert!(printable_name(&"r".repeat(10_000)).len() <= NAME_LIMIT + 4);
     }
 }

@@ -6,8 +6,11 @@
 //! starts at the admission, covers every attempt and every wait between them, and is never overrun; the time before that is
 //! reported apart. Every attempt takes a reservation of its own, since servers count failed requests too.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
 
 use tokio::time::{Instant, timeout_at};
 
@@ -15,10 +18,11 @@ use super::config::Endpoint;
 use super::error::{Error, Kind, Verdict};
 use super::limit::{Cost, RateLimiter, Reservation, Window};
 use super::metrics::Metrics;
-use super::provider::openai;
+use super::provider::{lenient, openai};
 use super::retry::{Decision, RetryPolicy};
+use super::secret::scrub;
 use super::transport::{Request, Response, Transport};
-use super::types::{ChatCompletion, Model, Receipt, Text, Usage};
+use super::types::{ChatCompletion, Model, Receipt, Text, Usage, request_id};
 
 /// What every request of a client goes through.
 #[derive(Debug, Clone)]
@@ -179,23 +183,37 @@ impl Pipeline {
         {
             return Ok((answer, response));
         }
-        Err(self.failure::<T>(&response))
+        Err(self.failure::<T>(&call.request.target.headers, &response))
     }
 
-    /// Reads what is not an answer, with every key taken out of it first.
-    fn failure<T: Answer>(&self, response: &Response) -> Error {
-        let body = match &self.endpoint.api_key {
-            Some(key) => key.scrub(&response.body),
-            None => response.body.as_ref().into(),
+    /// Reads what is not an answer, and takes every secret that was `sent` out of it.
+    fn failure<T: Answer>(&self, sent: &HeaderMap, response: &Response) -> Error {
+        let body = scrub_json(sent, &response.body);
+        let error = if response.status.is_success() {
+            let masked = || Error::new(Kind::InvalidResponse, "the answer could only be read without the key in it");
+            let error = T::read(&body).err().unwrap_or_else(masked);
+            error.with_request_id(request_id(&response.headers))
+        } else {
+            openai::parse_error(response.status, &response.headers, &body, self.endpoint.host(), SystemTime::now())
         };
-        if response.status.is_success() {
-            return match T::read(&body) {
-                Err(error) => error,
-                Ok(_) => Error::new(Kind::InvalidResponse, "the answer could only be read without the key in it"),
-            };
-        }
-        openai::parse_error(response.status, &response.headers, &body, self.endpoint.host(), SystemTime::now())
+        // Headers (a request id, a redirect's target) are part of it, too.
+        error.map_texts(|text| {
+            if let Cow::Owned(clean) = scrub(sent, text.as_bytes()) {
+                *text = String::from_utf8_lossy(&clean).into_owned();
+            }
+        })
     }
+}
+
+/// A body without the secrets that were `sent`, also those that JSON's escapes hide (`\/` for a slash).
+fn scrub_json<'a>(sent: &HeaderMap, body: &'a [u8]) -> Cow<'a, [u8]> {
+    if body.contains(&b'\\')
+        && let Ok(value) = lenient::parse(body)
+        && let Cow::Owned(clean) = scrub(sent, value.to_string().as_bytes())
+    {
+        return Cow::Owned(clean);
+    }
+    scrub(sent, body)
 }
 
 /// The clock of one request.

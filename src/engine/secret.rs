@@ -1,12 +1,14 @@
 //! API keys that cannot be printed.
 //!
 //! The key lives in a `secrecy` box (zeroed on drop, `Debug` shows nothing) and leaves it in one place only: the
-//! `Authorization` header, which is marked sensitive. Text that a server sends back is scrubbed of it.
+//! `Authorization` header, which is marked sensitive. Text that a server sends back is scrubbed of every secret that the
+//! request's headers carried, so also of one that the user gave as a header.
 
 use std::borrow::Cow;
 use std::fmt;
 
-use http::HeaderValue;
+use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION};
+use http::{HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::error::Error;
@@ -50,15 +52,28 @@ impl ApiKey {
         value.set_sensitive(true);
         Ok(value)
     }
+}
 
-    /// `text` with every occurrence of the key masked; borrowed if there is none.
-    pub fn scrub<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
-        let key = self.0.expose_secret();
-        if key.len() < SHORTEST_MASKED_KEY || !text.windows(key.len()).any(|window| window == key.as_bytes()) {
-            return Cow::Borrowed(text);
+/// `text` with every secret that `headers` carry masked; borrowed if there is none in it.
+pub fn scrub<'a>(headers: &HeaderMap, text: &'a [u8]) -> Cow<'a, [u8]> {
+    let mut clean = Cow::Borrowed(text);
+    for secret in secrets(headers) {
+        if clean.windows(secret.len()).any(|window| window == secret.as_bytes()) {
+            clean = Cow::Owned(String::from_utf8_lossy(&clean).replace(secret, MASK).into_bytes());
         }
-        Cow::Owned(String::from_utf8_lossy(text).replace(key, MASK).into_bytes())
     }
+    clean
+}
+
+fn secrets(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let sensitive = headers.iter().filter(|(_, value)| value.is_sensitive());
+    let secrets = sensitive.filter_map(|(name, value)| {
+        let value = value.to_str().ok()?;
+        // `Bearer KEY`, `Basic KEY`
+        let scheme_first = name == AUTHORIZATION || name == PROXY_AUTHORIZATION;
+        Some(value.split_once(' ').filter(|_| scheme_first).map_or(value, |(_, secret)| secret.trim()))
+    });
+    secrets.filter(|secret| secret.len() >= SHORTEST_MASKED_KEY)
 }
 
 impl fmt::Debug for ApiKey {
@@ -95,8 +110,8 @@ mod tests {
 
     #[test]
     fn scrubs_the_key_out_of_echoed_text_but_not_a_placeholder() {
-        let key = ApiKey::new(CANARY).unwrap();
-        assert_eq!(*key.scrub(format!("bad key {CANARY}!").as_bytes()), *b"bad key ***!");
-        assert_eq!(*ApiKey::new("EMPTY").unwrap().scrub(b"EMPTY list"), *b"EMPTY list");
+        let carrying = |key: &str| HeaderMap::from_iter([(AUTHORIZATION, ApiKey::new(key).unwrap().bearer().unwrap())]);
+        assert_eq!(*scrub(&carrying(CANARY), format!("bad key {CANARY}!").as_bytes()), *b"bad key ***!");
+        assert_eq!(*scrub(&carrying("EMPTY"), b"EMPTY list"), *b"EMPTY list");
     }
 }

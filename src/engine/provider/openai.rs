@@ -13,7 +13,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::{lenient, retry_after};
-use crate::engine::error::{Error, HttpContext, Kind, Verdict, printable};
+use crate::engine::error::{Error, HttpContext, Kind, Verdict, printable, printable_name};
 use crate::engine::types::{ChatCompletion, Choice, Message, Model, Prompt, Text, ToolCall, Usage, request_id};
 
 /// The longest error body that is kept.
@@ -400,8 +400,7 @@ fn text(value: &Value, name: &str) -> Option<String> {
 
 /// Reads an answer whose status is not 2xx. `host` is named in the text, never the whole URL.
 pub fn parse_error(status: StatusCode, headers: &HeaderMap, body: &[u8], host: &str, now: SystemTime) -> Error {
-    let mut http = error_context(body);
-    http.request_id = request_id(headers).map(str::to_owned);
+    let http = error_context(body);
     let quota = out_of_quota(&http);
     let retry_after = retry_after::parse(headers, now);
     let said = match (&http.message, status.is_redirection()) {
@@ -413,7 +412,8 @@ pub fn parse_error(status: StatusCode, headers: &HeaderMap, body: &[u8], host: &
     let error = Error::new(Kind::Status(status.as_u16()), format!("{} from {host}: {said}", status.as_u16()))
         .verdict_is(if retryable { Verdict::Retryable } else { Verdict::Final })
         .with_retry_after(retry_after)
-        .with_http(http);
+        .with_http(http)
+        .with_request_id(request_id(headers));
     let error = match advice(status, quota) {
         Some(advice) => error.advise(advice),
         None => error,
@@ -436,7 +436,7 @@ fn redirect_text(headers: &HeaderMap) -> String {
         Some(Ok(url)) => {
             format!(
                 "redirect to {} refused, since it would carry the key there",
-                url.host_str().unwrap_or("another host")
+                printable_name(url.host_str().unwrap_or("another host"))
             )
         }
         Some(Err(_)) => "redirect within the host refused".to_owned(),

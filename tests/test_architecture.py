@@ -1,0 +1,278 @@
+"""What the rooms of docs/dev/architecture.md promise of each other, checked against the source."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import millstream
+import pytest
+from millstream import exceptions, testing, types
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+pytestmark = pytest.mark.tree
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINE = ROOT / "src" / "engine"
+
+# Which rooms of the engine a room may import. A lower row never imports an upper one; within the lowest row `error`
+# is below the others, and `secret` and `types` are below what is made of them.
+MAY_IMPORT: dict[str, set[str]] = {
+    "error": set(),
+    "tokens": set(),
+    "types": {"error"},
+    "secret": {"error"},
+    "config": {"error", "secret"},
+    "metrics": {"types"},
+}
+MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("provider", "limit", "retry", "transport")}
+MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
+MAY_IMPORT["batch"] = set(MAY_IMPORT)
+
+
+def rust_files(folder: Path) -> list[Path]:
+    files = sorted(folder.rglob("*.rs"))
+    assert files, f"no Rust file under {folder}"
+    return files
+
+
+def code_of(path: Path) -> str:
+    """The source without comments, without strings and without its tests."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r'"(?:[^"\\]|\\.)*"', '""', text)
+    text = re.sub(r"//[^\n]*", "", text)
+    return text.split("#[cfg(test)]")[0]
+
+
+def split_imports(text: str) -> Iterator[str]:
+    """Every path of every `use`, with its braces taken apart: `a::{b, c::d}` gives `a::b` and `a::c::d`."""
+
+    def parts(tree: str) -> Iterator[str]:
+        depth, start = 0, 0
+        for place, character in enumerate(tree):
+            depth += {"{": 1, "}": -1}.get(character, 0)
+            if character == "," and depth == 0:
+                yield tree[start:place]
+                start = place + 1
+        yield tree[start:]
+
+    def expand(tree: str, prefix: str) -> Iterator[str]:
+        for part in parts(tree):
+            head, brace, rest = part.partition("{")
+            if brace:
+                yield from expand(rest.rsplit("}", 1)[0], prefix + head)
+            elif part:
+                yield prefix + part
+
+    for use in re.findall(r"\buse\s+([^;]+);", text):
+        yield from expand(re.sub(r"\s+", "", use), "")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ENGINE).parts[0].removesuffix(".rs")
+
+
+def rooms_named_in(path: Path) -> set[str]:
+    """The rooms of the engine that a file names, in a `use` or in a path."""
+    code = code_of(path)
+    depth = len(path.relative_to(ENGINE).parts)
+    named = set()
+    for used in [*split_imports(code), *re.findall(r"\b(?:crate|super)(?:::\w+)+", code)]:
+        if match := re.match(r"crate::engine::(\w+)", used):
+            named.add(match[1])
+        elif match := re.match(rf"(?:super::){{{depth}}}(\w+)", used):
+            named.add(match[1])
+    return named
+
+
+def test_the_search_finds_imports_of_every_form(tmp_path: Path) -> None:
+    text = "use a::{b, c::{d, e as f}, g};\npub use super::h::*;\nuse i;\n"
+    assert list(split_imports(text)) == ["a::b", "a::c::d", "a::c::easf", "a::g", "super::h::*", "i"]
+    assert rooms_named_in(ENGINE / "pipeline.rs") >= {"config", "error", "limit", "provider", "retry", "transport"}
+    assert rooms_named_in(ENGINE / "provider" / "openai.rs") >= {"error", "types"}
+    assert "provider" not in rooms_named_in(ENGINE / "provider" / "openai.rs")
+
+
+def test_a_room_imports_only_rooms_below_it() -> None:
+    seen = set()
+    for path in rust_files(ENGINE):
+        room = room_of(path)
+        if room == "mod":
+            continue
+        assert room in MAY_IMPORT, f"{path.name}: a room that this test does not know"
+        seen.add(room)
+        wrong = rooms_named_in(path) - MAY_IMPORT[room] - {room}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+    assert seen == set(MAY_IMPORT)
+
+
+def test_pyo3_is_named_only_in_the_rooms_of_python() -> None:
+    named = {path.relative_to(ROOT / "src").parts[0] for path in rust_files(ROOT / "src") if "pyo3" in code_of(path)}
+    assert named == {"py"}
+
+
+def test_reqwest_is_named_only_in_the_transport() -> None:
+    named = {path.relative_to(ROOT).as_posix() for path in rust_files(ROOT / "src") if "reqwest" in code_of(path)}
+    assert named == {"src/engine/transport.rs"}
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        r"std::time::Instant",
+        r"\bstd::time::\{[^}]*\bInstant\b",
+        r"\bstd::thread\b",
+        r"\be?print(ln)?!",
+        r"\bdbg!",
+        r"\bunsafe\b",
+    ],
+)
+def test_the_engine_has_one_clock_no_threads_and_prints_nothing(forbidden: str) -> None:
+    for path in rust_files(ENGINE):
+        assert not re.search(forbidden, code_of(path)), f"{forbidden} in {path.relative_to(ROOT)}"
+
+
+def test_the_mock_and_the_engine_know_nothing_of_each_other() -> None:
+    for path in rust_files(ROOT / "src" / "mock"):
+        assert not re.search(r"\bengine\b", code_of(path)), path.name
+    for path in rust_files(ENGINE):
+        assert not re.search(r"\bmock\b|\bpy::", code_of(path)), path.name
+
+
+def test_every_rust_file_says_what_it_is() -> None:
+    for path in rust_files(ROOT / "src"):
+        assert path.read_text(encoding="utf-8").startswith("//! "), path.relative_to(ROOT)
+
+
+def test_what_the_engine_promises_is_in_the_page_about_it() -> None:
+    page = (ROOT / "docs" / "dev" / "architecture.md").read_text(encoding="utf-8")
+    for room in MAY_IMPORT:
+        assert re.search(rf"^  {room}(\.rs|/) ", page, re.MULTILINE), room
+
+
+# ---- the Python face ----
+
+
+def python_files() -> list[Path]:
+    files = sorted((ROOT / "python").rglob("*.py"))
+    assert len(files) > 5
+    return files
+
+
+@pytest.mark.parametrize("module", [millstream, exceptions, testing, types], ids=lambda module: module.__name__)
+def test_all_is_sorted_and_names_what_is_public(module: ModuleType) -> None:
+    names = module.__all__
+    assert len(set(names)) == len(names)
+    # As ruff sorts: constants, then classes, then the rest.
+    assert names == sorted(names, key=lambda name: (0 if name.isupper() else 1 if name[:1].isupper() else 2, name))
+    own = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and not inspect.ismodule(value)
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__.split(".")[0] == "millstream"
+    }
+    assert own <= set(names) | {"TYPE_CHECKING"}, own - set(names)
+    assert all(hasattr(module, name) for name in names)
+
+
+def test_the_error_tree_is_public_whole() -> None:
+    assert set(exceptions.__all__) <= set(millstream.__all__)
+
+
+def public_members(kind: type) -> Iterator[tuple[str, object]]:
+    for name, member in vars(kind).items():
+        if not name.startswith("_") and (callable(member) or inspect.isdatadescriptor(member)):
+            yield name, member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    """Those of the native module are written where its types are: in its stub."""
+    documented = 0
+    for module in (millstream, exceptions, testing, types):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if not inspect.isclass(value):
+                continue
+            if value.__module__.endswith("._millstream"):
+                continue
+            assert value.__doc__, name
+            documented += 1
+            fields = getattr(value, "__dataclass_fields__", {})
+            for member_name, member in public_members(value):
+                if member_name not in fields:
+                    assert inspect.getdoc(member), f"{name}.{member_name}"
+                    documented += 1
+    assert documented > 50
+
+
+def test_every_public_record_of_the_native_module_is_documented_in_its_stub() -> None:
+    stub = ast.parse((ROOT / "python" / "millstream" / "_millstream.pyi").read_text(encoding="utf-8"))
+    public = {*millstream.__all__, *types.__all__}
+    documented = 0
+    for node in stub.body:
+        if not isinstance(node, ast.ClassDef) or node.name not in public:
+            continue
+        assert ast.get_docstring(node), node.name
+        for member in node.body:
+            if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
+                assert ast.get_docstring(member), f"{node.name}.{member.name}"
+                documented += 1
+    assert documented > 20
+
+
+def test_the_package_imports_nothing_that_is_not_pythons_own() -> None:
+    import sys
+
+    for path in python_files():
+        if path.name == "_pytest.py":
+            continue  # the plugin, which pytest loads
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            for name in names:
+                top = name.split(".")[0]
+                assert top == "millstream" or top in sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
+# ---- the pages ----
+
+
+def test_links_of_the_pages_lead_to_files_of_the_project() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert len(pages) >= 4
+    links = 0
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if "://" in target:
+                continue
+            links += 1
+            path = (page.parent / target).resolve()
+            assert path.is_relative_to(ROOT), f"{page.name}: {target}"
+            # `make bench` writes this one.
+            assert path.exists() or path == ROOT / "docs" / "benchmarks.md", f"{page.name}: {target}"
+    assert links >= 4
+
+
+def test_pages_and_sources_name_no_path_outside_of_the_project() -> None:
+    looked_at = 0
+    outside = re.compile(r"(?<![\w.$}~])(/(work|home|root|Users|mnt|srv)/\S*|\.\./\.\.\S*|\.\./shared\S*)")
+    for pattern in ("*.md", "*.toml", "Makefile", "docs/**/*.md", "src/**/*.rs", "python/**/*.py*", "examples/*.py"):
+        for path in ROOT.glob(pattern):
+            if path.is_file() and path.suffix not in (".pyc", ".so"):
+                looked_at += 1
+                found = outside.search(path.read_text(encoding="utf-8"))
+                assert not found, f"{path.relative_to(ROOT)} names {found and found[0]}"
+    assert looked_at > 50

@@ -1,0 +1,156 @@
+"""The public API as a typed program uses it: `mypy --strict` must agree with every `assert_type`. Never run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, assert_type
+
+from millstream import (
+    NOT_GIVEN,
+    APIError,
+    APIStatusError,
+    AsyncClient,
+    ChatCompletion,
+    Client,
+    ClientStats,
+    CompletionConfig,
+    MillstreamError,
+    ModelList,
+    RateLimiter,
+    RateLimitError,
+    Reservation,
+    __version__,
+)
+from millstream.testing import Answer, Fault, MockServer, MockStats, RecordedRequest
+from millstream.types import ChatMessage, Choice, FunctionCall, Model, ToolCall, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def prompts() -> Iterator[str]:
+    yield "a"
+
+
+def blocking(flag: bool) -> None:
+    limiter = RateLimiter(requests_per_minute=500, tokens_per_minute=200_000.5)
+    config = CompletionConfig(model="m", temperature=0, stop=["x"], extra={"top_k": 1})
+    with Client(
+        api_key="k",
+        base_url="http://127.0.0.1/v1",
+        model="m",
+        config=config,
+        timeout=None,
+        connect_timeout=1,
+        max_retries=0,
+        max_concurrency=8,
+        rate_limiter=limiter,
+        default_headers={"X-A": "1"},
+        http2=True,
+        allow_http=True,
+    ) as client:
+        assert_type(client, Client)
+        assert_type(client.complete("hi"), str)
+        assert_type(client.complete([{"role": "user", "content": "hi"}], system="s", temperature=0.5, top_k=1), str)
+        assert_type(client.complete("hi", timeout=NOT_GIVEN, config=config, extra_headers={"X-A": "1"}), str)
+        assert_type(client.batch_complete(["a", [{"role": "user", "content": "b"}]]), list[str])
+        assert_type(client.batch_complete(prompts(), max_concurrent=3, return_exceptions=False), list[str])
+        assert_type(client.batch_complete(prompts(), return_exceptions=True), list[str | MillstreamError])
+        assert_type(client.batch_complete(prompts(), return_exceptions=flag), list[str | MillstreamError])
+        assert_type(client.with_options(timeout=5).with_options(rate_limiter=None), Client)
+        assert_type(client.stats(), ClientStats)
+        assert_type(client.stats().in_flight, int)
+        assert_type(client.models.list(), ModelList)
+        assert_type([model.id for model in client.models.list()], list[str])
+        assert_type(client.models.list().data, list[Model])
+        assert_type(client.base_url, str)
+        assert_type(client.closed, bool)
+        response = client.chat.completions.create(messages=[{"role": "user", "content": "hi"}], n=2)
+        record(response)
+        # An answer's message goes into the next request as it is.
+        client.complete([{"role": "user", "content": "hi"}, response.choices[0].message])
+        client.chat.completions.create(messages=[response.choices[0].message], extra_body={"top_k": 1})
+    assert_type(__version__, str)
+
+
+def record(response: ChatCompletion) -> None:
+    assert_type(response.id, str)
+    assert_type(response.created, int)
+    assert_type(response.choices, list[Choice])
+    assert_type(response.choices[0].index, int)
+    assert_type(response.choices[0].finish_reason, str | None)
+    message = response.choices[0].message
+    assert_type(message, ChatMessage)
+    assert_type(message.content, str | None)
+    assert_type(message.tool_calls, list[ToolCall] | None)
+    if message.tool_calls:
+        assert_type(message.tool_calls[0].function, FunctionCall)
+        assert_type(message.tool_calls[0].function.arguments, str)
+    assert_type(response.usage, Usage | None)
+    if response.usage is not None:
+        assert_type(response.usage.total_tokens, int)
+    assert_type(response.text, str)
+    assert_type(response.headers, dict[str, str])
+    assert_type(response.request_id, str | None)
+    assert_type(response.attempts, int)
+    assert_type(response.elapsed, float)
+    assert_type(response.to_dict(), dict[str, Any])
+    # A server's own field.
+    assert_type(response.system_fingerprint, Any)
+
+
+async def awaited(flag: bool) -> None:
+    async with AsyncClient(model="m") as client:
+        assert_type(client, AsyncClient)
+        assert_type(await client.complete("hi"), str)
+        assert_type(await client.batch_complete(prompts()), list[str])
+        assert_type(await client.batch_complete(["a"], return_exceptions=False), list[str])
+        assert_type(await client.batch_complete(["a"], return_exceptions=True), list[str | MillstreamError])
+        assert_type(await client.batch_complete(["a"], return_exceptions=flag), list[str | MillstreamError])
+        assert_type(await client.chat.completions.create(messages=[]), ChatCompletion)
+        assert_type(await client.models.list(), ModelList)
+        assert_type(client.with_options(base_url="https://h/v1", api_key="k", model="n"), AsyncClient)
+    await client.aclose()
+    await client.close()
+
+
+async def limits() -> None:
+    limiter = RateLimiter(requests_per_minute=5)
+    assert_type(await limiter.acquire(tokens=5), Reservation)
+    assert_type(limiter.acquire_blocking(1, 2.5), Reservation)
+    assert_type(limiter.try_acquire(), Reservation | None)
+    assert_type(limiter.waiting, int)
+    async with limiter as entered:
+        assert_type(entered, RateLimiter)
+    with limiter as entered_blocking:
+        assert_type(entered_blocking, RateLimiter)
+    reservation = limiter.acquire_blocking()
+    assert_type(reservation.tokens, float)
+    reservation.settle(5)
+
+
+def errors(client: Client) -> None:
+    try:
+        client.complete("hi")
+    except RateLimitError as error:
+        assert_type(error.retry_after, float | None)
+        assert_type(error.attempts, int)
+    except APIStatusError as error:
+        assert_type(error.status_code, int | None)
+        assert_type(error.request_id, str | None)
+    except APIError as error:
+        assert_type(error.elapsed, float)
+        assert_type(error.retryable, bool)
+    except MillstreamError as error:
+        assert_type(error.message, str)
+
+
+def mock() -> None:
+    fault: Fault = "hang_before"
+    with MockServer(latency=(0.1, 0.5), requests_per_minute=60) as server:
+        server.script(Answer(status=503), Answer(fault=fault, times=0))
+        server.when("x", Answer(body={"a": 1}))
+        assert_type(server.base_url, str)
+        assert_type(server.requests, list[RecordedRequest])
+        assert_type(server.requests[0].header("a"), str | None)
+        assert_type(server.stats, MockStats)
+        assert_type(server.stats.max_in_flight, int)
