@@ -283,12 +283,14 @@ impl<'py> FromPyObject<'_, 'py> for Options {
 impl Options {
     fn calls(self, py: Python<'_>, client: &NativeClient, system: Option<&Bound<'_, PyString>>) -> PyResult<ChatCalls> {
         let model = config::model(self.model.as_deref()).or_raise(py)?;
-        pipeline.endpoint.check_secrets(&self.headers).or_raise(py)?;
         let system = system.map(|system| to_text("system", system)).transpose()?;
         let template = ChatTemplate::new(model, system.as_deref(), &self.fields);
         let target = match self.headers {
             None => Arc::clone(&client.chat_target),
-            Some(extra) => Arc::new(chat_target(&client.endpoint, extra)),
+            Some(extra) => {
+                client.endpoint.check_secrets(&extra).or_raise(py)?;
+                Arc::new(chat_target(&client.endpoint, extra))
+            }
         };
         Ok(ChatCalls::new(template, target, self.max_tokens))
     }
