@@ -26,6 +26,9 @@ T = TypeVar("T")
 _ports: weakref.WeakKeyDictionary[AbstractEventLoop, Port] = weakref.WeakKeyDictionary()
 _ports_lock = threading.Lock()
 
+# How often a thread that watches for a loop asks whether that was closed instead of taking its results.
+_CLOSED_INTERVAL_S = 1.0
+
 
 async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Start a native call in the running loop and await its result.
@@ -80,21 +83,36 @@ def _watch_from_a_thread(loop: AbstractEventLoop, port: Port) -> None:
     bell.setblocking(True)
 
     def watch() -> None:
-        # Peeking leaves the byte for `drain`, so it cannot be lost between the two.
-        while bell.recv(1, socket.MSG_PEEK):
-            drained = threading.Event()
-            running_loop = loop_reference()
-            if running_loop is None or running_loop.is_closed():
-                break
-            try:
-                running_loop.call_soon_threadsafe(_drain, port, drained)
-            except RuntimeError:
-                break
-            del running_loop
-            drained.wait()
-        bell.close()
+        # Nothing here holds the loop or the port, so `recv` ends with them. Peeking leaves the byte for `drain`, so it
+        # cannot be lost between the two.
+        with bell:
+            while bell.recv(1, socket.MSG_PEEK):
+                drained = threading.Event()
+                if not _drain_soon(loop_reference, drained):
+                    return
+                while not drained.wait(_CLOSED_INTERVAL_S):
+                    if _is_gone(loop_reference):
+                        return
 
     threading.Thread(target=watch, name="millstream-port", daemon=True).start()
+
+
+def _drain_soon(loop_reference: weakref.ref[AbstractEventLoop], drained: threading.Event) -> bool:
+    loop = loop_reference()
+    port = None if loop is None else _ports.get(loop)
+    if loop is None or port is None:
+        return False
+    try:
+        loop.call_soon_threadsafe(_drain, port, drained)
+    except RuntimeError:
+        # Closed, and only then.
+        return False
+    return True
+
+
+def _is_gone(loop_reference: weakref.ref[AbstractEventLoop]) -> bool:
+    loop = loop_reference()
+    return loop is None or loop.is_closed()
 
 
 def _drain(port: Port, drained: threading.Event) -> None:
