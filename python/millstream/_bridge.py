@@ -7,6 +7,7 @@ cancelled or abandoned ``await`` means for the call.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import socket
 import threading
@@ -132,5 +133,6 @@ def _after_fork_in_child() -> None:
 
 _inherited: list[object] = []
 
+atexit.register(_millstream.quiesce)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -14,6 +14,7 @@ BUILD_PROFILE: Final[str]
 Options: TypeAlias = tuple[str | None, dict[str, Any], tuple[float | None] | None, list[tuple[str, str]] | None]
 
 def echo(pending: Pending) -> None: ...
+def quiesce() -> None: ...
 
 @final
 class Port:

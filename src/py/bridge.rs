@@ -4,12 +4,22 @@
 //! one byte only if the queue was idle, so any number of results cost one wake-up. The loop calls [`Port::drain`], which takes
 //! the GIL's work in one go: it makes the Python objects and completes exact `asyncio.Future`s. The engine's side holds no Python
 //! object, so it never needs the GIL, and a loop that is gone just leaves results unread.
+//!
+//! Completing a future runs Python code. An interpreter that exits ends the threads that it finds there, and before Python 3.14
+//! such an end aborts the process if it comes through a Rust frame; so [`quiesce`], an exit handler, sees to it that a loop in a
+//! daemon thread is not inside [`Port::drain`] then.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
 use futures_util::future::{AbortHandle, AbortRegistration};
 use pyo3::exceptions::PyRuntimeError;
@@ -17,6 +27,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::errors;
+use super::process::PerProcess;
 use super::runtime::{Runtime, block_on};
 use crate::engine::error::Error;
 
@@ -96,6 +107,7 @@ impl Port {
 
     /// Completes the futures whose results have come.
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        let _draining = Draining::begin(py);
         let _ = (&self.watched).read(&mut [0; 64]);
         let (results, more) = {
             let mut queue = lock(&self.inbox.queue);
@@ -135,6 +147,58 @@ impl Port {
     fn __len__(&self) -> usize {
         lock(&self.waiting).len()
     }
+}
+
+/// How many threads are inside [`Port::drain`].
+static DRAINING: PerProcess<AtomicUsize> = PerProcess::new();
+
+/// The thread that ends the interpreter, once it does.
+static EXITING: OnceLock<ThreadId> = OnceLock::new();
+
+/// Longest wait of the exit for a `drain`, which takes milliseconds.
+const QUIESCE_TIMEOUT: Duration = Duration::from_millis(500);
+
+struct Draining(Arc<AtomicUsize>);
+
+impl Draining {
+    /// Counts this thread in. Once the interpreter exits, no other thread than the exiting one comes back from here.
+    fn begin(py: Python<'_>) -> Self {
+        let draining = Self(draining());
+        draining.0.fetch_add(1, SeqCst);
+        if EXITING.get().is_none_or(|exiting| *exiting == thread::current().id()) {
+            return draining;
+        }
+        drop(draining);
+        py.detach(|| {
+            loop {
+                thread::park();
+            }
+        })
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+fn draining() -> Arc<AtomicUsize> {
+    let Ok(count) = DRAINING.get_or_make(|| Ok::<_, Infallible>(AtomicUsize::new(0)));
+    count
+}
+
+/// Keeps all other threads out of [`Port::drain`] from now on; called as the interpreter exits.
+#[pyfunction]
+pub(crate) fn quiesce(py: Python<'_>) {
+    EXITING.get_or_init(|| thread::current().id());
+    let draining = draining();
+    let deadline = Instant::now() + QUIESCE_TIMEOUT;
+    py.detach(|| {
+        while draining.load(SeqCst) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
 }
 
 /// One call under way. Aborting or dropping it ends the call, closes its connection and gives its permits back.

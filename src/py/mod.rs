@@ -18,7 +18,7 @@ mod runtime;
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {
     #[pymodule_export]
-    use super::bridge::{Pending, Port, echo};
+    use super::bridge::{Pending, Port, echo, quiesce};
     #[pymodule_export]
     use super::client::{BatchTexts, NativeClient};
     #[pymodule_export]
