@@ -7,6 +7,7 @@ cancelled or abandoned ``await`` means for the call.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import socket
 import threading
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 _ports: weakref.WeakKeyDictionary[AbstractEventLoop, Port] = weakref.WeakKeyDictionary()
 _ports_lock = threading.Lock()
+
+# How often a thread that watches for a loop asks whether that was closed instead of taking its results.
+_CLOSED_INTERVAL_S = 1.0
 
 
 class _Here(threading.local):
@@ -97,21 +101,36 @@ def _watch_from_a_thread(loop: AbstractEventLoop, port: Port) -> None:
     bell.setblocking(True)
 
     def watch() -> None:
-        # Peeking leaves the byte for `drain`, so it cannot be lost between the two.
-        while bell.recv(1, socket.MSG_PEEK):
-            drained = threading.Event()
-            running_loop = loop_reference()
-            if running_loop is None or running_loop.is_closed():
-                break
-            try:
-                running_loop.call_soon_threadsafe(_drain, port, drained)
-            except RuntimeError:
-                break
-            del running_loop
-            drained.wait()
-        bell.close()
+        # Nothing here holds the loop or the port, so `recv` ends with them. Peeking leaves the byte for `drain`, so it
+        # cannot be lost between the two.
+        with bell:
+            while bell.recv(1, socket.MSG_PEEK):
+                drained = threading.Event()
+                if not _drain_soon(loop_reference, drained):
+                    return
+                while not drained.wait(_CLOSED_INTERVAL_S):
+                    if _is_gone(loop_reference):
+                        return
 
     threading.Thread(target=watch, name="millstream-port", daemon=True).start()
+
+
+def _drain_soon(loop_reference: weakref.ref[AbstractEventLoop], drained: threading.Event) -> bool:
+    loop = loop_reference()
+    port = None if loop is None else _ports.get(loop)
+    if loop is None or port is None:
+        return False
+    try:
+        loop.call_soon_threadsafe(_drain, port, drained)
+    except RuntimeError:
+        # Closed, and only then.
+        return False
+    return True
+
+
+def _is_gone(loop_reference: weakref.ref[AbstractEventLoop]) -> bool:
+    loop = loop_reference()
+    return loop is None or loop.is_closed()
 
 
 def _drain(port: Port, drained: threading.Event) -> None:
@@ -124,6 +143,7 @@ def _drain(port: Port, drained: threading.Event) -> None:
 def _after_fork_in_child() -> None:
     """Leave the parent's ports alone: their sockets are the parent's, and so are the tasks that wait on them."""
     global _here, _ports, _ports_lock
+    _millstream.after_fork_in_child()
     _inherited.append((_here, _ports))
     _here = _Here()
     _ports = weakref.WeakKeyDictionary()
@@ -132,5 +152,6 @@ def _after_fork_in_child() -> None:
 
 _inherited: list[object] = []
 
+atexit.register(_millstream.quiesce)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -4,12 +4,21 @@
 //! one byte only if the queue was idle, so any number of results cost one wake-up. The loop calls [`Port::drain`], which takes
 //! the GIL's work in one go: it makes the Python objects and completes exact `asyncio.Future`s. The engine's side holds no Python
 //! object, so it never needs the GIL, and a loop that is gone just leaves results unread.
+//!
+//! Completing a future runs Python code. An interpreter that exits ends the threads that it finds there, and before Python 3.14
+//! such an end aborts the process if it comes through a Rust frame; so [`quiesce`], an exit handler, sees to it that a loop in a
+//! daemon thread is not inside [`Port::drain`] then.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::mem;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
 use futures_util::future::{AbortHandle, AbortRegistration};
 use pyo3::exceptions::PyRuntimeError;
@@ -17,6 +26,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::errors;
+use super::process::{self, PerProcess};
 use super::runtime::{Runtime, block_on};
 use crate::engine::error::Error;
 
@@ -138,6 +148,7 @@ impl Port {
 
     /// Completes the futures whose results have come.
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        let _draining = Draining::begin(py);
         let _ = (&self.watched).read(&mut [0; 64]);
         let (results, more) = {
             let mut queue = lock(&self.inbox.queue);
@@ -151,19 +162,15 @@ impl Port {
         if more {
             self.inbox.signal();
         }
+        // A signal handler may raise in any of these calls. The other results are handed over all the same.
+        let mut raised = Ok(());
         for (id, delivery) in results {
             let Some(future) = lock(&self.waiting).remove(id) else { continue };
-            let future = future.bind(py);
-            // Cancelled between the result and this turn of the loop.
-            if future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                continue;
+            if let Err(error) = complete(future.bind(py), delivery) {
+                raised = Err(error);
             }
-            match delivery(py) {
-                Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
-                Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
-            };
         }
-        Ok(())
+        raised
     }
 
     /// Lets go of every future that waits; for a loop that was closed under them.
@@ -178,6 +185,71 @@ impl Port {
         let waiting = lock(&self.waiting);
         waiting.places.len() - waiting.free.len()
     }
+}
+
+fn complete(future: &Bound<'_, PyAny>, delivery: Delivery) -> PyResult<()> {
+    let py = future.py();
+    // It may have been cancelled between the result and this turn of the loop.
+    if future.call_method0(intern!(py, "done"))?.is_truthy()? {
+        return Ok(());
+    }
+    match delivery(py) {
+        Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
+        Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
+    };
+    Ok(())
+}
+
+/// How many threads are inside [`Port::drain`].
+static DRAINING: PerProcess<AtomicUsize> = PerProcess::new();
+
+/// The thread that ends the interpreter, once it does.
+static EXITING: OnceLock<ThreadId> = OnceLock::new();
+
+/// Longest wait of the exit for a `drain`, which takes milliseconds.
+const QUIESCE_TIMEOUT: Duration = Duration::from_millis(500);
+
+struct Draining(Arc<AtomicUsize>);
+
+impl Draining {
+    /// Counts this thread in. Once the interpreter exits, no other thread than the exiting one comes back from here.
+    fn begin(py: Python<'_>) -> Self {
+        let draining = Self(draining());
+        draining.0.fetch_add(1, SeqCst);
+        if EXITING.get().is_none_or(|exiting| *exiting == thread::current().id()) {
+            return draining;
+        }
+        drop(draining);
+        py.detach(|| {
+            loop {
+                thread::park();
+            }
+        })
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+fn draining() -> Arc<AtomicUsize> {
+    let Ok(count) = DRAINING.get_or_make(|| Ok::<_, Infallible>(AtomicUsize::new(0)));
+    count
+}
+
+/// Keeps all other threads out of [`Port::drain`] from now on; called as the interpreter exits.
+#[pyfunction]
+pub(crate) fn quiesce(py: Python<'_>) {
+    EXITING.get_or_init(|| thread::current().id());
+    let draining = draining();
+    let deadline = Instant::now() + QUIESCE_TIMEOUT;
+    py.detach(|| {
+        while draining.load(SeqCst) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
 }
 
 /// One call under way. Aborting or dropping it ends the call, closes its connection and gives its permits back.
@@ -200,7 +272,7 @@ impl Pending {
         Self {
             port: port.unbind(),
             id,
-            process: std::process::id(),
+            process: process::current(),
             abort,
             detached: AtomicBool::new(false),
             registration: Mutex::new(Some(registration)),
@@ -209,7 +281,7 @@ impl Pending {
 
     /// Ends the call if it has not ended.
     fn abort(&self) {
-        if self.process != std::process::id() {
+        if self.process != process::current() {
             return;
         }
         self.abort.abort();
@@ -226,7 +298,7 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         // The port's map is left to `abort`, which every way out of a call goes through: a drop may come from the map itself.
-        if self.process == std::process::id() && !self.detached.load(Relaxed) {
+        if self.process == process::current() && !self.detached.load(Relaxed) {
             self.abort.abort();
         }
     }

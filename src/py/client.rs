@@ -65,7 +65,7 @@ pub(crate) struct NativeClient {
     limiter: Option<Arc<limiter::Shared>>,
     retry: RetryPolicy,
     timeout: Option<Duration>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<PerProcess<Metrics>>,
 }
 
 #[pymethods]
@@ -118,7 +118,7 @@ impl NativeClient {
                 ..RetryPolicy::default()
             },
             timeout: config::positive_seconds("timeout", timeout).or_raise(py)?,
-            metrics: parent.map_or_else(Arc::default, |parent| Arc::clone(&parent.metrics)),
+            metrics: parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.metrics)),
         })
     }
 
@@ -204,7 +204,7 @@ impl NativeClient {
 
     /// The counters now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let now = self.metrics.snapshot();
+        let now = self.metrics().or_raise(py)?.snapshot();
         let stats = PyDict::new(py);
         stats.set_item("requests", now.requests)?;
         stats.set_item("attempts", now.attempts)?;
@@ -231,6 +231,11 @@ impl NativeClient {
 }
 
 impl NativeClient {
+    /// A forked child counts from zero: what its parent has in flight would never end there.
+    fn metrics(&self) -> Result<Arc<Metrics>, Error> {
+        self.metrics.get_or_make(|| Ok(Metrics::default()))
+    }
+
     fn pipeline(&self, options: &Options) -> Result<Pipeline, Error> {
         let timeout = match options.timeout {
             Some(timeout) => config::positive_seconds("timeout", timeout)?,
@@ -246,7 +251,7 @@ impl NativeClient {
             limiter: self.limiter.as_ref().map(|limiter| limiter.get()).transpose()?,
             retry: self.retry,
             timeout,
-            metrics: Arc::clone(&self.metrics),
+            metrics: self.metrics()?,
         })
     }
 }

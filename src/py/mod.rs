@@ -18,13 +18,15 @@ mod runtime;
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {
     #[pymodule_export]
-    use super::bridge::{Pending, Port, echo};
+    use super::bridge::{Pending, Port, echo, quiesce};
     #[pymodule_export]
     use super::client::{BatchTexts, NativeClient};
     #[pymodule_export]
     use super::limiter::{NativeRateLimiter, Reservation};
     #[pymodule_export]
     use super::mock::{MockServer, MockStats, RecordedRequest};
+    #[pymodule_export]
+    use super::process::after_fork_in_child;
     #[pymodule_export]
     use super::records::{ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage};
 

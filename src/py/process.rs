@@ -7,8 +7,25 @@
 
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
+use pyo3::prelude::*;
+
+/// How many forks lie between the process that loaded the module and this one. Cheaper to read than the process id, which is a
+/// system call.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Names this process among its ancestors.
+pub(crate) fn current() -> u32 {
+    GENERATION.load(Relaxed)
+}
+
+/// Called in a child right after the fork, before anything else can run in it.
+#[pyfunction]
+pub(crate) fn after_fork_in_child() {
+    GENERATION.fetch_add(1, Relaxed);
+}
 
 /// A lazily made value, one a process.
 #[derive(Debug)]
@@ -29,7 +46,7 @@ impl<T> PerProcess<T> {
 
     /// This process's value, made with `make` if there is none.
     pub(crate) fn get_or_make<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
-        let process = std::process::id();
+        let process = current();
         let current = self.current.load();
         if let Some(owned) = current.as_ref().filter(|owned| owned.process == process) {
             return Ok(Arc::clone(&owned.value));
@@ -61,7 +78,7 @@ impl<T> Drop for PerProcess<T> {
 
 fn forget_inherited<T>(owned: Option<Arc<Owned<T>>>) {
     if let Some(owned) = owned
-        && owned.process != std::process::id()
+        && owned.process != current()
     {
         mem::forget(owned);
     }
