@@ -266,6 +266,32 @@ def test_a_missing_model_is_refused(make: Make, mock_server: MockServer, model: 
     assert nothing_was_sent(mock_server)
 
 
+def test_stream_false_is_what_a_call_does_anyway(face: Face, mock_server: MockServer) -> None:
+    assert face.complete("hi", stream=False) == "echo: hi"
+    assert "stream" not in mock_server.requests[0].json()
+
+
+def test_parts_of_an_answer_are_picklable_and_equal_by_value(face: Face, mock_server: MockServer) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    mock_server.script(Answer(body={"choices": [{"index": 0, "message": message}], "usage": usage}))
+    choice = (response := face.create()).choices[0]
+    tool_call = choice.message.tool_calls[0]
+    for part in (choice, choice.message, response.usage, tool_call, tool_call.function):
+        copy = pickle.loads(pickle.dumps(part))
+        assert copy == part
+        assert copy.to_dict() == part.to_dict()
+
+
+def test_a_choice_shows_its_own_part_of_the_body_behind_one_that_says_nothing(
+    face: Face, mock_server: MockServer
+) -> None:
+    spoken = {"index": 1, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    mock_server.script(Answer(body={"choices": [{"index": 0}, spoken]}))
+    assert face.create().choices[0].to_dict() == spoken
+
+
 def test_streaming_is_refused_clearly_wherever_it_is_asked_for(make: Make, mock_server: MockServer) -> None:
     face = make()
     streaming = make(config=CompletionConfig(extra={"stream": True}))

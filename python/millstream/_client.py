@@ -223,6 +223,9 @@ class _Base:
             sources = (source.to_dict() for source in (settings.config, config) if source is not None)
             fields = {name: value for source in (*sources, params) for name, value in source.items()}
         if fields:
+            if fields.get("stream") is False:
+                # What every call does anyway.
+                del fields["stream"]
             for refused in _NOT_PARAMETERS.keys() & fields.keys():
                 raise ConfigurationError(f"{refused}= is not a parameter of this call; {_NOT_PARAMETERS[refused]}")
             configured = fields.pop("model", None)

@@ -217,6 +217,10 @@ class Choice:
         """The choice as the server sent it."""
 
     def __getattribute__(self, name: str, /) -> Any: ...
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(completion: ChatCompletion, index: int) -> Choice: ...
 
 @final
 class ChatMessage:
@@ -242,6 +246,10 @@ class ChatMessage:
         """The message as the server sent it."""
 
     def __getattribute__(self, name: str, /) -> Any: ...
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(completion: ChatCompletion, index: int) -> ChatMessage: ...
 
 @final
 class ToolCall:
@@ -261,6 +269,10 @@ class ToolCall:
 
     def to_dict(self) -> dict[str, Any]:
         """The call in OpenAI's form."""
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(call_id: str, kind: str, name: str, arguments: str) -> ToolCall: ...
 
 @final
 class FunctionCall:
@@ -276,6 +288,10 @@ class FunctionCall:
 
     def to_dict(self) -> dict[str, Any]:
         """The function in OpenAI's form."""
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(call_id: str, kind: str, name: str, arguments: str) -> FunctionCall: ...
 
 @final
 class Usage:
@@ -297,6 +313,10 @@ class Usage:
         """The usage as the server sent it."""
 
     def __getattribute__(self, name: str, /) -> Any: ...
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(completion: ChatCompletion) -> Usage: ...
 
 @final
 class MockServer:

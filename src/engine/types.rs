@@ -56,6 +56,8 @@ pub struct Message {
 /// One of the `n` answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
+    /// Where it stands in the body, which may hold others that say nothing.
+    pub position: usize,
     /// Its place among the `n`.
     pub index: u64,
     /// `stop`, `length`, `tool_calls`, `content_filter`, …

@@ -10,6 +10,7 @@
 //! daemon thread is not inside [`Port::drain`] then.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::mem;
 use std::sync::atomic::{

@@ -25,6 +25,11 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// Where in the body the choice of that index is.
+    fn position(&self, index: usize) -> usize {
+        self.completion.choices.get(index).map_or(index, |choice| choice.position)
+    }
+
     /// The part of the body under `path`.
     fn part(&self, path: &[Step]) -> Option<Value> {
         let body = lenient::parse(&self.receipt.body).ok()?;
@@ -229,7 +234,7 @@ impl Choice {
     }
 
     fn path(&self) -> [Step; 2] {
-        [Step::Key("choices"), Step::Index(self.index)]
+        [Step::Key("choices"), Step::Index(self.answer.position(self.index))]
     }
 }
 
@@ -258,6 +263,20 @@ impl Choice {
         self.answer.attribute(py, "Choice", &self.path(), name)
     }
 
+    fn __eq__(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (ChatCompletion, usize))> {
+        let this = slf.get();
+        Ok((slf.get_type().getattr("_restore")?, (ChatCompletion(Arc::clone(&this.answer)), this.index)))
+    }
+
+    #[staticmethod]
+    fn _restore(completion: &Bound<'_, ChatCompletion>, index: usize) -> Self {
+        Self { answer: Arc::clone(&completion.get().0), index }
+    }
+
     fn __repr__(&self) -> String {
         let reason = repr(self.finish_reason().as_ref());
         format!("Choice(index={}, finish_reason={reason}, message={})", self.index(), self.message().__repr__())
@@ -277,7 +296,7 @@ impl ChatMessage {
     }
 
     fn path(&self) -> [Step; 3] {
-        [Step::Key("choices"), Step::Index(self.index), Step::Key("message")]
+        [Step::Key("choices"), Step::Index(self.answer.position(self.index)), Step::Key("message")]
     }
 }
 
@@ -311,6 +330,20 @@ impl ChatMessage {
         self.answer.attribute(py, "ChatMessage", &self.path(), name)
     }
 
+    fn __eq__(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (ChatCompletion, usize))> {
+        let this = slf.get();
+        Ok((slf.get_type().getattr("_restore")?, (ChatCompletion(Arc::clone(&this.answer)), this.index)))
+    }
+
+    #[staticmethod]
+    fn _restore(completion: &Bound<'_, ChatCompletion>, index: usize) -> Self {
+        Self { answer: Arc::clone(&completion.get().0), index }
+    }
+
     fn __repr__(&self) -> String {
         let calls = self.tool_calls().filter(|calls| !calls.is_empty());
         let calls = calls.map(|calls| calls.iter().map(ToolCall::__repr__).collect::<Vec<_>>().join(", "));
@@ -318,6 +351,9 @@ impl ChatMessage {
         format!("ChatMessage(role={:?}, content={}{calls})", self.role(), repr(self.content().as_ref()))
     }
 }
+
+/// A function call, pickled: id, type, name, arguments.
+type CallParts = (String, String, String, String);
 
 /// One function call that the model asks for.
 #[pyclass(frozen, module = "millstream._millstream")]
@@ -348,6 +384,20 @@ impl ToolCall {
         Ok(dict)
     }
 
+    fn __eq__(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, CallParts)> {
+        let call = slf.get().0.clone();
+        Ok((slf.get_type().getattr("_restore")?, (call.id, call.kind, call.name, call.arguments)))
+    }
+
+    #[staticmethod]
+    fn _restore(call_id: String, kind: String, name: String, arguments: String) -> Self {
+        Self(types::ToolCall { id: call_id, kind, name, arguments })
+    }
+
     fn __repr__(&self) -> String {
         format!("ToolCall(id={:?}, function={})", self.0.id, self.function().__repr__())
     }
@@ -374,6 +424,20 @@ impl FunctionCall {
         dict.set_item("name", &self.0.name)?;
         dict.set_item("arguments", &self.0.arguments)?;
         Ok(dict)
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, CallParts)> {
+        let call = slf.get().0.clone();
+        Ok((slf.get_type().getattr("_restore")?, (call.id, call.kind, call.name, call.arguments)))
+    }
+
+    #[staticmethod]
+    fn _restore(call_id: String, kind: String, name: String, arguments: String) -> Self {
+        Self(types::ToolCall { id: call_id, kind, name, arguments })
     }
 
     fn __repr__(&self) -> String {
@@ -414,6 +478,19 @@ impl Usage {
 
     fn __getattr__(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
         self.0.attribute(py, "Usage", &[Step::Key("usage")], name)
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (ChatCompletion,))> {
+        Ok((slf.get_type().getattr("_restore")?, (ChatCompletion(Arc::clone(&slf.get().0)),)))
+    }
+
+    #[staticmethod]
+    fn _restore(completion: &Bound<'_, ChatCompletion>) -> Self {
+        Self(Arc::clone(&completion.get().0))
     }
 
     fn __repr__(&self) -> String {

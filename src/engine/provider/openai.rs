@@ -248,7 +248,8 @@ impl StrictChat {
 impl From<StrictChat> for ChatCompletion {
     fn from(chat: StrictChat) -> Self {
         let usage = chat.usage.map(Into::into);
-        let choices = chat.choices.into_iter().map(|choice| Choice {
+        let choices = chat.choices.into_iter().enumerate().map(|(position, choice)| Choice {
+            position,
             index: choice.index,
             finish_reason: choice.finish_reason,
             message: Message {
@@ -271,7 +272,7 @@ impl From<StrictToolCall> for ToolCall {
 fn parse_chat_leniently(body: &[u8]) -> Result<ChatCompletion, Error> {
     let chat = parse_object(body)?;
     let choices: Option<Vec<_>> = chat.get("choices").and_then(Value::as_array).map(|choices| {
-        let read = |(place, choice)| lenient_choice(place as u64, choice);
+        let read = |(position, choice)| lenient_choice(position, choice);
         choices.iter().enumerate().filter_map(read).collect()
     });
     match choices {
@@ -287,13 +288,14 @@ fn parse_chat_leniently(body: &[u8]) -> Result<ChatCompletion, Error> {
     }
 }
 
-fn lenient_choice(place: u64, choice: &Value) -> Option<Choice> {
+fn lenient_choice(position: usize, choice: &Value) -> Option<Choice> {
     let message = choice.get("message")?;
     if !ANSWERING_FIELDS.iter().any(|field| message.get(field).is_some()) {
         return None;
     }
     Some(Choice {
-        index: choice.get("index").and_then(Value::as_u64).unwrap_or(place),
+        position,
+        index: choice.get("index").and_then(Value::as_u64).unwrap_or(position as u64),
         finish_reason: text(choice, "finish_reason"),
         message: Message {
             role: text(message, "role").unwrap_or_else(|| "assistant".to_owned()),
