@@ -4,3 +4,4 @@
 
 mod mock;
 mod pipeline;
+mod wire;
