@@ -25,7 +25,9 @@ __all__ = [
     "Reservation",
     "ToolCall",
     "Usage",
+    "after_fork_in_child",
     "echo",
+    "quiesce",
 ]
 
 VERSION: Final[str]
