@@ -98,13 +98,13 @@ demo: $(VENV)/.installed $(REAL)/.packages ## a real language model on this mach
 
 bench: $(BENCH)/.installed ## compare with other clients (BENCH_ARGS=...)
 	$(call step,"benchmarks")
-	$(BENCH)/bin/python benchmarks/run.py $(BENCH_ARGS)
+	$(BENCH)/bin/python benchmarks/run.py $(or $(BENCH_ARGS),--markdown docs/benchmarks.md)
 
 # The whole of CI: cheap checks first.
 test: format-check ruff lint engine-test python-test doc types pytest pythons ## everything that CI checks
 	@printf '\n== %s all checks passed\n' "$$(date +%T)"
 
-check: format-check ruff lint engine-test types fast-test ## before a push: the same without the slow and the real
+check: format-check ruff lint engine-test doc types fast-test ## before a push: most of it, without the slow tests, the real server and the other Pythons
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) $(REAL) $(BENCH) dist target .pytest_cache .mypy_cache .ruff_cache

@@ -193,6 +193,7 @@ impl EngineLoop {
             endpoint: Arc::new(Endpoint::new(base_url, Some(ApiKey::new("sk-bench")?), &[], false)?),
             window: Some(Window::new(options.concurrency)),
             limiter: None,
+            gate: Arc::default(),
             retry: RetryPolicy::default(),
             timeout: Some(Duration::from_secs(60)),
             metrics: Arc::default(),

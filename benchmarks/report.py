@@ -34,7 +34,7 @@ Written by `benchmarks/run.py`; do not edit by hand.
 **To repeat it:** `make bench` on an idle machine with at least two cores, or a part of it with
 
 ```
-.venv/bin/python benchmarks/run.py --scenario chat_64 --repeats 5
+.venv-bench/bin/python benchmarks/run.py --scenario chat_64 --repeats 5
 ```
 """
 

@@ -38,6 +38,10 @@ async def eventually(claim: Callable[[], bool], patience: float = PATIENCE) -> f
     return time.monotonic() - began
 
 
+# A process that a shell started in the background ignores SIGINT, and so would its children.
+_INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); del signal\n"
+
+
 class Child:
     """A script in a Python process of its own; killed at the end of the ``with`` if it still runs.
 
@@ -50,7 +54,7 @@ class Child:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-X", "faulthandler"),
-                *("-c", textwrap.dedent(script), *arguments),
+                *("-c", _INTERRUPTIBLE + textwrap.dedent(script), *arguments),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -56,9 +56,11 @@ async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **
     """
     loop = asyncio.get_running_loop()
     future: Future[Any] = loop.create_future()
-    pending = Pending(_port_of(loop), future)
+    port = _port_of(loop)
+    pending = Pending(port, future)
     try:
-        start(pending, *args, **kwargs)
+        if start(pending, *args, **kwargs) is True:
+            loop.call_soon(port.flush)
         return await future  # type: ignore[no-any-return]
     except BaseException:
         pending.abort()
@@ -72,8 +74,10 @@ def probe() -> Future[None]:
     """One bridge future that the engine completes at once: what the bridge itself costs, for the benchmark."""
     loop = asyncio.get_running_loop()
     future: Future[None] = loop.create_future()
-    pending = Pending(_port_of(loop), future)
-    _millstream.echo(pending)
+    port = _port_of(loop)
+    pending = Pending(port, future)
+    if _millstream.echo(pending):
+        loop.call_soon(port.flush)
     pending.detach()
     return future
 

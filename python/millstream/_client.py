@@ -172,6 +172,7 @@ class _Base:
         del api_key, default_headers
         settings = self._settings
         if base_url is not None:
+            base_url = str(base_url)
             same_host = _host(base_url) == _host(settings.base_url)
             settings = replace(settings, base_url=base_url)
             inherits = settings.inherit_key or same_host

@@ -17,10 +17,6 @@ use super::secret::ApiKey;
 
 /// Requests in flight at once when the user names no number.
 pub const DEFAULT_MAX_CONCURRENCY: usize = 64;
-/// openai-python's, too.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
-/// openai-python's, too.
-pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where requests go when the user names no server.
 pub const DEFAULT_BASE_URL: &str = "https://api.openai.com/v1";
 
@@ -60,12 +56,7 @@ impl Endpoint {
         if let Some(key) = &api_key {
             headers.insert(http::header::AUTHORIZATION, key.bearer()?);
         }
-        for (name, value) in header_map(extra)? {
-            // A map yields no name only for further values of one name, and this one has none.
-            if let Some(name) = name {
-                headers.insert(name, value);
-            }
-        }
+        headers.extend(header_map(extra)?);
         let endpoint = Self { base_url, headers, api_key, allow_http };
         endpoint.check_secrets(&endpoint.headers)?;
         Ok(endpoint)
@@ -123,15 +114,20 @@ pub fn is_loopback(url: &Url) -> bool {
 const RESERVED: [HeaderName; 8] =
     [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, UPGRADE, TE, TRAILER, CONTENT_ENCODING];
 
-/// Headers that carry credentials with one vendor or another.
-const SECRET_HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"];
+/// A header whose name holds one of these carries credentials with one vendor or another (`x-api-key`, `x-auth-token`, …).
+const SECRET_WORDS: [&str; 5] = ["auth", "key", "token", "secret", "cookie"];
 
 /// The user's headers; a later one of the same name wins.
 ///
 /// # Errors
 /// A configuration error for a header that HTTP cannot carry or that is not the user's to set.
 pub fn header_map(pairs: &[(String, String)]) -> Result<HeaderMap, Error> {
-    pairs.iter().map(|(name, value)| header(name, value)).collect()
+    let mut headers = HeaderMap::with_capacity(pairs.len());
+    for (name, value) in pairs {
+        let (name, value) = header(name, value)?;
+        headers.insert(name, value);
+    }
+    Ok(headers)
 }
 
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Error> {
@@ -145,7 +141,7 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Error> {
             "headers: the value of {parsed} has a character that a header cannot carry (such as a line break)"
         ))
     })?;
-    value.set_sensitive(SECRET_HEADERS.contains(&parsed.as_str()));
+    value.set_sensitive(SECRET_WORDS.iter().any(|word| parsed.as_str().contains(word)));
     Ok((parsed, value))
 }
 

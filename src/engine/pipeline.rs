@@ -1,6 +1,6 @@
 //! One request's life. The order is written here and nowhere else:
 //!
-//! window → rate limit → (deadline starts) → send → read or classify → settle → retry or return.
+//! window → rate limit → gate → (deadline starts) → send → read or classify → settle → retry or return.
 //!
 //! An item keeps its place in the window through its retries, so at most a window's worth of items is ever begun. The deadline
 //! starts at the admission, covers every attempt and every wait between them, and is never overrun; the time before that is
@@ -16,13 +16,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::config::Endpoint;
 use super::error::{Error, Kind, Verdict};
-use super::limit::{Cost, RateLimiter, Reservation, Window};
+use super::limit::{Cost, Gate, RateLimiter, Reservation, Window};
 use super::metrics::Metrics;
 use super::provider::{lenient, openai};
 use super::retry::{Decision, RetryPolicy};
 use super::secret::scrub;
 use super::transport::{Request, Response, Transport};
 use super::types::{ChatCompletion, Model, Receipt, Text, Usage, request_id};
+
+const TOO_MANY_REQUESTS: u16 = 429;
 
 /// What every request of a client goes through.
 #[derive(Debug, Clone)]
@@ -35,6 +37,8 @@ pub struct Pipeline {
     pub window: Option<Window>,
     /// Requests and tokens per minute.
     pub limiter: Option<Arc<RateLimiter>>,
+    /// Closed for all while the server has asked one of them to wait.
+    pub gate: Arc<Gate>,
     /// How often and when a failed attempt is made again.
     pub retry: RetryPolicy,
     /// The longest a request may take from its admission on.
@@ -113,7 +117,11 @@ impl Pipeline {
             Some(window) => Some(window.acquire().await?),
             None => None,
         };
-        let reservation = self.reserve(call).await?;
+        let reservation = match &self.limiter {
+            Some(limiter) => Some(limiter.reserve(Cost::request(call.tokens)).await?),
+            None => None,
+        };
+        self.gate.pass().await;
         let life = Life { called, admitted: Instant::now(), timeout: self.timeout };
         self.try_until_done(call, reservation, &life).await
     }
@@ -142,8 +150,14 @@ impl Pipeline {
                 Some(Err(error)) => error,
                 None => return Err(life.overrun(None, attempts)),
             };
+            if let (Some(TOO_MANY_REQUESTS), Some(wait)) = (error.status(), error.retry_after())
+                && wait <= self.retry.longest_retry_after
+            {
+                self.gate.close(wait);
+            }
             if error.is_stale_connection() && !resent {
-                // The pooled connection was closed under the request. The server saw nothing, so no patience is used up.
+                // The server closed a pooled connection in the moment it was used again: no fault of either, so no retry is
+                // used up.
                 resent = true;
             } else {
                 match self.retry.decide(&error, retries, &mut rng) {
@@ -159,19 +173,21 @@ impl Pipeline {
                 }
                 retries += 1;
             }
-            reservation = match life.bound(self.reserve(call)).await {
-                Some(reservation) => reservation?,
+            match life.bound(self.reserve_again(reservation.as_ref())).await {
+                Some(again) => reservation = again,
                 None => return Err(life.overrun(Some(error), attempts)),
-            };
+            }
             self.metrics.retry_begins();
         }
     }
 
-    async fn reserve(&self, call: &Call) -> Result<Option<Reservation>, Error> {
-        match &self.limiter {
-            Some(limiter) => limiter.reserve(Cost::request(call.tokens)).await.map(Some),
-            None => Ok(None),
-        }
+    async fn reserve_again(&self, earlier: Option<&Reservation>) -> Option<Reservation> {
+        let reservation = match (&self.limiter, earlier) {
+            (Some(limiter), Some(earlier)) => Some(limiter.reserve_again(earlier).await),
+            _ => None,
+        };
+        self.gate.pass().await;
+        reservation
     }
 
     async fn attempt<T: Answer>(&self, call: &Call) -> Result<(T, Response), Error> {

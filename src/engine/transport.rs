@@ -18,12 +18,16 @@ use http::header::{CONTENT_ENCODING, HeaderMap};
 use http::{Method, StatusCode};
 use rustls::crypto::ring;
 use rustls_platform_verifier::Verifier;
+use tokio::time::Instant;
 use url::Url;
 
 use super::error::{Error, Kind, Verdict};
 
 /// Below the 5 s of Node and llama.cpp, so that we close an idle connection before they do.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// A pooled connection that the server closed in the moment of its use fails within a round trip. What fails later was under way,
+/// so sending it again is a retry.
+const STALE_WITHIN: Duration = Duration::from_millis(250);
 /// Finds peers that vanished without a word.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// The largest decoded body that is read.
@@ -154,10 +158,16 @@ impl Transport {
             *outgoing.body_mut() = Some(request.body.clone().into());
         }
         let host = target.url.host_str().unwrap_or("the server");
-        let reused = self.warm.load(Relaxed);
+        let (reused, sent) = (self.warm.load(Relaxed), Instant::now());
         let mut response = match self.client.execute(outgoing).await {
             Ok(response) => response,
-            Err(error) => return Err(classify(error, host, if reused { Moment::Head } else { Moment::FirstHead })),
+            Err(error) => {
+                return Err(classify(
+                    error,
+                    host,
+                    if reused && sent.elapsed() < STALE_WITHIN { Moment::Reuse } else { Moment::Working },
+                ));
+            }
         };
         self.warm.store(true, Relaxed);
         let body = read_body(&mut response, host).await?;
@@ -247,10 +257,10 @@ impl Write for Bounded {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moment {
-    /// Waiting for the head of this pool's first answer: the connection was new.
-    FirstHead,
-    /// Waiting for a head, maybe on a connection that was used before.
-    Head,
+    /// Waiting for a head on a connection that was new, or that took the request and worked on it.
+    Working,
+    /// Waiting for a head that was just asked for, maybe on a connection that was used before.
+    Reuse,
     Body,
 }
 
@@ -285,8 +295,8 @@ fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
     let (summary, stale) = match moment {
         _ if connecting => (format!("no connection to {host}: {detail}"), false),
         Moment::Body => (format!("the connection to {host} broke in the middle of the answer: {detail}"), false),
-        Moment::FirstHead => (format!("the connection to {host} broke before an answer: {detail}"), false),
-        Moment::Head => (format!("the connection to {host} broke before an answer: {detail}"), cause.closed),
+        Moment::Working => (format!("the connection to {host} broke before an answer: {detail}"), false),
+        Moment::Reuse => (format!("the connection to {host} broke before an answer: {detail}"), cause.closed),
     };
     let classified = Error::new(Kind::Connection, summary)
         .advise("Check base_url and the network; raise max_retries if such faults pass.")

@@ -22,13 +22,14 @@ use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{AbortHandle, AbortRegistration};
+use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::errors;
+use super::errors::{self, OrRaise};
 use super::process::{self, PerProcess};
-use super::runtime::{Runtime, block_on};
+use super::runtime::{Job, Runtime, block_on, job};
 use crate::engine::error::Error;
 
 #[cfg(unix)]
@@ -38,6 +39,9 @@ type Socket = std::net::TcpStream;
 
 /// Results handed over in one turn of the loop, so that a flood of them does not stall it.
 const RESULTS_PER_TURN: usize = 1000;
+
+/// Calls that are started without waiting for the loop's next turn once so many are queued.
+const CALLS_PER_WAKE: usize = 256;
 
 /// Makes the Python object of a result, in the loop's thread.
 type Delivery = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send>;
@@ -78,6 +82,8 @@ pub(crate) struct Port {
     inbox: Arc<Inbox>,
     watched: Socket,
     waiting: Mutex<Waiting>,
+    /// Calls of this turn of the loop that the engine does not know of yet.
+    outbox: Mutex<Vec<Job>>,
 }
 
 /// Futures that wait, each in a place that is used again once it is free. An id names the place and its turn, so the late result
@@ -136,7 +142,12 @@ impl Port {
         let (wake, watched) = socket_pair()?;
         wake.set_nonblocking(true)?;
         watched.set_nonblocking(true)?;
-        Ok(Self { inbox: Arc::new(Inbox { queue: Mutex::default(), wake }), watched, waiting: Mutex::default() })
+        Ok(Self {
+            inbox: Arc::new(Inbox { queue: Mutex::default(), wake }),
+            watched,
+            waiting: Mutex::default(),
+            outbox: Mutex::default(),
+        })
     }
 
     /// The descriptor that the loop watches.
@@ -174,8 +185,18 @@ impl Port {
         raised
     }
 
+    /// Starts the calls of the last turn of the loop.
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let jobs = mem::take(&mut *lock(&self.outbox));
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        Runtime::get().and_then(|runtime| runtime.start(jobs)).or_raise(py)
+    }
+
     /// Lets go of every future that waits; for a loop that was closed under them.
     fn abandon(&self) {
+        lock(&self.outbox).clear();
         // Dropping a future can end tasks, and those come back here: not under the lock.
         let waiting = lock(&self.waiting).clear();
         drop(waiting);
@@ -185,6 +206,13 @@ impl Port {
     fn __len__(&self) -> usize {
         let waiting = lock(&self.waiting);
         waiting.places.len() - waiting.free.len()
+    }
+}
+
+impl Port {
+    /// Whether one call at most is under way.
+    fn is_alone(&self) -> bool {
+        self.__len__() <= 1
     }
 }
 
@@ -305,8 +333,9 @@ impl Drop for Pending {
     }
 }
 
-/// Hands `work` to the engine. With `pending` its result goes to that future and this returns `None` at once; without, it blocks
-/// until the result is there and returns it.
+/// Hands `work` to the engine. Without `pending` this blocks until the result is there and returns it. With `pending` the result
+/// goes to that future, and this returns at once: `True` if the caller must have [`Port::flush`] called in the loop's next turn,
+/// which starts all the calls of this turn with one wake-up of the engine's thread. A call that is alone starts at once.
 pub(crate) fn dispatch<T, W, C>(
     py: Python<'_>,
     pending: Option<&Bound<'_, Pending>>,
@@ -323,27 +352,36 @@ where
     let Some(registration) = lock(&pending.registration).take() else {
         return Err(PyRuntimeError::new_err("a pending call can be started once"));
     };
-    let (inbox, id) = (Arc::clone(&pending.port.get().inbox), pending.id);
-    let submitted = Runtime::get().and_then(|runtime| {
-        runtime.spawn(work, registration, move |outcome| {
-            inbox.push(
-                id,
-                Box::new(move |py| match outcome {
-                    Ok(value) => convert(py, value),
-                    Err(error) => Err(errors::raise(py, &error)),
-                }),
-            );
-        })
+    let (port, id) = (pending.port.get(), pending.id);
+    let inbox = Arc::clone(&port.inbox);
+    let job = job(work, registration, move |outcome| {
+        inbox.push(
+            id,
+            Box::new(move |py| match outcome {
+                Ok(value) => convert(py, value),
+                Err(error) => Err(errors::raise(py, &error)),
+            }),
+        );
     });
-    submitted.map_err(|error| errors::raise(py, &error))?;
-    Ok(py.None())
+    if port.is_alone() {
+        Runtime::get().and_then(|runtime| runtime.start(vec![job])).or_raise(py)?;
+        return Ok(py.None());
+    }
+    let mut outbox = lock(&port.outbox);
+    outbox.push(job);
+    let queued = outbox.len();
+    drop(outbox);
+    if queued >= CALLS_PER_WAKE {
+        port.flush(py)?;
+    }
+    // Only the first of them asks for a flush.
+    (queued == 1).into_py_any(py)
 }
 
 /// Completes `pending` from the engine's thread with nothing in between: what the bridge itself costs.
 #[pyfunction]
-pub(crate) fn echo(py: Python<'_>, pending: &Bound<'_, Pending>) -> PyResult<()> {
-    dispatch(py, Some(pending), async { Ok(()) }, |py, ()| Ok(py.None()))?;
-    Ok(())
+pub(crate) fn echo(py: Python<'_>, pending: &Bound<'_, Pending>) -> PyResult<Py<PyAny>> {
+    dispatch(py, Some(pending), async { Ok(()) }, |py, ()| Ok(py.None()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -21,7 +21,7 @@ use super::runtime::Runtime;
 use crate::engine::batch::{Batch, ChatCalls, OnError, chat_target};
 use crate::engine::config::{self, DEFAULT_MAX_CONCURRENCY, Endpoint};
 use crate::engine::error::Error;
-use crate::engine::limit::Window;
+use crate::engine::limit::{Gate, Window};
 use crate::engine::metrics::Metrics;
 use crate::engine::pipeline::{Call, Pipeline};
 use crate::engine::provider::openai::{ChatTemplate, models_url};
@@ -62,6 +62,7 @@ pub(crate) struct NativeClient {
     /// What the user asked for; `None` is the default, which an explicit `max_concurrent` of a batch replaces.
     max_concurrency: Option<usize>,
     window: Arc<PerProcess<Window>>,
+    gate: Arc<PerProcess<Gate>>,
     limiter: Option<Arc<limiter::Shared>>,
     retry: RetryPolicy,
     timeout: Option<Duration>,
@@ -104,6 +105,7 @@ impl NativeClient {
         };
         let max_concurrency = config::concurrency("max_concurrency", max_concurrency).or_raise(py)?;
         let same_pool = parent.filter(|parent| parent.pool.config == transport);
+        let same_host = parent.filter(|parent| parent.endpoint.base_url == endpoint.base_url);
         let same_window = parent.filter(|parent| parent.max_concurrency == max_concurrency);
         Ok(Self {
             chat_target: Arc::new(chat_target(&endpoint, HeaderMap::new())),
@@ -111,6 +113,7 @@ impl NativeClient {
             headers,
             pool: same_pool.map_or_else(|| Arc::new(Pool::new(transport)), |parent| Arc::clone(&parent.pool)),
             max_concurrency,
+            gate: same_host.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.gate)),
             window: same_window.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.window)),
             limiter: rate_limiter.map(|limiter| Arc::clone(&limiter.get().0)),
             retry: RetryPolicy {
@@ -249,6 +252,7 @@ impl NativeClient {
             endpoint: Arc::clone(&self.endpoint),
             window: Some((*window).clone()),
             limiter: self.limiter.as_ref().map(|limiter| limiter.get()).transpose()?,
+            gate: self.gate.get_or_make(|| Ok::<_, Error>(Gate::default()))?,
             retry: self.retry,
             timeout,
             metrics: self.metrics()?,

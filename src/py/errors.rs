@@ -1,7 +1,5 @@
 //! The engine's error as an exception of `millstream.exceptions`, where the tree is.
 
-use std::borrow::Cow;
-
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
@@ -36,8 +34,8 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
 }
 
 /// The name by which `_from_engine` knows the kind.
-fn kind(error: &Error) -> Cow<'static, str> {
-    Cow::Borrowed(match error.kind() {
+fn kind(error: &Error) -> &'static str {
+    match error.kind() {
         Kind::Configuration => "configuration",
         Kind::InputTooLarge => "input_too_large",
         Kind::Connection => "connection",
@@ -48,7 +46,7 @@ fn kind(error: &Error) -> Cow<'static, str> {
         Kind::InvalidResponse => "invalid_response",
         Kind::Closed => "closed",
         Kind::Internal => "internal",
-    })
+    }
 }
 
 /// Raises what the engine refuses.

@@ -118,7 +118,11 @@ fn write_int(object: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> Walked {
 }
 
 fn write_fields(dict: &Bound<'_, PyDict>, out: &mut Vec<u8>, depth: usize) -> Walked {
-    for (place, (key, value)) in dict.iter().enumerate() {
+    // A copy of the pairs, since a value's own `to_dict` may change the dict that it stands in.
+    for (place, pair) in dict.items().iter().enumerate() {
+        let Ok((key, value)) = pair.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() else {
+            return refuse("has an item that is no pair");
+        };
         let Ok(key) = key.cast::<PyString>() else {
             return refuse(format!("has a key that is no string but {}", type_name(&key)));
         };

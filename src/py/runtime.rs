@@ -21,7 +21,8 @@ use super::process::PerProcess;
 use crate::engine::error::Error;
 use crate::engine::transport::Tls;
 
-type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Work under way, and what becomes of its outcome.
+pub(crate) type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Host names are resolved on threads of their own; this many are enough and 512, tokio's default, too many.
 const RESOLVER_THREADS: usize = 8;
@@ -33,18 +34,18 @@ static RUNTIME: PerProcess<Runtime> = PerProcess::new();
 
 /// The engine's thread, and what its clients share.
 pub(crate) struct Runtime {
-    jobs: UnboundedSender<Job>,
+    jobs: UnboundedSender<Vec<Job>>,
     tls: OnceLock<Tls>,
 }
 
 impl Runtime {
     /// This process's runtime, started if need be.
     pub(crate) fn get() -> Result<Arc<Self>, Error> {
-        RUNTIME.get_or_make(Self::start)
+        RUNTIME.get_or_make(Self::launch)
     }
 
-    fn start() -> Result<Self, Error> {
-        let (jobs, mut inbox) = unbounded_channel::<Job>();
+    fn launch() -> Result<Self, Error> {
+        let (jobs, mut inbox) = unbounded_channel::<Vec<Job>>();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -56,8 +57,10 @@ impl Runtime {
             .name("millstream".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
-                    while let Some(job) = inbox.recv().await {
-                        tokio::spawn(job);
+                    while let Some(jobs) = inbox.recv().await {
+                        for job in jobs {
+                            tokio::spawn(job);
+                        }
                     }
                 });
             })
@@ -74,24 +77,24 @@ impl Runtime {
         Ok(self.tls.get_or_init(|| tls).clone())
     }
 
-    /// Runs `work` until it ends or is aborted; `done` gets its outcome on the engine's thread, unless it was aborted.
-    pub(crate) fn spawn<T: 'static>(
-        &self,
-        work: impl Future<Output = Result<T, Error>> + Send + 'static,
-        registration: AbortRegistration,
-        done: impl FnOnce(Result<T, Error>) + Send + 'static,
-    ) -> Result<(), Error> {
-        let guarded = AssertUnwindSafe(work).catch_unwind();
-        let job = Abortable::new(
-            async move {
-                let outcome = guarded.await;
-                done(outcome.unwrap_or_else(|_| Err(Error::internal("the engine panicked; please report it"))));
-            },
-            registration,
-        )
-        .map(|_| ());
-        self.jobs.send(Box::pin(job)).map_err(|_| Error::internal("the engine's thread has ended"))
+    /// Starts `jobs`, waking the engine's thread once for all of them.
+    pub(crate) fn start(&self, jobs: Vec<Job>) -> Result<(), Error> {
+        self.jobs.send(jobs).map_err(|_| Error::internal("the engine's thread has ended"))
     }
+}
+
+/// `work` until it ends or is aborted; `done` gets its outcome on the engine's thread, unless it was aborted.
+pub(crate) fn job<T: 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    registration: AbortRegistration,
+    done: impl FnOnce(Result<T, Error>) + Send + 'static,
+) -> Job {
+    let guarded = AssertUnwindSafe(work).catch_unwind();
+    let job = async move {
+        let outcome = guarded.await;
+        done(outcome.unwrap_or_else(|_| Err(Error::internal("the engine panicked; please report it"))));
+    };
+    Box::pin(Abortable::new(job, registration).map(|_| ()))
 }
 
 /// Waits for `work` with the GIL released, waking now and then for signals. A signal handler's exception aborts the work.
@@ -101,11 +104,10 @@ pub(crate) fn block_on<T: Send + 'static>(
 ) -> PyResult<T> {
     let (abort, registration) = AbortHandle::new_pair();
     let (sender, mut inbox) = sync_channel(1);
-    let submitted = Runtime::get().and_then(|runtime| {
-        runtime.spawn(work, registration, move |outcome| {
-            let _ = sender.send(outcome);
-        })
+    let job = job(work, registration, move |outcome| {
+        let _ = sender.send(outcome);
     });
+    let submitted = Runtime::get().and_then(|runtime| runtime.start(vec![job]));
     submitted.map_err(|error| errors::raise(py, &error))?;
     loop {
         // A receiver cannot be shared with the detached closure, so it moves in and out.

@@ -25,6 +25,7 @@ fn pipeline(server: &MockServer) -> Pipeline {
         endpoint: Arc::new(Endpoint::new(&server.base_url(), Some(ApiKey::new(KEY).unwrap()), &[], false).unwrap()),
         window: Some(Window::new(8)),
         limiter: None,
+        gate: Arc::default(),
         retry: RetryPolicy {
             max_retries: 2,
             backoff: Backoff { base: Duration::from_millis(1), cap: Duration::from_millis(5) },
@@ -120,6 +121,29 @@ async fn a_wait_beyond_the_deadline_fails_at_once_and_names_it() {
     let error = ask(&pipeline(&server), "hi").await.unwrap_err();
     assert_eq!((error.status(), error.attempts(), error.retry_after()), (Some(429), 1, Some(Duration::from_secs(60))));
     assert!(error.elapsed() < Duration::from_secs(10) && error.to_string().contains("60 s"), "{error}");
+}
+
+#[tokio::test]
+async fn nobody_is_sent_before_the_wait_that_one_was_told() {
+    let server = server();
+    let limited = Answer {
+        headers: HeaderMap::from_iter([("retry-after-ms".parse().unwrap(), "300".parse().unwrap())]),
+        ..Answer::status(429)
+    };
+    server.when("first", [limited]);
+    let pipeline = pipeline(&server);
+    let first = tokio::spawn({
+        let pipeline = pipeline.clone();
+        async move { ask(&pipeline, "first").await }
+    });
+    poll_until(|| server.stats().answered == 1).await;
+    // The client must have read the refusal before the next call begins.
+    poll_until(|| pipeline.metrics.snapshot().in_flight == 0).await;
+    let (_, receipt) = ask(&pipeline, "second").await.unwrap();
+    first.await.unwrap().unwrap();
+    let requests = server.requests();
+    assert!(requests[1..].iter().all(|request| request.arrived >= requests[0].arrived + Duration::from_millis(290)));
+    assert!(receipt.queue_time >= Duration::from_millis(200), "{:?}", receipt.queue_time);
 }
 
 #[tokio::test]

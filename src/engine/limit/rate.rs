@@ -82,8 +82,9 @@ impl Bucket {
         if missing <= NOISE { 0.0 } else { missing / self.per_second }
     }
 
+    /// Gives back, or takes after the fact. The debt is bounded: one absurd `usage` must not stop everybody for days.
     fn add(&mut self, amount: f64) {
-        self.level = (self.level + amount).min(self.capacity);
+        self.level = (self.level + amount).clamp(-self.capacity, self.capacity);
     }
 }
 
@@ -122,7 +123,9 @@ impl State {
     }
 
     fn add(&mut self, cost: Cost) {
+        let now = Instant::now();
         for (bucket, amount) in self.buckets(cost) {
+            bucket.refill(now);
             bucket.add(amount);
         }
     }
@@ -140,6 +143,11 @@ impl State {
             }
         }
         None
+    }
+
+    fn draw_ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
     }
 
     fn wake_head(&self) {
@@ -193,10 +201,21 @@ impl RateLimiter {
     /// At once, if `cost` is more than a whole minute's limit, negative or not finite.
     pub async fn reserve(self: &Arc<Self>, cost: Cost) -> Result<Reservation, Error> {
         self.check(cost)?;
-        let Some(mut place) = self.enter(cost) else { return Ok(self.reservation(cost)) };
+        let ticket = self.lock().draw_ticket();
+        Ok(self.wait_in_line(cost, ticket).await)
+    }
+
+    /// Waits until the same may go once more, where `earlier` stood in the line: whoever must try again does not lose its place
+    /// to those who have not begun.
+    pub async fn reserve_again(self: &Arc<Self>, earlier: &Reservation) -> Reservation {
+        self.wait_in_line(earlier.cost, earlier.ticket).await
+    }
+
+    async fn wait_in_line(self: &Arc<Self>, cost: Cost, ticket: u64) -> Reservation {
+        let Some(mut place) = self.enter(cost, ticket) else { return self.reservation(cost, ticket) };
         loop {
             match place.progress() {
-                Progress::Served => return Ok(self.reservation(cost)),
+                Progress::Served => return self.reservation(cost, ticket),
                 Progress::Head(wait) => {
                     let _ = tokio::time::timeout(wait, place.wake.notified()).await;
                 }
@@ -213,7 +232,8 @@ impl RateLimiter {
         self.check(cost)?;
         let mut state = self.lock();
         let free = state.line.is_empty() && state.take(cost, Instant::now()).is_ok();
-        Ok(free.then(|| self.reservation(cost)))
+        let ticket = state.draw_ticket();
+        Ok(free.then(|| self.reservation(cost, ticket)))
     }
 
     /// How full the buckets are now.
@@ -250,20 +270,19 @@ impl RateLimiter {
         Ok(())
     }
 
-    /// `None` if `cost` was free to go, else a place at the end of the line.
-    fn enter(self: &Arc<Self>, cost: Cost) -> Option<Place> {
+    /// `None` if `cost` was free to go, else the ticket's place in the line.
+    fn enter(self: &Arc<Self>, cost: Cost, ticket: u64) -> Option<Place> {
         let mut state = self.lock();
         if state.line.is_empty() && state.take(cost, Instant::now()).is_ok() {
             return None;
         }
-        let (ticket, wake) = (state.next_ticket, Arc::new(Notify::new()));
-        state.next_ticket += 1;
+        let wake = Arc::new(Notify::new());
         state.line.insert(ticket, Waiter { cost, wake: Arc::clone(&wake) });
         Some(Place { limiter: Arc::clone(self), ticket, cost, wake, taken: false })
     }
 
-    fn reservation(self: &Arc<Self>, cost: Cost) -> Reservation {
-        Reservation { limiter: Arc::clone(self), cost, open: true }
+    fn reservation(self: &Arc<Self>, cost: Cost, ticket: u64) -> Reservation {
+        Reservation { limiter: Arc::clone(self), cost, ticket, open: true }
     }
 
     /// Gives back (or, negative, takes after the fact) and lets the line move.
@@ -334,6 +353,7 @@ impl Drop for Place {
 pub struct Reservation {
     limiter: Arc<RateLimiter>,
     cost: Cost,
+    ticket: u64,
     open: bool,
 }
 
@@ -432,6 +452,37 @@ mod tests {
         let start = Instant::now();
         limiter.reserve(Cost::request(1)).await.unwrap().keep();
         assert_eq!(start.elapsed().as_secs(), 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absurd_usage_owes_one_minute_and_no_more() {
+        let limiter = limiter(None, Some(1000.0));
+        limiter.reserve(Cost::request(1)).await.unwrap().settle(u64::MAX);
+        let start = Instant::now();
+        limiter.reserve(Cost::request(1)).await.unwrap().keep();
+        assert_eq!(start.elapsed().as_secs(), 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_tries_again_goes_before_those_who_came_later() {
+        let limiter = limiter(Some(60.0), None);
+        let first = limiter.reserve(Cost { requests: 60.0, tokens: 0.0 }).await.unwrap();
+        let one = limiter.reserve(Cost::request(0)).await.unwrap();
+        let waiters: Vec<_> = (0..30)
+            .map(|_| {
+                let limiter = Arc::clone(&limiter);
+                tokio::spawn(async move { limiter.reserve(Cost::request(0)).await.unwrap().keep() })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let start = Instant::now();
+        limiter.reserve_again(&one).await.keep();
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        for waiter in waiters {
+            waiter.await.unwrap();
+        }
+        assert_eq!(start.elapsed().as_millis() / 1000, 31);
+        first.keep();
     }
 
     #[tokio::test(start_paused = true)]
