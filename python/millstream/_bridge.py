@@ -6,10 +6,8 @@ cancelled or abandoned ``await`` means for the call.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
-import socket
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -54,6 +52,9 @@ async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **
     However the ``await`` ends early (cancelled, timed out, closed, garbage-collected), the call is aborted: its
     connection is closed and its permits are given back.
     """
+    # Who awaits has it loaded already. At the top it would be three quarters of what importing millstream takes.
+    import asyncio
+
     loop = asyncio.get_running_loop()
     future: Future[Any] = loop.create_future()
     port = _port_of(loop)
@@ -72,6 +73,8 @@ async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **
 
 def probe() -> Future[None]:
     """One bridge future that the engine completes at once: what the bridge itself costs, for the benchmark."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     future: Future[None] = loop.create_future()
     port = _port_of(loop)
@@ -100,6 +103,8 @@ def _open_port(loop: AbstractEventLoop) -> Port:
 
 def _watch_from_a_thread(loop: AbstractEventLoop, port: Port) -> None:
     """Watch ``port`` for a loop that cannot watch sockets itself (Windows' Proactor loop)."""
+    import socket
+
     loop_reference = weakref.ref(loop)
     bell = socket.socket(fileno=os.dup(port.fileno()))
     bell.setblocking(True)

@@ -5,7 +5,6 @@ Everything that decides anything is in `_Base` or in the engine; the two faces o
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -396,6 +395,8 @@ class AsyncClient(_Base):
             max_concurrent=max_concurrent,
             stop_on_error=not return_exceptions,
         )
+        import asyncio  # not at the top, see `millstream._bridge.wait`
+
         texts = outcomes.take(_SLICE)
         while len(outcomes):
             await asyncio.sleep(0)
