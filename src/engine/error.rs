@@ -47,6 +47,20 @@ pub enum Verdict {
     Exhausted,
 }
 
+/// What a failure says of the server's load.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pressure {
+    /// Nothing.
+    #[default]
+    None,
+    /// A rate limit of this key was passed (429).
+    RateLimit,
+    /// The traffic grew too fast (`slow_down`, burst-rate limits): the ramp was too steep, the rate may be right.
+    Ramp,
+    /// The server has more to do than it can (503, 529, a full queue), whoever asks.
+    Overload,
+}
+
 /// What is known of the HTTP response behind an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HttpContext {
@@ -78,6 +92,7 @@ struct Inner {
     elapsed: Duration,
     stale_connection: bool,
     quota: bool,
+    pressure: Pressure,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -100,6 +115,11 @@ impl Error {
             elapsed: Duration::ZERO,
             stale_connection: false,
             quota: false,
+            pressure: match kind {
+                Kind::Status(429) => Pressure::RateLimit,
+                Kind::Status(503 | 529) => Pressure::Overload,
+                _ => Pressure::None,
+            },
             source: None,
         }))
     }
@@ -185,6 +205,13 @@ impl Error {
         self
     }
 
+    /// With what it says of the server's load, where the status alone does not tell.
+    #[must_use]
+    pub fn with_pressure(mut self, pressure: Pressure) -> Self {
+        self.0.pressure = pressure;
+        self
+    }
+
     /// With more said in its text.
     #[must_use]
     pub fn context(mut self, text: &str) -> Self {
@@ -245,6 +272,11 @@ impl Error {
     /// Whether a connection closed before the first byte of an answer.
     pub fn is_stale_connection(&self) -> bool {
         self.0.stale_connection
+    }
+
+    /// What it says of the server's load.
+    pub fn pressure(&self) -> Pressure {
+        self.0.pressure
     }
 
     /// Whether a quota or a budget is used up that waiting does not refill.

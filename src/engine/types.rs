@@ -125,6 +125,37 @@ pub struct Receipt {
     pub elapsed: Duration,
 }
 
+/// What a rate limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// HTTP requests, failed ones included.
+    Requests,
+    /// Tokens of prompt and answer together.
+    Tokens,
+    /// Tokens of the prompt.
+    InputTokens,
+    /// Tokens of the answer.
+    OutputTokens,
+}
+
+/// What one answer's headers say of one rate limit. Evidence, not truth: answers arrive out of order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RateReading {
+    /// What is counted.
+    pub unit: Unit,
+    /// How many are allowed in a window. Zero: none, ever.
+    pub limit: Option<f64>,
+    /// How many were left when the server answered.
+    pub remaining: Option<f64>,
+    /// Until the allowance is whole again.
+    pub reset: Option<Duration>,
+    /// What the limit is counted over, where the dialect or the numbers tell; a minute is usual.
+    pub window: Option<Duration>,
+}
+
+/// Who goes first among those who wait: a higher one before a lower, first come, first served within one. Default 0.
+pub type Priority = i32;
+
 /// The value of a header that names the request, for support.
 pub fn request_id(headers: &HeaderMap) -> Option<&str> {
     ["x-request-id", "request-id"].iter().find_map(|name| headers.get(*name)?.to_str().ok())
