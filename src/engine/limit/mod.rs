@@ -1,10 +1,12 @@
-//! What holds a request back: requests and tokens per minute ([`rate`]), requests in flight ([`concurrency`]), and a wait that
-//! a server asked for ([`gate`]).
+//! What holds a request back: requests and tokens per minute ([`rate`]), requests in flight ([`concurrency`]), a wait that
+//! a server asked for ([`gate`]), and a server that is down ([`breaker`]).
 
+pub mod breaker;
 pub mod concurrency;
 pub mod gate;
 pub mod rate;
 
+pub use breaker::{Breaker, Health, Pass};
 pub use concurrency::{Permit, Window};
 pub use gate::Gate;
 pub use rate::{Cost, RateLimiter, RateLimits, Reservation};

@@ -1,0 +1,358 @@
+//! One breaker per key: open while its server fails whatever it is sent.
+//!
+//! Ten failures in a row, whoever sent them, open it: from then on requests wait instead of being spent on a server that is
+//! down. A single probe at a time asks whether it is back, after 0.5 s at first and 2.5 s at most, so an outage costs at most two
+//! requests a second. An answered probe lets two through, those four, and so on (slow start), until the breaker closes: full
+//! speed within seconds, and no stampede on a server that has just got up.
+//!
+//! An account's own fault (a revoked key, a spent budget) opens the breaker at once and for a minute or more: where there are
+//! other keys they take over.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+/// Failures in a row that open it. At 30 % of random failures that is one false alarm in 170,000 requests.
+const FAILURES_TO_OPEN: u32 = 10;
+/// Places that are let through at once before it counts as closed again.
+const PLACES_TO_CLOSE: u32 = 64;
+/// First wait for a probe, and how it grows.
+const FIRST_PROBE: Duration = Duration::from_millis(500);
+const PROBE_GROWTH: f64 = 1.5;
+const LONGEST_PROBE_WAIT: Duration = Duration::from_millis(2500);
+/// Share by which each wait is stretched at random, so that many processes do not probe in step.
+const PROBE_JITTER: f64 = 0.2;
+/// First and longest wait after an account's own fault.
+const ACCOUNT_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_ACCOUNT_WAIT: Duration = Duration::from_secs(600);
+/// Silence after which the probes that are out count as being worked on.
+const WORKING_AFTER: Duration = Duration::from_secs(1);
+
+/// What an attempt says of the key and its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// It works; also if it refused this one request.
+    Alive,
+    /// The server failed: 5xx, overloaded, not reachable, silent.
+    Failing,
+    /// The account may not go on: key revoked, quota or budget spent.
+    Barred,
+}
+
+/// Lets requests to one key through, or not.
+#[derive(Debug, Default)]
+pub struct Breaker {
+    /// Closed and without a failure: the usual state, seen without the lock.
+    unhealthy: AtomicBool,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Closed {
+        failures: u32,
+    },
+    Open {
+        until: Instant,
+        trial: u32,
+    },
+    /// Half-open: `under_way` of `places` probes are out; the last change was `since`.
+    Probing {
+        places: u32,
+        under_way: u32,
+        trial: u32,
+        since: Instant,
+    },
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Closed { failures: 0 }
+    }
+}
+
+/// Leave to send one request. Dropped without a report (a cancelled call) it says nothing.
+#[derive(Debug)]
+#[must_use = "report what became of the request"]
+pub struct Pass<'a> {
+    breaker: &'a Breaker,
+    is_probe: bool,
+}
+
+impl Breaker {
+    /// Waits until a request may go.
+    pub async fn pass(&self) -> Pass<'_> {
+        loop {
+            // Listening begins before the look, so that no change is missed between the two.
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            match self.enter() {
+                Ok(pass) => return pass,
+                Err(until) => {
+                    let _ = timeout_at(until, changed).await;
+                }
+            }
+        }
+    }
+
+    /// Leave to go now, or when to look again.
+    fn enter(&self) -> Result<Pass<'_>, Instant> {
+        if !self.unhealthy.load(Ordering::Acquire) {
+            return Ok(Pass { breaker: self, is_probe: false });
+        }
+        let now = Instant::now();
+        let mut state = self.lock();
+        let next = match *state {
+            State::Closed { .. } => return Ok(Pass { breaker: self, is_probe: false }),
+            State::Open { until, .. } if now < until => return Err(until),
+            State::Open { trial, .. } => State::Probing { places: 1, under_way: 1, trial, since: now },
+            State::Probing { places, under_way, trial, since } if under_way < places => {
+                State::Probing { places, under_way: under_way + 1, trial, since }
+            }
+            State::Probing { since, .. } if now < since + WORKING_AFTER => return Err(since + WORKING_AFTER),
+            State::Probing { places, under_way, trial, .. } => State::Probing {
+                places: (places * 2).min(PLACES_TO_CLOSE),
+                under_way: under_way + 1,
+                trial,
+                since: now,
+            },
+        };
+        *state = next;
+        Ok(Pass { breaker: self, is_probe: true })
+    }
+
+    /// Whether requests go through without waiting or being probes.
+    pub fn is_closed(&self) -> bool {
+        !self.unhealthy.load(Ordering::Acquire) || matches!(*self.lock(), State::Closed { .. })
+    }
+
+    /// Until a request may go, as far as that is known.
+    pub fn opens_in(&self) -> Duration {
+        if !self.unhealthy.load(Ordering::Acquire) {
+            return Duration::ZERO;
+        }
+        match *self.lock() {
+            State::Closed { .. } => Duration::ZERO,
+            State::Open { until, .. } => until.saturating_duration_since(Instant::now()),
+            State::Probing { places, under_way, .. } if under_way < places => Duration::ZERO,
+            State::Probing { since, .. } => (since + WORKING_AFTER).saturating_duration_since(Instant::now()),
+        }
+    }
+
+    /// Returns once the breaker is no longer closed.
+    pub async fn tripped(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if !self.is_closed() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn report(&self, health: Health, is_probe: bool) {
+        if health == Health::Alive && !is_probe && !self.unhealthy.load(Ordering::Acquire) {
+            return;
+        }
+        let mut state = self.lock();
+        let next = match (*state, health) {
+            (State::Closed { .. }, Health::Alive) => State::Closed { failures: 0 },
+            (State::Closed { failures }, Health::Failing) if failures + 1 < FAILURES_TO_OPEN => {
+                State::Closed { failures: failures + 1 }
+            }
+            (State::Closed { .. }, health) => open(health, 0),
+            (State::Probing { places: PLACES_TO_CLOSE.., .. }, Health::Alive) if is_probe => {
+                State::Closed { failures: 0 }
+            }
+            (State::Probing { places, under_way, trial, .. }, Health::Alive) if is_probe => State::Probing {
+                places: places + 1,
+                under_way: under_way.saturating_sub(1),
+                trial,
+                since: Instant::now(),
+            },
+            (State::Probing { trial, .. }, health) if is_probe => open(health, trial + 1),
+            // Late news of requests that went out before it opened.
+            (unchanged, _) => unchanged,
+        };
+        self.change(&mut state, next);
+    }
+
+    /// A probe that ended with nothing to say frees its place.
+    fn withdraw(&self) {
+        let mut state = self.lock();
+        if let State::Probing { places, under_way, trial, since } = *state {
+            self.change(&mut state, State::Probing { places, under_way: under_way.saturating_sub(1), trial, since });
+        }
+    }
+
+    fn change(&self, state: &mut State, next: State) {
+        *state = next;
+        self.unhealthy.store(!matches!(next, State::Closed { failures: 0 }), Ordering::Release);
+        if !matches!(next, State::Closed { failures: 1.. }) {
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open(health: Health, trial: u32) -> State {
+    let wait = if health == Health::Barred {
+        ACCOUNT_WAIT.saturating_mul(2_u32.saturating_pow(trial)).min(LONGEST_ACCOUNT_WAIT)
+    } else {
+        FIRST_PROBE.mul_f64(PROBE_GROWTH.powi(trial.min(16).cast_signed())).min(LONGEST_PROBE_WAIT)
+    };
+    State::Open { until: Instant::now() + wait.mul_f64(1.0 + PROBE_JITTER * fastrand::f64()), trial }
+}
+
+impl Pass<'_> {
+    /// Whether the request only asks whether the server is back: its failure is not the item's.
+    pub fn is_probe(&self) -> bool {
+        self.is_probe
+    }
+
+    /// Says what became of the request.
+    pub fn report(self, health: Health) {
+        self.breaker.report(health, self.is_probe);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if self.is_probe {
+            self.breaker.withdraw();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    async fn fail(breaker: &Breaker, times: u32) {
+        for _ in 0..times {
+            breaker.pass().await.report(Health::Failing);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_failures_in_a_row_open_it_and_a_success_between_them_does_not() {
+        let breaker = Breaker::default();
+        fail(&breaker, 9).await;
+        breaker.pass().await.report(Health::Alive);
+        fail(&breaker, 9).await;
+        assert!(breaker.is_closed());
+        fail(&breaker, 1).await;
+        assert!(!breaker.is_closed());
+        assert!(breaker.opens_in() >= FIRST_PROBE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_of_a_minute_costs_two_requests_a_second_at_most_and_is_over_within_seconds() {
+        let breaker = Arc::new(Breaker::default());
+        fail(&breaker, 10).await;
+        let start = Instant::now();
+        let outage = Duration::from_secs(60);
+        let mut senders = tokio::task::JoinSet::new();
+        for _ in 0..200 {
+            let breaker = Arc::clone(&breaker);
+            senders.spawn(async move {
+                let (mut failed, mut answered) = (Vec::new(), Vec::new());
+                while start.elapsed() < outage + Duration::from_secs(20) {
+                    let pass = breaker.pass().await;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    let is_down = start.elapsed() < outage;
+                    pass.report(if is_down { Health::Failing } else { Health::Alive });
+                    (if is_down { &mut failed } else { &mut answered }).push(start.elapsed());
+                }
+                (failed, answered)
+            });
+        }
+        let (mut failed, mut answered) = (Vec::new(), Vec::new());
+        while let Some(sent) = senders.join_next().await {
+            let (down, up) = sent.unwrap();
+            failed.extend(down);
+            answered.extend(up);
+        }
+        assert!((20..=120).contains(&failed.len()), "{}", failed.len());
+        failed.sort();
+        let busiest = failed
+            .iter()
+            .map(|at| {
+                failed
+                    .iter()
+                    .filter(|other| (**other).saturating_sub(*at) < Duration::from_secs(1) && *other >= at)
+                    .count()
+            })
+            .max();
+        assert!(busiest.unwrap() <= 2, "{busiest:?} in one second");
+        let later = |from: u64| {
+            answered
+                .iter()
+                .filter(|at| (outage + Duration::from_secs(from)..outage + Duration::from_secs(from + 1)).contains(at))
+                .count()
+        };
+        assert_eq!(later(10), 200 * 20, "200 senders at 20 requests a second each");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancelled_probe_frees_its_place_for_the_next() {
+        let breaker = Breaker::default();
+        fail(&breaker, 10).await;
+        let probe = breaker.pass().await;
+        assert!(probe.is_probe());
+        let start = Instant::now();
+        assert!(tokio::time::timeout(WORKING_AFTER / 2, breaker.pass()).await.is_err());
+        drop(probe);
+        assert!(breaker.pass().await.is_probe());
+        assert!(start.elapsed() < WORKING_AFTER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_is_worked_on_for_long_does_not_hold_up_the_others() {
+        let breaker = Breaker::default();
+        fail(&breaker, 10).await;
+        let mut slow = vec![breaker.pass().await];
+        let start = Instant::now();
+        while slow.len() < PLACES_TO_CLOSE as usize {
+            slow.push(breaker.pass().await);
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_barred_account_is_left_alone_for_a_minute() {
+        let breaker = Breaker::default();
+        breaker.pass().await.report(Health::Barred);
+        let start = Instant::now();
+        breaker.tripped().await;
+        breaker.pass().await.report(Health::Barred);
+        assert!(start.elapsed() >= ACCOUNT_WAIT);
+        drop(breaker.pass().await);
+        assert!(start.elapsed() >= ACCOUNT_WAIT * 3, "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn late_news_of_requests_from_before_change_nothing() {
+        let breaker = Breaker::default();
+        let (early, late) = (breaker.pass().await, breaker.pass().await);
+        fail(&breaker, 10).await;
+        early.report(Health::Alive);
+        late.report(Health::Failing);
+        assert!(!breaker.is_closed());
+        let probe = breaker.pass().await;
+        assert!(probe.is_probe());
+        probe.report(Health::Alive);
+        assert!(breaker.pass().await.is_probe(), "slow start, not closed at once");
+    }
+}
