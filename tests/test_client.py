@@ -601,6 +601,9 @@ def test_a_local_server_needs_no_key(make: Make, mock_server: MockServer) -> Non
 def test_openai_without_a_key_is_refused_at_once(face: type[Client | AsyncClient]) -> None:
     with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
         face(model="m")
+    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
+        face(model="m", default_headers={"X-Trace": "1"})
+    assert face(model="m", default_headers={"Authorization": "Bearer of-my-gateway"})
 
 
 def test_blanks_around_a_key_are_dropped(make: Make, mock_server: MockServer) -> None:
@@ -740,6 +743,21 @@ def test_fields_that_json_cannot_carry_are_refused_by_name(
     ):
         with pytest.raises(ConfigurationError, match=says):
             call()
+    assert nothing_was_sent(mock_server)
+
+
+@pytest.mark.parametrize("method", ["to_dict", "model_dump"])
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
+def test_what_an_objects_own_code_raises_is_the_callers_to_see(
+    face: Face, mock_server: MockServer, method: str, error: BaseException
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    odd = type("Odd", (), {method: fail})()
+    with pytest.raises(type(error)) as caught:
+        face.complete("hi", a=[odd])
+    assert caught.value is error
     assert nothing_was_sent(mock_server)
 
 

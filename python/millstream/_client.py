@@ -132,7 +132,7 @@ class _Base:
         key_from_environment = secrets.key is None
         if key_from_environment and _host(base_url) in (_host(environment_url), _host(OPENAI_BASE_URL)):
             secrets.key = os.environ.get("OPENAI_API_KEY") or None
-        if secrets.key is None and _host(base_url) == _host(OPENAI_BASE_URL) and not secrets.headers:
+        if secrets.key is None and _host(base_url) == _host(OPENAI_BASE_URL) and not _authorize(secrets.headers):
             raise ConfigurationError("no API key: give api_key= or set OPENAI_API_KEY")
         self._settings = _Settings(
             base_url=base_url,
@@ -263,6 +263,11 @@ def _host(url: str) -> tuple[str, str | None, int | None]:
         return "", url, None
     # The engine takes a backslash for a slash and may find another host than Python does: such a URL is like no other.
     return ("", url, None) if "\\" in url or parts.hostname is None else host
+
+
+def _authorize(headers: Mapping[str, str] | None) -> bool:
+    """Whether one of the headers can be meant to carry a key."""
+    return any(word in str(name).lower() for name in headers or () for word in ("auth", "key", "token"))
 
 
 def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 use serde_json::Value;
 
 use super::errors::raise;
@@ -20,12 +20,18 @@ const MAX_DEPTH: usize = 128;
 struct Refusal {
     path: String,
     why: String,
+    /// What the object's own code raised, which is the caller's to see.
+    raised: Option<PyErr>,
 }
 
 type Walked = Result<(), Refusal>;
 
 fn refuse(why: impl Into<String>) -> Walked {
-    Err(Refusal { path: String::new(), why: why.into() })
+    Err(Refusal { path: String::new(), why: why.into(), raised: None })
+}
+
+fn raised(error: PyErr) -> Refusal {
+    Refusal { path: String::new(), why: String::new(), raised: Some(error) }
 }
 
 /// The JSON text of `object`; `name` is what the error calls it.
@@ -34,7 +40,7 @@ pub(crate) fn to_json(name: &str, object: &Bound<'_, PyAny>) -> PyResult<String>
     match write(object, &mut out, 0) {
         // Every piece written is UTF-8.
         Ok(()) => Ok(String::from_utf8_lossy(&out).into_owned()),
-        Err(refusal) => Err(bad(object.py(), name, &refusal)),
+        Err(refusal) => Err(bad(object.py(), name, refusal)),
     }
 }
 
@@ -43,7 +49,7 @@ pub(crate) fn to_fields(name: &str, fields: &Bound<'_, PyDict>) -> PyResult<Stri
     let mut out = Vec::with_capacity(128);
     match write_fields(fields, &mut out, 0) {
         Ok(()) => Ok(String::from_utf8_lossy(&out).into_owned()),
-        Err(refusal) => Err(bad(fields.py(), name, &refusal)),
+        Err(refusal) => Err(bad(fields.py(), name, refusal)),
     }
 }
 
@@ -51,17 +57,20 @@ pub(crate) fn to_fields(name: &str, fields: &Bound<'_, PyDict>) -> PyResult<Stri
 pub(crate) fn to_text(name: &str, text: &Bound<'_, PyString>) -> PyResult<String> {
     match utf8(text) {
         Ok(text) => Ok(text.to_owned()),
-        Err(refusal) => Err(bad(text.py(), name, &refusal)),
+        Err(refusal) => Err(bad(text.py(), name, refusal)),
     }
 }
 
-fn bad(py: Python<'_>, name: &str, refusal: &Refusal) -> PyErr {
+fn bad(py: Python<'_>, name: &str, refusal: Refusal) -> PyErr {
+    if let Some(error) = refusal.raised {
+        return error;
+    }
     raise(py, &Error::configuration(format!("{name}{} {}", refusal.path, refusal.why)))
 }
 
 fn utf8<'a>(text: &'a Bound<'_, PyString>) -> Result<&'a str, Refusal> {
     let lone = "has a lone surrogate, which no server can read; clean it with text.encode('utf-8', 'replace').decode()";
-    text.to_str().map_err(|_| Refusal { path: String::new(), why: lone.to_owned() })
+    text.to_str().map_err(|_| Refusal { path: String::new(), why: lone.to_owned(), raised: None })
 }
 
 fn put<T: serde::Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
@@ -152,11 +161,14 @@ fn write_items<'py>(items: impl Iterator<Item = Bound<'py, PyAny>>, out: &mut Ve
 /// Our own records and pydantic's models know themselves as dicts: an answer's message can go into the next request as it is.
 fn write_record(object: &Bound<'_, PyAny>, out: &mut Vec<u8>, depth: usize) -> Walked {
     let py = object.py();
-    for method in [intern!(py, "to_dict"), intern!(py, "model_dump")] {
-        if let Ok(dict) = object.call_method0(method)
-            && dict.is_instance_of::<PyDict>()
-        {
-            return write(&dict, out, depth + 1);
+    for name in [intern!(py, "to_dict"), intern!(py, "model_dump")] {
+        let Some(method) = object.getattr_opt(name).map_err(raised)? else { continue };
+        // A class has the method, too, but not without an instance.
+        if !object.is_instance_of::<PyType>() {
+            let dict = method.call0().map_err(raised)?;
+            if dict.is_instance_of::<PyDict>() {
+                return write(&dict, out, depth + 1);
+            }
         }
     }
     refuse(format!("is {}, which JSON does not have", type_name(object)))
