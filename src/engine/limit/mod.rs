@@ -1,10 +1,12 @@
-//! What holds a request back: requests and tokens per minute ([`rate`]), requests in flight ([`concurrency`]), and a wait that
-//! a server asked for ([`gate`]).
+//! What holds a request back: requests and tokens per minute ([`rate`]), requests in flight ([`concurrency`], whose size
+//! [`adaptive`] finds), and a wait that a server asked for ([`gate`]).
 
+pub mod adaptive;
 pub mod concurrency;
 pub mod gate;
 pub mod rate;
 
-pub use concurrency::{Permit, Window};
+pub use adaptive::{AutoConcurrency, Signal};
+pub use concurrency::{Permit, Ticket, Window};
 pub use gate::Gate;
 pub use rate::{Cost, RateLimiter, RateLimits, Reservation};
