@@ -191,7 +191,7 @@ impl EngineLoop {
         let pipeline = Pipeline {
             transport: Arc::new(Transport::new(&Tls::new()?, config)?),
             endpoint: Arc::new(Endpoint::new(base_url, Some(ApiKey::new("sk-bench")?), &[], false)?),
-            window: Some(Window::new(options.concurrency)),
+            window: Some(Window::fixed(options.concurrency)),
             limiter: None,
             gate: Arc::default(),
             retry: RetryPolicy::default(),

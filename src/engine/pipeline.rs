@@ -114,7 +114,7 @@ impl Pipeline {
     async fn admit_and_try<T: Answer>(&self, call: &Call) -> Result<(T, Receipt), Error> {
         let called = Instant::now();
         let _permit = match &self.window {
-            Some(window) => Some(window.acquire().await?),
+            Some(window) => Some(window.acquire(None, 0).await),
             None => None,
         };
         let reservation = match &self.limiter {

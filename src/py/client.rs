@@ -246,7 +246,7 @@ impl NativeClient {
         };
         let window = self
             .window
-            .get_or_make(|| Ok::<_, Error>(Window::new(self.max_concurrency.unwrap_or(DEFAULT_MAX_CONCURRENCY))))?;
+            .get_or_make(|| Ok::<_, Error>(Window::fixed(self.max_concurrency.unwrap_or(DEFAULT_MAX_CONCURRENCY))))?;
         Ok(Pipeline {
             transport: self.pool.transport()?,
             endpoint: Arc::clone(&self.endpoint),

@@ -23,7 +23,7 @@ fn pipeline(server: &MockServer) -> Pipeline {
     Pipeline {
         transport: Arc::new(Transport::new(&Tls::new().unwrap(), config).unwrap()),
         endpoint: Arc::new(Endpoint::new(&server.base_url(), Some(ApiKey::new(KEY).unwrap()), &[], false).unwrap()),
-        window: Some(Window::new(8)),
+        window: Some(Window::fixed(8)),
         limiter: None,
         gate: Arc::default(),
         retry: RetryPolicy {
@@ -152,7 +152,8 @@ async fn a_dropped_call_gives_its_place_and_its_tokens_back() {
     server.script([Answer::fault(Fault::HangBefore)]);
     let limits = RateLimits { requests_per_minute: None, tokens_per_minute: Some(1000.0) };
     let limiter = Arc::new(RateLimiter::new(limits).unwrap());
-    let pipeline = Pipeline { window: Some(Window::new(1)), limiter: Some(Arc::clone(&limiter)), ..pipeline(&server) };
+    let pipeline =
+        Pipeline { window: Some(Window::fixed(1)), limiter: Some(Arc::clone(&limiter)), ..pipeline(&server) };
     let hung = tokio::time::timeout(Duration::from_millis(200), ask(&pipeline, "hang")).await;
     assert!(hung.is_err());
     assert_eq!(pipeline.metrics.snapshot().in_flight, 0);
