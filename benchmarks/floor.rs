@@ -33,7 +33,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::{Client as HyperClient, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use millstream::engine::batch::{ChatCalls, chat_target};
-use millstream::engine::config::Endpoint;
+use millstream::engine::config::{Endpoint, Timeouts};
 use millstream::engine::limit::Window;
 use millstream::engine::pipeline::Pipeline;
 use millstream::engine::provider::openai::ChatTemplate;
@@ -195,7 +195,9 @@ impl EngineLoop {
             limiter: None,
             gate: Arc::default(),
             retry: RetryPolicy::default(),
-            timeout: Some(Duration::from_secs(60)),
+            budget: Arc::default(),
+            idempotency: Some(Arc::default()),
+            timeouts: Timeouts { total: Some(Duration::from_secs(60)), ..Timeouts::default() },
             metrics: Arc::default(),
         };
         let template = ChatTemplate::new(field("/model"), None, "");

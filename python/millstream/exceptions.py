@@ -18,7 +18,8 @@ The names are openai-python's, so that existing ``except`` clauses read on::
         │   └─ InternalServerError 5xx
         │       └─ OverloadedError 503, 529
         └─ APIConnectionError (ConnectionError)    no complete HTTP response
-            └─ APITimeoutError (TimeoutError)      no connection in time
+            └─ APITimeoutError (TimeoutError)      no connection, no head or no next piece of an answer in time
+                ├─ QueueTimeoutError               not admitted within ``queue_timeout``; nothing was sent
                 └─ DeadlineExceeded                no answer within ``timeout``, all attempts included
 
 ``asyncio.CancelledError`` and ``KeyboardInterrupt`` pass through untouched. All of these survive pickling, and none
@@ -50,6 +51,7 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "PermissionDeniedError",
+    "QueueTimeoutError",
     "RateLimitError",
     "UnprocessableEntityError",
 ]
@@ -60,7 +62,12 @@ class MillstreamError(Exception):
 
     Attributes:
         message: What happened, what was tried and what can be done.
+        retryable: Whether the same may succeed later.
+        retry_after: Seconds that the server asked to wait, if one did.
     """
+
+    retryable: bool = False
+    retry_after: float | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -97,10 +104,8 @@ class APIError(MillstreamError):
         body: The server's ``error`` object, else the parsed body, else its text, at most 64 KiB; None without an
             answer.
         request_id: The server's name for the request, for its support.
-        retry_after: Seconds that the server asked to wait, if it did.
         attempts: HTTP requests made for this call, the first included.
         elapsed: Seconds from the call's admission to the error.
-        retryable: Whether the same request may succeed later.
     """
 
     status_code: int | None = None
@@ -109,10 +114,8 @@ class APIError(MillstreamError):
     param: str | None = None
     body: Any = None
     request_id: str | None = None
-    retry_after: float | None = None
     attempts: int = 0
     elapsed: float = 0.0
-    retryable: bool = False
 
 
 class APIResponseValidationError(APIError):
@@ -168,7 +171,14 @@ class APIConnectionError(APIError, ConnectionError):
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
-    """No connection in time. Also caught by ``TimeoutError`` and ``asyncio.TimeoutError``."""
+    """No connection, no head or no next piece of an answer in time; the text says which and names its argument.
+
+    Also caught by ``TimeoutError`` and ``asyncio.TimeoutError``.
+    """
+
+
+class QueueTimeoutError(APITimeoutError):
+    """Not admitted within ``queue_timeout``: others were before it. Nothing was sent."""
 
 
 class DeadlineExceeded(APITimeoutError):
@@ -179,7 +189,8 @@ _BY_KIND: dict[str, type[MillstreamError]] = {
     "configuration": ConfigurationError,
     "input_too_large": InputTooLargeError,
     "connection": APIConnectionError,
-    "connect_timeout": APITimeoutError,
+    "timeout": APITimeoutError,
+    "queue_timeout": QueueTimeoutError,
     "deadline": DeadlineExceeded,
     "quota": InsufficientQuotaError,
     "invalid_response": APIResponseValidationError,

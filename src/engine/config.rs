@@ -2,6 +2,7 @@
 //!
 //! Every check happens before anything is sent, and every error names the argument, the value and what would be right.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -84,6 +85,20 @@ impl Endpoint {
     }
 }
 
+/// How long the phases of a call may take, each `None` for no limit. The making of a connection is the pool's to bound
+/// (`TransportConfig`), since the connection outlives the call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the call to its admission: the wait for a place in flight and for rate limits.
+    pub queue: Option<Duration>,
+    /// From the start of an attempt, a new connection included, to the head of its answer.
+    pub first_byte: Option<Duration>,
+    /// From one piece of an answer's body to the next.
+    pub idle: Option<Duration>,
+    /// From the admission to the end of the answer, over all attempts and the waits between them.
+    pub total: Option<Duration>,
+}
+
 fn parse_base_url(text: &str) -> Result<Url, Error> {
     let bad = |why: &str| Error::configuration(format!("base_url {why}; give something like {DEFAULT_BASE_URL:?}"));
     // The text itself is not repeated: it may hold a password.
@@ -145,15 +160,17 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Error> {
     Ok((parsed, value))
 }
 
+/// The longest time that can be given: about 30 years.
+const LONGEST_S: f64 = 1e9;
+
 /// A time in seconds that must be positive; `None` stays no limit.
 ///
 /// # Errors
 /// A configuration error naming `name` if it is not a positive finite number of at most about 30 years.
 pub fn positive_seconds(name: &str, seconds: Option<f64>) -> Result<Option<Duration>, Error> {
-    const LONGEST: f64 = 1e9;
     match seconds {
         None => Ok(None),
-        Some(seconds) if seconds > 0.0 && seconds <= LONGEST => Ok(Some(Duration::from_secs_f64(seconds))),
+        Some(seconds) if seconds > 0.0 && seconds <= LONGEST_S => Ok(Some(Duration::from_secs_f64(seconds))),
         Some(seconds) => {
             Err(Error::configuration(format!("{name} must be a positive number of seconds or None, not {seconds}")))
         }
@@ -174,13 +191,37 @@ pub fn concurrency(name: &str, value: Option<i64>) -> Result<Option<usize>, Erro
     }
 }
 
+/// A time in seconds that may be zero.
+///
+/// # Errors
+/// A configuration error naming `name` if it is negative, not a number, or more than about 30 years.
+pub fn seconds(name: &str, seconds: f64) -> Result<Duration, Error> {
+    if (0.0..=LONGEST_S).contains(&seconds) {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err(Error::configuration(format!("{name} must be a number of seconds of at least 0, not {seconds}")))
+}
+
 /// A number of retries.
 ///
 /// # Errors
-/// A configuration error if it is negative.
-pub fn max_retries(value: i64) -> Result<u32, Error> {
+/// A configuration error naming `name` if it is negative or beyond 32 bits.
+pub fn retries(name: &str, value: i64) -> Result<u32, Error> {
     u32::try_from(value)
-        .map_err(|_| Error::configuration(format!("max_retries must be at least 0 (0: one attempt only), not {value}")))
+        .map_err(|_| Error::configuration(format!("{name} must be at least 0 (0: one attempt only), not {value}")))
+}
+
+/// HTTP statuses to retry.
+///
+/// # Errors
+/// A configuration error if one is not an error's: 4xx or 5xx.
+pub fn retried_statuses(values: &[i64]) -> Result<BTreeSet<u16>, Error> {
+    let checked = |value: &i64| {
+        u16::try_from(*value).ok().filter(|status| (400..600).contains(status)).ok_or_else(|| {
+            Error::configuration(format!("statuses must be between 400 and 599, not {value}: no other is an error's"))
+        })
+    };
+    values.iter().map(checked).collect()
 }
 
 /// A model's name.
@@ -246,7 +287,15 @@ mod tests {
             positive_seconds("timeout", Some(0.0)).is_err() && positive_seconds("timeout", None).unwrap().is_none()
         );
         assert!(
-            concurrency("max_concurrent", Some(0)).is_err() && max_retries(-1).is_err() && model(Some(" ")).is_err()
+            concurrency("max_concurrent", Some(0)).is_err() && retries("r", -1).is_err() && model(Some(" ")).is_err()
         );
+        assert!(seconds("base_delay", 0.0).is_ok() && seconds("base_delay", -1.0).is_err());
+        for bad in [f64::NAN, f64::INFINITY, -0.001] {
+            assert!(seconds("base_delay", bad).unwrap_err().to_string().contains("base_delay"));
+        }
+        assert!(retried_statuses(&[400, 599]).is_ok());
+        for bad in [-1, 200, 399, 600, 70_000] {
+            assert!(retried_statuses(&[503, bad]).unwrap_err().to_string().contains(&bad.to_string()));
+        }
     }
 }

@@ -24,6 +24,12 @@ pub enum Kind {
     Connection,
     /// The connection could not be made in time.
     ConnectTimeout,
+    /// The head of an answer did not come in time.
+    FirstByteTimeout,
+    /// An answer that had begun fell silent.
+    IdleTimeout,
+    /// The call was not admitted in time; nothing was sent.
+    QueueTimeout,
     /// The call's own deadline over all attempts and waits has passed.
     Deadline,
     /// The server answered with a status other than 2xx.
@@ -91,6 +97,7 @@ struct Inner {
     attempts: u32,
     elapsed: Duration,
     stale_connection: bool,
+    should_retry: Option<bool>,
     quota: bool,
     pressure: Pressure,
     source: Option<Box<dyn StdError + Send + Sync>>,
@@ -100,8 +107,12 @@ impl Error {
     /// An error with the kind's usual verdict.
     pub fn new(kind: Kind, summary: impl Into<String>) -> Self {
         let verdict = match kind {
-            Kind::Connection | Kind::ConnectTimeout | Kind::InvalidResponse => Verdict::Retryable,
-            Kind::Deadline => Verdict::Exhausted,
+            Kind::Connection
+            | Kind::ConnectTimeout
+            | Kind::FirstByteTimeout
+            | Kind::IdleTimeout
+            | Kind::InvalidResponse => Verdict::Retryable,
+            Kind::QueueTimeout | Kind::Deadline => Verdict::Exhausted,
             _ => Verdict::Final,
         };
         Self(Box::new(Inner {
@@ -114,6 +125,7 @@ impl Error {
             attempts: 0,
             elapsed: Duration::ZERO,
             stale_connection: false,
+            should_retry: None,
             quota: false,
             pressure: match kind {
                 Kind::Status(429) => Pressure::RateLimit,
@@ -198,6 +210,13 @@ impl Error {
         self
     }
 
+    /// With the server's own word on retrying, if it gave one.
+    #[must_use]
+    pub fn with_should_retry(mut self, word: Option<bool>) -> Self {
+        self.0.should_retry = word;
+        self
+    }
+
     /// Marks a quota or a budget that waiting does not refill.
     #[must_use]
     pub fn out_of_quota(mut self) -> Self {
@@ -272,6 +291,11 @@ impl Error {
     /// Whether a connection closed before the first byte of an answer.
     pub fn is_stale_connection(&self) -> bool {
         self.0.stale_connection
+    }
+
+    /// The server's own word on retrying, if it gave one.
+    pub fn should_retry(&self) -> Option<bool> {
+        self.0.should_retry
     }
 
     /// What it says of the server's load.

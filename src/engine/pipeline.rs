@@ -10,16 +10,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use tokio::time::{Instant, timeout_at};
-
-use super::config::Endpoint;
-use super::error::{Error, Kind, Verdict};
-use super::limit::{Cost, Gate, RateLimiter, Reservation, Window};
+use super::config::{Endpoint, Timeouts};
+use super::error::{Error, Kind, Pressure, Verdict};
+use super::limit::{Cost, Gate, Permit, RateLimiter, Reservation, Window};
 use super::metrics::Metrics;
 use super::provider::{lenient, openai};
-use super::retry::{Decision, RetryPolicy};
+use super::retry::{Attempts, Decision, IDEMPOTENCY_KEY, IdempotencyKeys, RetryBudget, RetryPolicy};
 use super::secret::scrub;
 use super::transport::{Request, Response, Transport};
 use super::types::{ChatCompletion, Model, Receipt, Text, Usage, request_id};
@@ -41,8 +40,12 @@ pub struct Pipeline {
     pub gate: Arc<Gate>,
     /// How often and when a failed attempt is made again.
     pub retry: RetryPolicy,
-    /// The longest a request may take from its admission on.
-    pub timeout: Option<Duration>,
+    /// Retries in proportion to requests: what is beyond it waits.
+    pub budget: Arc<RetryBudget>,
+    /// Names items for the server; `None` sends no names.
+    pub idempotency: Option<Arc<IdempotencyKeys>>,
+    /// The longest that each phase may take.
+    pub timeouts: Timeouts,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -113,7 +116,21 @@ impl Pipeline {
 
     async fn admit_and_try<T: Answer>(&self, call: &Call) -> Result<(T, Receipt), Error> {
         let called = Instant::now();
-        let _permit = match &self.window {
+        let admission = self.admit(call);
+        let (_permit, reservation) = match self.timeouts.queue {
+            Some(limit) => match timeout(limit, admission).await {
+                Ok(admitted) => admitted?,
+                Err(_) => return Err(not_admitted(limit)),
+            },
+            None => admission.await?,
+        };
+        self.budget.deposit();
+        let life = Life { called, admitted: Instant::now(), timeout: self.timeouts.total };
+        self.try_until_done(call, reservation, &life).await
+    }
+
+    async fn admit(&self, call: &Call) -> Result<(Option<Permit>, Option<Reservation>), Error> {
+        let permit = match &self.window {
             Some(window) => Some(window.acquire(None, 0).await),
             None => None,
         };
@@ -122,8 +139,7 @@ impl Pipeline {
             None => None,
         };
         self.gate.pass().await;
-        let life = Life { called, admitted: Instant::now(), timeout: self.timeout };
-        self.try_until_done(call, reservation, &life).await
+        Ok((permit, reservation))
     }
 
     async fn try_until_done<T: Answer>(
@@ -134,13 +150,15 @@ impl Pipeline {
     ) -> Result<(T, Receipt), Error> {
         // Seeded anew for every request; only the spread matters.
         let mut rng = fastrand::Rng::new();
-        let (mut attempts, mut retries, mut resent) = (0, 0, false);
+        let (mut attempts, mut made, mut resent) = (0, Attempts::default(), false);
+        let target = &call.request.target;
+        let name = self.idempotency.as_ref().and_then(|keys| keys.name(&target.method, &target.headers));
         loop {
             attempts += 1;
             if let Some(reservation) = &mut reservation {
                 reservation.commit();
             }
-            let error = match life.bound(self.attempt::<T>(call)).await {
+            let error = match life.bound(self.attempt::<T>(call, name.as_ref())).await {
                 Some(Ok((answer, response))) => {
                     if let (Some(reservation), Some(usage)) = (reservation.take(), answer.usage()) {
                         reservation.settle(usage.total_tokens);
@@ -150,9 +168,7 @@ impl Pipeline {
                 Some(Err(error)) => error,
                 None => return Err(life.overrun(None, attempts)),
             };
-            if let (Some(TOO_MANY_REQUESTS), Some(wait)) = (error.status(), error.retry_after())
-                && wait <= self.retry.longest_retry_after
-            {
+            if let (Some(TOO_MANY_REQUESTS), Some(wait)) = (error.status(), self.retry.wait_to_keep(&error)) {
                 self.gate.close(wait);
             }
             if error.is_stale_connection() && !resent {
@@ -160,7 +176,7 @@ impl Pipeline {
                 // used up.
                 resent = true;
             } else {
-                match self.retry.decide(&error, retries, &mut rng) {
+                match self.retry.decide(&error, &made, &mut rng) {
                     Decision::GiveUp(reason) => return Err(life.give_up(error, reason, attempts)),
                     Decision::RetryIn(wait) if life.ends_within(wait) => {
                         return Err(life.give_up(
@@ -169,15 +185,27 @@ impl Pipeline {
                             attempts,
                         ));
                     }
-                    Decision::RetryIn(wait) => tokio::time::sleep(wait).await,
+                    Decision::RetryIn(wait) => {
+                        if life.bound(self.back_off(wait, &error)).await.is_none() {
+                            return Err(life.overrun(Some(error), attempts));
+                        }
+                    }
                 }
-                retries += 1;
+                made.count(&error);
             }
             match life.bound(self.reserve_again(reservation.as_ref())).await {
                 Some(again) => reservation = again,
                 None => return Err(life.overrun(Some(error), attempts)),
             }
             self.metrics.retry_begins();
+        }
+    }
+
+    async fn back_off(&self, wait: Duration, error: &Error) {
+        sleep(wait).await;
+        // What a rate limit refused, rate limits already hold back.
+        if error.pressure() != Pressure::RateLimit {
+            self.budget.delay().await;
         }
     }
 
@@ -190,9 +218,10 @@ impl Pipeline {
         reservation
     }
 
-    async fn attempt<T: Answer>(&self, call: &Call) -> Result<(T, Response), Error> {
+    async fn attempt<T: Answer>(&self, call: &Call, name: Option<&HeaderValue>) -> Result<(T, Response), Error> {
         let in_flight = self.metrics.attempt();
-        let response = self.transport.send(&call.request).await?;
+        let extra = name.map(|name| (IDEMPOTENCY_KEY, name.clone()));
+        let response = self.transport.send(&call.request, extra, &self.timeouts).await?;
         drop(in_flight);
         if response.status.is_success()
             && let Ok(answer) = T::read(&response.body)
@@ -230,6 +259,12 @@ fn scrub_json<'a>(sent: &HeaderMap, body: &'a [u8]) -> Cow<'a, [u8]> {
         return Cow::Owned(clean);
     }
     scrub(sent, body)
+}
+
+fn not_admitted(limit: Duration) -> Error {
+    let seconds = limit.as_secs_f64();
+    Error::new(Kind::QueueTimeout, format!("not admitted within queue_timeout = {seconds} s; nothing was sent"))
+        .advise("Others are before it: raise queue_timeout= or max_concurrency=, or check the limits of rate_limiter=.")
 }
 
 /// The clock of one request.

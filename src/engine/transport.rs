@@ -8,6 +8,7 @@
 
 use std::error::Error as StdError;
 use std::io::{self, Write};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -15,12 +16,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http::header::{CONTENT_ENCODING, HeaderMap};
-use http::{Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use rustls::crypto::ring;
 use rustls_platform_verifier::Verifier;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use url::Url;
 
+use super::config::Timeouts;
 use super::error::{Error, Kind, Verdict};
 
 /// Below the 5 s of Node and llama.cpp, so that we close an idle connection before they do.
@@ -113,6 +115,7 @@ pub struct Response {
 #[derive(Debug)]
 pub struct Transport {
     client: reqwest::Client,
+    connect_timeout: Option<Duration>,
     /// Whether an answer has come before, so that a connection may have been one of the pool's.
     warm: AtomicBool,
 }
@@ -143,59 +146,110 @@ impl Transport {
         let client = builder
             .build()
             .map_err(|error| Error::internal("the HTTP client could not be set up").with_source(error.without_url()))?;
-        Ok(Self { client, warm: AtomicBool::new(false) })
+        Ok(Self { client, connect_timeout: config.connect_timeout, warm: AtomicBool::new(false) })
     }
 
-    /// Sends one request and reads the whole answer. Dropping the future closes the connection.
+    /// Sends one request, with one header more if there is an `extra`, and reads the whole answer. Dropping the future closes
+    /// the connection.
     ///
     /// # Errors
-    /// `Connection` or `ConnectTimeout`; a status of any kind is an answer.
-    pub async fn send(&self, request: &Request) -> Result<Response, Error> {
+    /// `Connection`, or the timeout of the phase that took too long; a status of any kind is an answer.
+    pub async fn send(
+        &self,
+        request: &Request,
+        extra: Option<(HeaderName, HeaderValue)>,
+        timeouts: &Timeouts,
+    ) -> Result<Response, Error> {
         let target = &*request.target;
         let mut outgoing = reqwest::Request::new(target.method.clone(), target.url.clone());
         outgoing.headers_mut().clone_from(&target.headers);
+        if let Some((name, value)) = extra {
+            outgoing.headers_mut().insert(name, value);
+        }
         if !request.body.is_empty() {
             *outgoing.body_mut() = Some(request.body.clone().into());
         }
         let host = target.url.host_str().unwrap_or("the server");
         let (reused, sent) = (self.warm.load(Relaxed), Instant::now());
-        let mut response = match self.client.execute(outgoing).await {
+        let head = within(timeouts.first_byte, self.client.execute(outgoing)).await;
+        let mut response = match head.map_err(|limit| no_head(host, limit))? {
             Ok(response) => response,
             Err(error) => {
-                return Err(classify(
-                    error,
-                    host,
-                    if reused && sent.elapsed() < STALE_WITHIN { Moment::Reuse } else { Moment::Working },
-                ));
+                let quickly = reused && sent.elapsed() < STALE_WITHIN;
+                let moment = if quickly { Moment::Reuse } else { Moment::Working };
+                return Err(self.classify(error, host, moment));
             }
         };
         self.warm.store(true, Relaxed);
-        let body = read_body(&mut response, host).await?;
+        let body = self.read_body(&mut response, host, timeouts.idle).await?;
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
         let body = decompress(&headers, body, host)?;
         Ok(Response { status, headers, body })
     }
-}
 
-async fn read_body(response: &mut reqwest::Response, host: &str) -> Result<Bytes, Error> {
-    let announced = response.content_length().unwrap_or(0);
-    if announced > BODY_LIMIT as u64 {
-        return Err(too_large(host));
-    }
-    let mut next = async || response.chunk().await.map_err(|error| classify(error, host, Moment::Body));
-    let Some(first) = next().await? else { return Ok(Bytes::new()) };
-    let Some(second) = next().await? else { return Ok(first) };
-    let mut body = BytesMut::with_capacity((announced as usize).max(first.len() + second.len()));
-    body.extend_from_slice(&first);
-    body.extend_from_slice(&second);
-    while let Some(chunk) = next().await? {
-        if body.len() + chunk.len() > BODY_LIMIT {
+    async fn read_body(
+        &self,
+        response: &mut reqwest::Response,
+        host: &str,
+        idle: Option<Duration>,
+    ) -> Result<Bytes, Error> {
+        let announced = response.content_length().unwrap_or(0);
+        if announced > BODY_LIMIT as u64 {
             return Err(too_large(host));
         }
-        body.extend_from_slice(&chunk);
+        let mut next = async || {
+            let chunk = within(idle, response.chunk()).await.map_err(|limit| fell_silent(host, limit))?;
+            chunk.map_err(|error| self.classify(error, host, Moment::Body))
+        };
+        let Some(first) = next().await? else { return Ok(Bytes::new()) };
+        let Some(second) = next().await? else { return Ok(first) };
+        let mut body = BytesMut::with_capacity((announced as usize).max(first.len() + second.len()));
+        body.extend_from_slice(&first);
+        body.extend_from_slice(&second);
+        while let Some(chunk) = next().await? {
+            if body.len() + chunk.len() > BODY_LIMIT {
+                return Err(too_large(host));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
     }
-    Ok(body.freeze())
+
+    fn classify(&self, error: reqwest::Error, host: &str, moment: Moment) -> Error {
+        if error.is_connect() && error.is_timeout() {
+            return no_connection(host, self.connect_timeout).with_source(error.without_url());
+        }
+        classify(error, host, moment)
+    }
+}
+
+/// `work`, or the limit that it did not keep. Without a limit no timer is set.
+async fn within<R>(limit: Option<Duration>, work: impl Future<Output = R>) -> Result<R, Duration> {
+    let mut work = pin!(work);
+    match limit {
+        Some(limit) => timeout(limit, work.as_mut()).await.map_err(|_| limit),
+        None => Ok(work.await),
+    }
+}
+
+fn no_connection(host: &str, limit: Option<Duration>) -> Error {
+    let within = limit
+        .map_or_else(|| "in time".to_owned(), |limit| format!("within connect_timeout = {} s", limit.as_secs_f64()));
+    Error::new(Kind::ConnectTimeout, format!("no connection to {host} {within}"))
+        .advise("Check base_url and the network, or raise connect_timeout=.")
+}
+
+fn no_head(host: &str, limit: Duration) -> Error {
+    let seconds = limit.as_secs_f64();
+    Error::new(Kind::FirstByteTimeout, format!("{host} did not begin to answer within first_byte = {seconds} s"))
+        .advise("Raise it in timeout=Timeout(first_byte=...), or leave it out.")
+}
+
+fn fell_silent(host: &str, limit: Duration) -> Error {
+    let seconds = limit.as_secs_f64();
+    Error::new(Kind::IdleTimeout, format!("{host} fell silent in the middle of its answer for idle = {seconds} s"))
+        .advise("Raise it in timeout=Timeout(idle=...), or leave it out.")
 }
 
 fn too_large(host: &str) -> Error {
@@ -267,7 +321,6 @@ enum Moment {
 /// Says what went wrong by looking at the causes.
 fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
     let connecting = error.is_connect();
-    let timed_out = error.is_timeout();
     let error = error.without_url();
     let mut cause = Cause::default();
     let mut source: Option<&(dyn StdError + 'static)> = Some(&error);
@@ -276,11 +329,6 @@ fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
         source = current.source();
     }
     let detail = cause.deepest.trim();
-    if connecting && timed_out {
-        return Error::new(Kind::ConnectTimeout, format!("no connection to {host} in time"))
-            .advise("Check base_url and the network, or raise connect_timeout.")
-            .with_source(error);
-    }
     if cause.certificate {
         return Error::new(Kind::Connection, format!("{host} is not trusted: {detail}"))
             .verdict_is(Verdict::Final)

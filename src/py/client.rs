@@ -19,13 +19,13 @@ use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
 use super::runtime::Runtime;
 use crate::engine::batch::{Batch, ChatCalls, OnError, chat_target};
-use crate::engine::config::{self, DEFAULT_MAX_CONCURRENCY, Endpoint};
+use crate::engine::config::{self, DEFAULT_MAX_CONCURRENCY, Endpoint, Timeouts};
 use crate::engine::error::Error;
 use crate::engine::limit::{Gate, Window};
 use crate::engine::metrics::Metrics;
 use crate::engine::pipeline::{Call, Pipeline};
 use crate::engine::provider::openai::{ChatTemplate, models_url};
-use crate::engine::retry::RetryPolicy;
+use crate::engine::retry::{IdempotencyKeys, RetryBudget, RetryPolicy};
 use crate::engine::secret::ApiKey;
 use crate::engine::transport::{Request, Target, Transport, TransportConfig};
 use crate::engine::types::{self, Model, Outcome, Prompt};
@@ -65,6 +65,8 @@ pub(crate) struct NativeClient {
     gate: Arc<PerProcess<Gate>>,
     limiter: Option<Arc<limiter::Shared>>,
     retry: RetryPolicy,
+    budget: Arc<PerProcess<RetryBudget>>,
+    idempotency: Arc<PerProcess<IdempotencyKeys>>,
     timeout: Option<Duration>,
     metrics: Arc<PerProcess<Metrics>>,
 }
@@ -117,9 +119,11 @@ impl NativeClient {
             window: same_window.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.window)),
             limiter: rate_limiter.map(|limiter| Arc::clone(&limiter.get().0)),
             retry: RetryPolicy {
-                max_retries: config::max_retries(max_retries).or_raise(py)?,
+                max_retries: config::retries("max_retries", max_retries).or_raise(py)?,
                 ..RetryPolicy::default()
             },
+            budget: same_host.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.budget)),
+            idempotency: parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.idempotency)),
             timeout: config::positive_seconds("timeout", timeout).or_raise(py)?,
             metrics: parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.metrics)),
         })
@@ -182,6 +186,7 @@ impl NativeClient {
             pipeline.window = None;
         }
         let concurrency = max_concurrent.or(self.max_concurrency).unwrap_or(DEFAULT_MAX_CONCURRENCY);
+        pipeline.retry = pipeline.retry.in_bulk();
         let calls = options.calls(py, self, system)?;
         let batch = Batch { pipeline, calls, concurrency };
         let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
@@ -253,8 +258,10 @@ impl NativeClient {
             window: Some((*window).clone()),
             limiter: self.limiter.as_ref().map(|limiter| limiter.get()).transpose()?,
             gate: self.gate.get_or_make(|| Ok::<_, Error>(Gate::default()))?,
-            retry: self.retry,
-            timeout,
+            retry: self.retry.clone(),
+            budget: self.budget.get_or_make(|| Ok::<_, Error>(RetryBudget::default()))?,
+            idempotency: Some(self.idempotency.get_or_make(|| Ok::<_, Error>(IdempotencyKeys::default()))?),
+            timeouts: Timeouts { total: timeout, ..Timeouts::default() },
             metrics: self.metrics()?,
         })
     }

@@ -4,4 +4,5 @@
 
 mod mock;
 mod pipeline;
+mod retries;
 mod wire;

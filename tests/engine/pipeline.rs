@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use millstream::engine::batch::{Batch, ChatCalls, OnError, chat_target};
-use millstream::engine::config::Endpoint;
+use millstream::engine::config::{Endpoint, Timeouts};
 use millstream::engine::error::{Error, Kind, Verdict};
 use millstream::engine::limit::{RateLimiter, RateLimits, Window};
 use millstream::engine::pipeline::Pipeline;
@@ -18,7 +18,7 @@ use millstream::mock::{Answer, Fault, MockConfig, MockServer};
 
 const KEY: &str = "sk-canary-0123456789";
 
-fn pipeline(server: &MockServer) -> Pipeline {
+pub(crate) fn pipeline(server: &MockServer) -> Pipeline {
     let config = TransportConfig { connect_timeout: Some(Duration::from_secs(5)), http2: false, direct: true };
     Pipeline {
         transport: Arc::new(Transport::new(&Tls::new().unwrap(), config).unwrap()),
@@ -28,10 +28,16 @@ fn pipeline(server: &MockServer) -> Pipeline {
         gate: Arc::default(),
         retry: RetryPolicy {
             max_retries: 2,
-            backoff: Backoff { base: Duration::from_millis(1), cap: Duration::from_millis(5) },
+            backoff: Backoff {
+                base_delay: Duration::from_millis(1),
+                max_delay: Duration::from_millis(5),
+                ..Backoff::default()
+            },
             ..RetryPolicy::default()
         },
-        timeout: Some(Duration::from_secs(30)),
+        budget: Arc::default(),
+        idempotency: Some(Arc::default()),
+        timeouts: Timeouts { total: Some(Duration::from_secs(30)), ..Timeouts::default() },
         metrics: Arc::default(),
     }
 }
@@ -41,11 +47,11 @@ fn calls(pipeline: &Pipeline) -> ChatCalls {
     ChatCalls::new(ChatTemplate::new("mock-model", None, ""), Arc::new(target), None)
 }
 
-async fn ask(pipeline: &Pipeline, text: &str) -> Result<(ChatCompletion, Receipt), Error> {
+pub(crate) async fn ask(pipeline: &Pipeline, text: &str) -> Result<(ChatCompletion, Receipt), Error> {
     pipeline.run(&calls(pipeline).call(&Prompt::Text(text.to_owned()))).await
 }
 
-fn server() -> MockServer {
+pub(crate) fn server() -> MockServer {
     MockServer::start(MockConfig::default()).unwrap()
 }
 
@@ -104,7 +110,10 @@ async fn a_key_that_the_server_echoes_is_in_no_error() {
 async fn the_deadline_ends_a_call_that_hangs_and_closes_its_connection() {
     let server = server();
     server.script([Answer::fault(Fault::HangBefore)]);
-    let pipeline = Pipeline { timeout: Some(Duration::from_millis(200)), ..pipeline(&server) };
+    let pipeline = Pipeline {
+        timeouts: Timeouts { total: Some(Duration::from_millis(200)), ..Timeouts::default() },
+        ..pipeline(&server)
+    };
     let error = ask(&pipeline, "hi").await.unwrap_err();
     assert_eq!((error.kind(), error.attempts()), (Kind::Deadline, 1));
     poll_until(|| server.stats().in_flight == 0).await;
@@ -195,7 +204,7 @@ async fn the_first_error_of_a_batch_aborts_the_others() {
     poll_until(|| server.stats().in_flight == 0).await;
 }
 
-async fn poll_until(mut done: impl FnMut() -> bool) {
+pub(crate) async fn poll_until(mut done: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !done() {
         assert!(tokio::time::Instant::now() < deadline, "not so after 10 s");

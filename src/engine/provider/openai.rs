@@ -410,10 +410,12 @@ pub fn parse_error(status: StatusCode, headers: &HeaderMap, body: &[u8], host: &
         (Some(message), _) => printable(message),
         (None, _) => status.canonical_reason().unwrap_or("no reason given").to_owned(),
     };
-    let retryable = !quota && !status.is_redirection() && retryable(status, headers);
+    let should_retry = should_retry(headers);
+    let retryable = !quota && !status.is_redirection() && should_retry.unwrap_or_else(|| is_usually_retried(status));
     let error = Error::new(Kind::Status(status.as_u16()), format!("{} from {host}: {said}", status.as_u16()))
         .verdict_is(if retryable { Verdict::Retryable } else { Verdict::Final })
         .with_retry_after(retry_after)
+        .with_should_retry(should_retry)
         .with_http(http)
         .with_request_id(request_id(headers));
     let error = match advice(status, quota) {
@@ -423,13 +425,18 @@ pub fn parse_error(status: StatusCode, headers: &HeaderMap, body: &[u8], host: &
     if quota { error.out_of_quota() } else { error }
 }
 
-/// openai-python's rule: `x-should-retry` wins, then 408, 409, 429 and 5xx; and 425, where nothing was done yet.
-fn retryable(status: StatusCode, headers: &HeaderMap) -> bool {
+/// `x-should-retry`: the server's own word, which wins over the status.
+fn should_retry(headers: &HeaderMap) -> Option<bool> {
     match headers.get("x-should-retry").map(http::HeaderValue::as_bytes) {
-        Some(b"true") => true,
-        Some(b"false") => false,
-        _ => matches!(status.as_u16(), 408 | 409 | 425 | 429 | 500..),
+        Some(b"true") => Some(true),
+        Some(b"false") => Some(false),
+        _ => None,
     }
+}
+
+/// openai-python's rule, 408, 409, 429 and 5xx; and 425, where nothing was done yet.
+fn is_usually_retried(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 409 | 425 | 429 | 500..)
 }
 
 fn redirect_text(headers: &HeaderMap) -> String {
@@ -606,7 +613,8 @@ mod tests {
 
     #[test]
     fn the_servers_own_word_on_retrying_wins_but_not_over_a_spent_quota() {
-        assert_eq!(error(503, &[("x-should-retry", "false")], &Value::Null).verdict(), Verdict::Final);
+        let told = error(503, &[("x-should-retry", "false")], &Value::Null);
+        assert_eq!((told.verdict(), told.should_retry()), (Verdict::Final, Some(false)));
         assert_eq!(error(400, &[("x-should-retry", "true")], &Value::Null).verdict(), Verdict::Retryable);
         let spent = serde_json::json!({"error": {"message": "m", "code": "insufficient_quota"}});
         let spent = error(429, &[("x-should-retry", "true")], &spent);
