@@ -2,4 +2,6 @@
 
 pub mod lenient;
 pub mod openai;
+pub mod rate_headers;
+mod reset;
 pub mod retry_after;
