@@ -3,5 +3,6 @@
 pub mod lenient;
 pub mod openai;
 pub mod rate_headers;
+mod refusal;
 mod reset;
 pub mod retry_after;
