@@ -63,7 +63,7 @@ async fn who_is_not_admitted_within_queue_leaves_the_line_and_was_never_sent() {
     let server = server();
     server.script([Answer::fault(Fault::HangBefore)]);
     let timeouts = Timeouts { queue: Some(LIMIT), ..Timeouts::default() };
-    let pipeline = Pipeline { window: Some(Window::new(1)), ..once(&server, timeouts) };
+    let pipeline = Pipeline { window: Some(Window::fixed(1)), ..once(&server, timeouts) };
     let hung = tokio::spawn({
         let pipeline = pipeline.clone();
         async move { ask(&pipeline, "hang").await }

@@ -2,4 +2,7 @@
 
 pub mod lenient;
 pub mod openai;
+pub mod rate_headers;
+mod refusal;
+mod reset;
 pub mod retry_after;

@@ -12,24 +12,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
 
+use super::refusal::meaning;
 use super::{lenient, retry_after};
 use crate::engine::error::{Error, HttpContext, Kind, Verdict, printable, printable_name};
 use crate::engine::types::{ChatCompletion, Choice, Message, Model, Prompt, Text, ToolCall, Usage, request_id};
 
 /// The longest error body that is kept.
 const ERROR_BODY_LIMIT: usize = 64 * 1024;
-
-/// Codes and types that say that money or a quota is used up, so that waiting does not help.
-/// `OpenAI`: "Error codes" and "Rate limits" guides; `credit_limit` is absent on purpose (Together uses it for plain rate limits).
-const OUT_OF_QUOTA: [&str; 7] = [
-    "insufficient_quota",
-    "billing_hard_limit_reached",
-    "credit_balance_exhausted",
-    "organization_spend_limit_exceeded",
-    "project_spend_limit_exceeded",
-    "organization_usage_limit_exceeded",
-    "enforced_spend_limit_reached",
-];
 
 /// A message without any of these says nothing: it is a broken answer, not an empty one.
 const ANSWERING_FIELDS: [&str; 7] =
@@ -375,11 +364,12 @@ fn parse_object(body: &[u8]) -> Result<Value, Error> {
         Some(_) => {
             let http = error_context(body);
             let said = http.message.clone().unwrap_or_default();
-            let quota = out_of_quota(&http);
+            let meaning = meaning(200, &HeaderMap::new(), &http);
             let error = not_an_answer("it is an error in the guise of a success", body)
                 .context(&printable(&said))
-                .with_http(http);
-            Err(if quota { error.out_of_quota().verdict_is(Verdict::Final) } else { error })
+                .with_http(http)
+                .with_pressure(meaning.pressure);
+            Err(if meaning.out_of_quota { error.out_of_quota().verdict_is(Verdict::Final) } else { error })
         }
     }
 }
@@ -403,7 +393,8 @@ fn text(value: &Value, name: &str) -> Option<String> {
 /// Reads an answer whose status is not 2xx. `host` is named in the text, never the whole URL.
 pub fn parse_error(status: StatusCode, headers: &HeaderMap, body: &[u8], host: &str, now: SystemTime) -> Error {
     let http = error_context(body);
-    let quota = out_of_quota(&http);
+    let meaning = meaning(status.as_u16(), headers, &http);
+    let quota = meaning.out_of_quota;
     let retry_after = retry_after::parse(headers, now);
     let said = match (&http.message, status.is_redirection()) {
         (_, true) => redirect_text(headers),
@@ -416,6 +407,7 @@ pub fn parse_error(status: StatusCode, headers: &HeaderMap, body: &[u8], host: &
         .verdict_is(if retryable { Verdict::Retryable } else { Verdict::Final })
         .with_retry_after(retry_after)
         .with_should_retry(should_retry)
+        .with_pressure(meaning.pressure)
         .with_http(http)
         .with_request_id(request_id(headers));
     let error = match advice(status, quota) {
@@ -456,7 +448,8 @@ fn redirect_text(headers: &HeaderMap) -> String {
 fn advice(status: StatusCode, quota: bool) -> Option<&'static str> {
     Some(match status.as_u16() {
         _ if quota => {
-            "The quota or budget of this key is used up: waiting does not help, see the provider's billing page."
+            "The quota or budget of this key is used up, or does not hold this model: waiting does not help, see the \
+             provider's billing page."
         }
         300..=399 => "Set base_url to the address that answers itself.",
         401 => "Check api_key.",
@@ -467,10 +460,6 @@ fn advice(status: StatusCode, quota: bool) -> Option<&'static str> {
         500.. => "The server is in trouble: try later, or raise max_retries.",
         _ => return None,
     })
-}
-
-fn out_of_quota(http: &HttpContext) -> bool {
-    [&http.code, &http.error_type].into_iter().flatten().any(|name| OUT_OF_QUOTA.contains(&name.as_str()))
 }
 
 /// `{"error": {…}}`, `{"error": "…"}`, `{"message": …}` and `{"detail": …}`.
@@ -488,8 +477,9 @@ fn error_context(body: &[u8]) -> HttpContext {
         Value::String(detail) => Some(detail.clone()),
         detail => Some(detail.to_string()),
     });
-    http.code = word("code");
-    http.error_type = word("type");
+    // Anthropic's and TEI's names for what others have beside the message.
+    http.code = word("code").or_else(|| text(inner.get("details")?, "error_code"));
+    http.error_type = word("type").or_else(|| word("error_type"));
     http.param = word("param");
     http
 }
