@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::config::Endpoint;
 use super::error::{Error, Kind, Verdict};
 use super::limit::{Cost, Gate, RateLimiter, Reservation, Window};
-use super::metrics::Metrics;
+use super::metrics::{AttemptOutcome, LaneMetrics, Metrics, RetryCause, WaitCause};
 use super::provider::{lenient, openai};
 use super::retry::{Decision, RetryPolicy};
 use super::secret::scrub;
@@ -54,6 +54,8 @@ pub struct Call {
     pub request: Request,
     /// What it will use, estimated.
     pub tokens: u64,
+    /// The model that is asked, empty where none is: what the attempts are counted under, together with the key.
+    pub model: Arc<str>,
 }
 
 /// What a successful response is read as.
@@ -105,7 +107,7 @@ impl Pipeline {
         self.metrics.request_begins();
         let outcome = self.admit_and_try::<T>(call).await;
         match &outcome {
-            Ok((answer, _)) => self.metrics.request_succeeds(answer.usage()),
+            Ok(_) => self.metrics.request_succeeds(),
             Err(_) => self.metrics.request_fails(),
         }
         outcome
@@ -114,16 +116,20 @@ impl Pipeline {
     async fn admit_and_try<T: Answer>(&self, call: &Call) -> Result<(T, Receipt), Error> {
         let called = Instant::now();
         let _permit = match &self.window {
-            Some(window) => Some(window.acquire().await?),
+            Some(window) => Some(self.metrics.wait(WaitCause::Window, window.acquire()).await?),
             None => None,
         };
         let reservation = match &self.limiter {
-            Some(limiter) => Some(limiter.reserve(Cost::request(call.tokens)).await?),
+            Some(limiter) => {
+                let reserved = limiter.reserve(Cost::request(call.tokens));
+                Some(self.metrics.wait(WaitCause::RateLimit, reserved).await?)
+            }
             None => None,
         };
-        self.gate.pass().await;
+        let lane = self.metrics.lane(self.endpoint.key_id, &call.model);
+        lane.wait(WaitCause::Gate, self.gate.pass()).await;
         let life = Life { called, admitted: Instant::now(), timeout: self.timeout };
-        self.try_until_done(call, reservation, &life).await
+        self.try_until_done(call, reservation, &life, &lane).await
     }
 
     async fn try_until_done<T: Answer>(
@@ -131,6 +137,7 @@ impl Pipeline {
         call: &Call,
         mut reservation: Option<Reservation>,
         life: &Life,
+        lane: &LaneMetrics,
     ) -> Result<(T, Receipt), Error> {
         // Seeded anew for every request; only the spread matters.
         let mut rng = fastrand::Rng::new();
@@ -140,7 +147,7 @@ impl Pipeline {
             if let Some(reservation) = &mut reservation {
                 reservation.commit();
             }
-            let error = match life.bound(self.attempt::<T>(call)).await {
+            let error = match life.bound(self.attempt::<T>(call, lane)).await {
                 Some(Ok((answer, response))) => {
                     if let (Some(reservation), Some(usage)) = (reservation.take(), answer.usage()) {
                         reservation.settle(usage.total_tokens);
@@ -169,37 +176,48 @@ impl Pipeline {
                             attempts,
                         ));
                     }
-                    Decision::RetryIn(wait) => tokio::time::sleep(wait).await,
+                    Decision::RetryIn(wait) => lane.wait(WaitCause::Backoff, tokio::time::sleep(wait)).await,
                 }
                 retries += 1;
             }
-            match life.bound(self.reserve_again(reservation.as_ref())).await {
+            match life.bound(self.reserve_again(reservation.as_ref(), lane)).await {
                 Some(again) => reservation = again,
                 None => return Err(life.overrun(Some(error), attempts)),
             }
-            self.metrics.retry_begins();
+            lane.retry(RetryCause::of(&error));
         }
     }
 
-    async fn reserve_again(&self, earlier: Option<&Reservation>) -> Option<Reservation> {
+    async fn reserve_again(&self, earlier: Option<&Reservation>, lane: &LaneMetrics) -> Option<Reservation> {
         let reservation = match (&self.limiter, earlier) {
-            (Some(limiter), Some(earlier)) => Some(limiter.reserve_again(earlier).await),
+            (Some(limiter), Some(earlier)) => {
+                Some(lane.wait(WaitCause::RateLimit, limiter.reserve_again(earlier)).await)
+            }
             _ => None,
         };
-        self.gate.pass().await;
+        lane.wait(WaitCause::Gate, self.gate.pass()).await;
         reservation
     }
 
-    async fn attempt<T: Answer>(&self, call: &Call) -> Result<(T, Response), Error> {
-        let in_flight = self.metrics.attempt();
-        let response = self.transport.send(&call.request).await?;
-        drop(in_flight);
-        if response.status.is_success()
-            && let Ok(answer) = T::read(&response.body)
-        {
-            return Ok((answer, response));
-        }
-        Err(self.failure::<T>(&call.request.target.headers, &response))
+    async fn attempt<T: Answer>(&self, call: &Call, lane: &LaneMetrics) -> Result<(T, Response), Error> {
+        let in_flight = lane.attempt_begins();
+        let sent = self.transport.send(&call.request).await;
+        let (first_byte, latency) =
+            sent.as_ref().map(|response| (response.first_byte, response.latency)).unwrap_or_default();
+        let read = sent.and_then(|response| {
+            if response.status.is_success()
+                && let Ok(answer) = T::read(&response.body)
+            {
+                return Ok((answer, response));
+            }
+            Err(self.failure::<T>(&call.request.target.headers, &response))
+        });
+        let outcome = match &read {
+            Ok((answer, _)) => AttemptOutcome::Answered(answer.usage().unwrap_or_default()),
+            Err(error) => AttemptOutcome::Failed(RetryCause::of(error)),
+        };
+        in_flight.ends(latency, Some(first_byte), outcome);
+        read
     }
 
     /// Reads what is not an answer, and takes every secret that was `sent` out of it.

@@ -107,6 +107,10 @@ pub struct Response {
     pub headers: HeaderMap,
     /// Whole.
     pub body: Bytes,
+    /// From its sending to its head.
+    pub first_byte: Duration,
+    /// From its sending to its end.
+    pub latency: Duration,
 }
 
 /// A pool of connections.
@@ -170,11 +174,13 @@ impl Transport {
             }
         };
         self.warm.store(true, Relaxed);
+        let first_byte = sent.elapsed();
         let body = read_body(&mut response, host).await?;
+        let latency = sent.elapsed();
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
         let body = decompress(&headers, body, host)?;
-        Ok(Response { status, headers, body })
+        Ok(Response { status, headers, body, first_byte, latency })
     }
 }
 

@@ -18,6 +18,7 @@ use super::limiter::{self, NativeRateLimiter};
 use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
 use super::runtime::Runtime;
+use super::stats;
 use crate::engine::batch::{Batch, ChatCalls, OnError, chat_target};
 use crate::engine::config::{self, DEFAULT_MAX_CONCURRENCY, Endpoint};
 use crate::engine::error::Error;
@@ -197,7 +198,11 @@ impl NativeClient {
             url: models_url(&self.endpoint.base_url),
             headers: self.endpoint.headers.clone(),
         };
-        let call = Call { request: Request { target: Arc::new(target), body: bytes::Bytes::new() }, tokens: 0 };
+        let call = Call {
+            request: Request { target: Arc::new(target), body: bytes::Bytes::new() },
+            tokens: 0,
+            model: Arc::default(),
+        };
         let work = async move { pipeline.run::<Vec<Model>>(&call).await };
         dispatch(py, pending, work, |py, (models, _)| {
             let models: Vec<_> = models.into_iter().map(|model| (model.id, model.created, model.owned_by)).collect();
@@ -207,18 +212,9 @@ impl NativeClient {
 
     /// The counters now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let now = self.metrics().or_raise(py)?.snapshot();
-        let stats = PyDict::new(py);
-        stats.set_item("requests", now.requests)?;
-        stats.set_item("attempts", now.attempts)?;
-        stats.set_item("retries", now.retries)?;
-        stats.set_item("succeeded", now.succeeded)?;
-        stats.set_item("failed", now.failed)?;
-        stats.set_item("in_flight", now.in_flight)?;
-        stats.set_item("max_in_flight", now.max_in_flight)?;
-        stats.set_item("prompt_tokens", now.prompt_tokens)?;
-        stats.set_item("completion_tokens", now.completion_tokens)?;
-        Ok(stats)
+        let metrics = self.metrics().or_raise(py)?;
+        let now = py.detach(|| metrics.snapshot());
+        stats::client(py, &now)
     }
 
     /// Refuses new calls and closes idle connections; those in flight end by themselves.

@@ -54,6 +54,7 @@ impl ChatCalls {
         let body = self.template.body(prompt);
         Call {
             tokens: tokens::estimate(body.len(), self.max_tokens),
+            model: Arc::clone(self.template.model()),
             request: Request { target: Arc::clone(&self.target), body },
         }
     }

@@ -4,6 +4,7 @@
 //! strict and fast parser first and, where that refuses, by a lenient one that takes what is needed and ignores the rest:
 //! an odd type in a field nobody asked for must not lose an answer that is paid for. A 2xx without a message is not an answer.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -38,6 +39,7 @@ const ANSWERING_FIELDS: [&str; 7] =
 /// Everything of a chat request but its prompt, as JSON text around the gap where the prompt goes.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
+    model: Arc<str>,
     before_prompt: String,
     system: Option<String>,
     after_prompt: String,
@@ -50,10 +52,16 @@ impl ChatTemplate {
     pub fn new(model: &str, system: Option<&str>, fields: &str) -> Self {
         let separator = if fields.is_empty() { "" } else { "," };
         Self {
+            model: model.into(),
             before_prompt: format!("{{\"model\":{},\"messages\":[", quoted(model)),
             system: system.map(|system| format!("{{\"role\":\"system\",\"content\":{}}}", quoted(system))),
             after_prompt: format!("]{separator}{fields}}}"),
         }
+    }
+
+    /// The model that is asked.
+    pub fn model(&self) -> &Arc<str> {
+        &self.model
     }
 
     /// The body of the request that asks `prompt`.
