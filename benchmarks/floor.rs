@@ -32,8 +32,9 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::{Client as HyperClient, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use millstream::engine::batch::{ChatCalls, chat_target};
+use millstream::engine::batch::ChatCalls;
 use millstream::engine::config::{Endpoint, Timeouts};
+use millstream::engine::keys::{Keys, UpstreamConfig};
 use millstream::engine::limit::Window;
 use millstream::engine::pipeline::Pipeline;
 use millstream::engine::provider::openai::ChatTemplate;
@@ -188,21 +189,24 @@ impl EngineLoop {
         let field = |path| body.pointer(path).and_then(serde_json::Value::as_str).unwrap_or_default();
         let base_url = options.url.trim_end_matches("/chat/completions");
         let config = TransportConfig { connect_timeout: None, http2: false, direct: true };
+        let transport = Arc::new(Transport::new(&Tls::new()?, config)?);
+        let endpoint = Endpoint::new(base_url, Some(ApiKey::new("sk-bench")?), &[], false)?;
+        let metrics = Arc::default();
+        let upstreams = vec![(UpstreamConfig::new(Arc::new(endpoint)), transport)];
         let pipeline = Pipeline {
-            transport: Arc::new(Transport::new(&Tls::new()?, config)?),
-            endpoint: Arc::new(Endpoint::new(base_url, Some(ApiKey::new("sk-bench")?), &[], false)?),
+            keys: Arc::new(Keys::new(upstreams, Arc::clone(&metrics))?),
             window: Some(Window::fixed(options.concurrency)),
             limiter: None,
-            gate: Arc::default(),
             retry: RetryPolicy::default(),
             budget: Arc::default(),
+            hedge: None,
             idempotency: Some(Arc::default()),
             timeouts: Timeouts { total: Some(Duration::from_secs(60)), ..Timeouts::default() },
-            metrics: Arc::default(),
+            bulk: None,
+            metrics,
         };
-        let template = ChatTemplate::new(field("/model"), None, "");
-        let target = chat_target(&pipeline.endpoint, HeaderMap::new());
-        let calls = ChatCalls::new(template, Arc::new(target), None);
+        let model = field("/model");
+        let calls = ChatCalls::new(ChatTemplate::new(model, None, ""), pipeline.keys.lanes(model));
         let prompt = Prompt::Text(field("/messages/0/content").to_owned());
         Ok(Self { pipeline: Arc::new(pipeline), calls, prompt })
     }

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": {"error"},
     "secret": {"error"},
     "config": {"error", "secret"},
-    "metrics": {"types"},
+    "metrics": {"error", "secret", "types"},
 }
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("provider", "limit", "retry", "transport")}
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)

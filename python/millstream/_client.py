@@ -206,7 +206,7 @@ class _Base:
 
     def stats(self) -> ClientStats:
         """What this client and those derived from it have done so far."""
-        return ClientStats(**self._native.stats())
+        return ClientStats._of(self._native.stats())
 
     def _options(
         self,

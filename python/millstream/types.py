@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from millstream._millstream import ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
 __all__ = [
+    "CauseStats",
     "ChatCompletion",
     "ChatMessage",
     "Choice",
     "ClientStats",
+    "ConcurrencyStats",
     "FunctionCall",
+    "LaneStats",
+    "LimiterStats",
     "Model",
     "ModelList",
     "Record",
+    "TimingStats",
     "ToolCall",
     "Usage",
+    "WaitStats",
 ]
 
 
@@ -66,8 +73,160 @@ class ModelList:
         return len(self.data)
 
 
+class _Stats:
+    """What all statistics have in common."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, for JSON or a metrics system."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+
 @dataclass(frozen=True, slots=True)
-class ClientStats:
+class TimingStats(_Stats):
+    """Durations in seconds; all 0 if there were none.
+
+    Count, total, mean and maximum are exact, quantiles within 1 %.
+
+    Attributes:
+        count: How many.
+        total: Their sum.
+        mean: The average.
+        p50: Half of them were not longer.
+        p90: 90 % were not longer.
+        p95: 95 % were not longer.
+        p99: 99 % were not longer.
+        max: The longest.
+    """
+
+    count: int
+    total: float
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class CauseStats(_Stats):
+    """How often, for each reason why attempts fail.
+
+    Attributes:
+        rate_limit: 429, or traffic that grew too fast.
+        overload: 503 or 529, the server has more to do than it can.
+        connection: No complete answer: refused, reset, cut.
+        timeout: Not in time: the connection, the call, or 408.
+        server_error: Another status from 500 on.
+        invalid_response: A 2xx that is not an answer.
+        other: Anything else.
+    """
+
+    rate_limit: int
+    overload: int
+    connection: int
+    timeout: int
+    server_error: int
+    invalid_response: int
+    other: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitStats(_Stats):
+    """The time that requests spent waiting. What went on at once is not counted.
+
+    Attributes:
+        window: For a place in flight.
+        rate_limit: For requests or tokens per minute.
+        gate: For the end of a wait that a server asked for.
+        backoff: For another attempt after a failed one.
+    """
+
+    window: TimingStats
+    rate_limit: TimingStats
+    gate: TimingStats
+    backoff: TimingStats
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyStats(_Stats):
+    """The window of requests in flight.
+
+    Attributes:
+        limit: The most that may be in flight now.
+        in_flight: Places taken.
+        waiting: Requests that wait for a place.
+    """
+
+    limit: int
+    in_flight: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterStats(_Stats):
+    """A rate limiter; a dimension that is not limited is None.
+
+    Attributes:
+        requests_per_minute: The limit of requests.
+        tokens_per_minute: The limit of tokens.
+        requests: Requests that could go now; negative while in debt.
+        tokens: Tokens that could go now; negative while in debt.
+        waiting: Reservations that wait.
+    """
+
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    requests: float | None
+    tokens: float | None
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStats(_Stats):
+    """One key with one model, which is what providers limit.
+
+    Attributes:
+        key_id: The key's fingerprint, 8 hex digits; ``none`` without a key.
+        model: The model's name; empty for calls that name none. After 256 models the rest share one lane.
+        attempts: HTTP requests sent.
+        succeeded: Attempts that brought an answer.
+        retries: Attempts that follow a failed one of this lane.
+        in_flight: HTTP requests under way now.
+        max_in_flight: The most that were under way at once.
+        prompt_tokens: Prompt tokens, as the server counted them.
+        completion_tokens: Completion tokens, as the server counted them.
+        queued: Requests bound for this lane that wait now.
+        retry_causes: Retries, by what the attempt before failed with.
+        failure_causes: Failed attempts. One that was cut short (deadline, cancellation) is none.
+        latency: From the sending of an attempt to the end of its answer, where it brought one.
+        first_byte: From the sending of an attempt to the head of its answer, where it brought one.
+        waits: Waits of requests that were bound for this lane.
+        limiter: Limits that were learnt from the server, if any.
+    """
+
+    key_id: str
+    model: str
+    attempts: int
+    succeeded: int
+    retries: int
+    in_flight: int
+    max_in_flight: int
+    prompt_tokens: int
+    completion_tokens: int
+    queued: int
+    retry_causes: CauseStats
+    failure_causes: CauseStats
+    latency: TimingStats
+    first_byte: TimingStats
+    waits: WaitStats
+    limiter: LimiterStats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStats(_Stats):
     """What a client and those derived from it have done so far.
 
     Attributes:
@@ -80,6 +239,15 @@ class ClientStats:
         max_in_flight: The most that were under way at once.
         prompt_tokens: Prompt tokens, as the servers counted them.
         completion_tokens: Completion tokens, as the servers counted them.
+        queued: Requests that wait now, for whatever it is. Items of a batch that were not begun are not in it.
+        retry_causes: Retries, by what the attempt before failed with.
+        failure_causes: Failed attempts, retried or not. One that was cut short (deadline, cancellation) is none.
+        latency: From the sending of an attempt to the end of its answer, where it brought one.
+        first_byte: From the sending of an attempt to the head of its answer, where it brought one.
+        waits: What requests waited for, and how long.
+        lanes: The same for each key with each model, in the order of their first use.
+        concurrency: The window of requests in flight.
+        limiter: The client's `RateLimiter`, if it has one.
     """
 
     requests: int
@@ -91,3 +259,30 @@ class ClientStats:
     max_in_flight: int
     prompt_tokens: int
     completion_tokens: int
+    queued: int
+    retry_causes: CauseStats
+    failure_causes: CauseStats
+    latency: TimingStats
+    first_byte: TimingStats
+    waits: WaitStats
+    lanes: tuple[LaneStats, ...]
+    concurrency: ConcurrencyStats | None = None
+    limiter: LimiterStats | None = None
+
+    @classmethod
+    def _of(cls, fields: dict[str, Any]) -> Self:
+        """From the native module's plain dict."""
+        lanes = tuple(LaneStats(**_typed(lane)) for lane in fields["lanes"])
+        return cls(**{**_typed(fields), "lanes": lanes})
+
+
+def _typed(fields: dict[str, Any]) -> dict[str, Any]:
+    """The parts that clients and lanes have in common, as records."""
+    return {
+        **fields,
+        "retry_causes": CauseStats(**fields["retry_causes"]),
+        "failure_causes": CauseStats(**fields["failure_causes"]),
+        "latency": TimingStats(**fields["latency"]),
+        "first_byte": TimingStats(**fields["first_byte"]),
+        "waits": WaitStats(**{cause: TimingStats(**timing) for cause, timing in fields["waits"].items()}),
+    }

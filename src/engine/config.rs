@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use url::{Host, Url};
 
 use super::error::Error;
-use super::secret::ApiKey;
+use super::secret::{ApiKey, KeyId};
 
 /// Requests in flight at once when the user names no number.
 pub const DEFAULT_MAX_CONCURRENCY: usize = 64;
@@ -30,8 +30,17 @@ pub struct Endpoint {
     pub headers: HeaderMap,
     /// Kept for clients derived from this one.
     pub api_key: Option<ApiKey>,
+    /// The key's name in statistics and errors.
+    pub key_id: KeyId,
     /// Whether a secret may go over plain http to another machine.
     pub allow_http: bool,
+}
+
+/// Whether requests to both go out the same; the key is one of the headers.
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.base_url, &self.headers, self.allow_http) == (&other.base_url, &other.headers, other.allow_http)
+    }
 }
 
 impl Endpoint {
@@ -58,7 +67,8 @@ impl Endpoint {
             headers.insert(http::header::AUTHORIZATION, key.bearer()?);
         }
         headers.extend(header_map(extra)?);
-        let endpoint = Self { base_url, headers, api_key, allow_http };
+        let key_id = api_key.as_ref().map_or(KeyId::NONE, ApiKey::fingerprint);
+        let endpoint = Self { base_url, headers, api_key, key_id, allow_http };
         endpoint.check_secrets(&endpoint.headers)?;
         Ok(endpoint)
     }

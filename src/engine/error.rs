@@ -100,6 +100,7 @@ struct Inner {
     should_retry: Option<bool>,
     quota: bool,
     pressure: Pressure,
+    key_id: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -132,6 +133,7 @@ impl Error {
                 Kind::Status(503 | 529) => Pressure::Overload,
                 _ => Pressure::None,
             },
+            key_id: None,
             source: None,
         }))
     }
@@ -231,6 +233,13 @@ impl Error {
         self
     }
 
+    /// With the fingerprint of the key that was used.
+    #[must_use]
+    pub fn with_key_id(mut self, id: impl Into<String>) -> Self {
+        self.0.key_id = Some(id.into());
+        self
+    }
+
     /// With more said in its text.
     #[must_use]
     pub fn context(mut self, text: &str) -> Self {
@@ -301,6 +310,11 @@ impl Error {
     /// What it says of the server's load.
     pub fn pressure(&self) -> Pressure {
         self.0.pressure
+    }
+
+    /// The fingerprint of the key that was used.
+    pub fn key_id(&self) -> Option<&str> {
+        self.0.key_id.as_deref()
     }
 
     /// Whether a quota or a budget is used up that waiting does not refill.

@@ -5,6 +5,7 @@
 //! ```text
 //! batch
 //! pipeline
+//! keys
 //! provider  limit  retry  transport
 //! error  types  config  secret  tokens  metrics
 //! ```
@@ -14,6 +15,7 @@
 pub mod batch;
 pub mod config;
 pub mod error;
+pub mod keys;
 pub mod limit;
 pub mod metrics;
 pub mod pipeline;

@@ -2,13 +2,15 @@
 //!
 //! The key lives in a `secrecy` box (zeroed on drop, `Debug` shows nothing) and leaves it in one place only: the
 //! `Authorization` header, which is marked sensitive. Text that a server sends back is scrubbed of every secret that the
-//! request's headers carried, so also of one that the user gave as a header.
+//! request's headers carried, so also of one that the user gave as a header. Where a key must be told from another (statistics,
+//! errors), its [`KeyId`] stands for it.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use http::header::{AUTHORIZATION, PROXY_AUTHORIZATION};
 use http::{HeaderMap, HeaderValue};
+use ring::digest::{Context, SHA256};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::error::Error;
@@ -19,6 +21,27 @@ const MASK: &str = "***";
 /// Below this many bytes a "key" (`EMPTY`, `x`, `none`) is a placeholder for a local server: masking such a short word in
 /// the server's texts would only mangle them.
 const SHORTEST_MASKED_KEY: usize = 8;
+
+/// Hashed before a key, so that its fingerprint is not the plain SHA-256 that lists of leaked keys may hold.
+const FINGERPRINT_DOMAIN: &[u8] = b"millstream key fingerprint\0";
+
+/// A short name for a key that tells it from others and nothing else: 8 hex digits of a hash, or `none`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(Option<u32>);
+
+impl KeyId {
+    /// Where there is no key.
+    pub const NONE: Self = Self(None);
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(name) => write!(formatter, "{name:08x}"),
+            None => formatter.write_str("none"),
+        }
+    }
+}
 
 /// An API key, checked when it is made.
 #[derive(Clone)]
@@ -51,6 +74,14 @@ impl ApiKey {
             .map_err(|_| Error::configuration("api_key cannot stand in an HTTP header"))?;
         value.set_sensitive(true);
         Ok(value)
+    }
+
+    /// The name by which statistics and errors call it: 32 bits of SHA-256, the same in every process and no way back.
+    pub fn fingerprint(&self) -> KeyId {
+        let mut context = Context::new(&SHA256);
+        context.update(FINGERPRINT_DOMAIN);
+        context.update(self.0.expose_secret().as_bytes());
+        KeyId(context.finish().as_ref().first_chunk().copied().map(u32::from_be_bytes))
     }
 }
 
@@ -92,6 +123,16 @@ mod tests {
     fn never_shows_the_key_in_debug() {
         let key = ApiKey::new(CANARY).unwrap();
         assert_eq!(format!("{key:?} {:?}", key.bearer().unwrap()), "*** Sensitive");
+    }
+
+    #[test]
+    fn a_fingerprint_tells_keys_apart_and_shows_nothing_of_them() {
+        let name = |key: &str| ApiKey::new(key).unwrap().fingerprint().to_string();
+        // `printf 'millstream key fingerprint\0sk-canary-0123456789' | sha256sum`
+        assert_eq!(name(CANARY), "a3bea227");
+        assert_eq!(name(CANARY), name(&format!(" {CANARY} ")));
+        assert_ne!(name(CANARY), name("sk-canary-0123456788"));
+        assert_eq!(KeyId::NONE.to_string(), "none");
     }
 
     #[test]

@@ -96,6 +96,10 @@ pub struct Target {
 pub struct Request {
     /// Where to and how.
     pub target: Arc<Target>,
+    /// Headers of this request; they replace the target's.
+    pub headers: Option<Arc<HeaderMap>>,
+    /// One header more.
+    pub extra: Option<(HeaderName, HeaderValue)>,
     /// Empty for GET.
     pub body: Bytes,
 }
@@ -109,6 +113,10 @@ pub struct Response {
     pub headers: HeaderMap,
     /// Whole.
     pub body: Bytes,
+    /// From its sending to its head.
+    pub first_byte: Duration,
+    /// From its sending to its end.
+    pub latency: Duration,
 }
 
 /// A pool of connections.
@@ -149,22 +157,19 @@ impl Transport {
         Ok(Self { client, connect_timeout: config.connect_timeout, warm: AtomicBool::new(false) })
     }
 
-    /// Sends one request, with one header more if there is an `extra`, and reads the whole answer. Dropping the future closes
-    /// the connection.
+    /// Sends one request and reads the whole answer. Dropping the future closes the connection.
     ///
     /// # Errors
     /// `Connection`, or the timeout of the phase that took too long; a status of any kind is an answer.
-    pub async fn send(
-        &self,
-        request: &Request,
-        extra: Option<(HeaderName, HeaderValue)>,
-        timeouts: &Timeouts,
-    ) -> Result<Response, Error> {
+    pub async fn send(&self, request: &Request, timeouts: &Timeouts) -> Result<Response, Error> {
         let target = &*request.target;
         let mut outgoing = reqwest::Request::new(target.method.clone(), target.url.clone());
         outgoing.headers_mut().clone_from(&target.headers);
-        if let Some((name, value)) = extra {
-            outgoing.headers_mut().insert(name, value);
+        if let Some(headers) = &request.headers {
+            outgoing.headers_mut().extend(HeaderMap::clone(headers));
+        }
+        if let Some((name, value)) = &request.extra {
+            outgoing.headers_mut().insert(name, value.clone());
         }
         if !request.body.is_empty() {
             *outgoing.body_mut() = Some(request.body.clone().into());
@@ -181,11 +186,13 @@ impl Transport {
             }
         };
         self.warm.store(true, Relaxed);
+        let first_byte = sent.elapsed();
         let body = self.read_body(&mut response, host, timeouts.idle).await?;
+        let latency = sent.elapsed();
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
         let body = decompress(&headers, body, host)?;
-        Ok(Response { status, headers, body })
+        Ok(Response { status, headers, body, first_byte, latency })
     }
 
     async fn read_body(

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::vec;
 
-use http::{HeaderMap, Method};
+use http::HeaderMap;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -18,16 +18,18 @@ use super::limiter::{self, NativeRateLimiter};
 use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
 use super::runtime::Runtime;
-use crate::engine::batch::{Batch, ChatCalls, OnError, chat_target};
+use super::stats;
+use crate::engine::batch::{Batch, ChatCalls, OnError};
 use crate::engine::config::{self, DEFAULT_MAX_CONCURRENCY, Endpoint, Timeouts};
 use crate::engine::error::Error;
-use crate::engine::limit::{Gate, Window};
+use crate::engine::keys::{Keys, Route, UpstreamConfig};
+use crate::engine::limit::Window;
 use crate::engine::metrics::Metrics;
-use crate::engine::pipeline::{Call, Pipeline};
-use crate::engine::provider::openai::{ChatTemplate, models_url};
+use crate::engine::pipeline::{Bulk, Call, Pipeline};
+use crate::engine::provider::openai::ChatTemplate;
 use crate::engine::retry::{IdempotencyKeys, RetryBudget, RetryPolicy};
 use crate::engine::secret::ApiKey;
-use crate::engine::transport::{Request, Target, Transport, TransportConfig};
+use crate::engine::transport::{Transport, TransportConfig};
 use crate::engine::types::{self, Model, Outcome, Prompt};
 
 /// A pool of connections that clients may share.
@@ -53,16 +55,16 @@ impl Pool {
 /// The engine's side of `AsyncClient` and `Client`.
 #[pyclass(frozen, module = "millstream._millstream")]
 pub(crate) struct NativeClient {
+    /// The first of the upstreams'.
     endpoint: Arc<Endpoint>,
-    /// Where chat requests without headers of their own go.
-    chat_target: Arc<Target>,
+    upstreams: Vec<UpstreamConfig>,
     /// The user's own headers, for a client derived from this one. They may hold a secret, so Python does not keep them.
     headers: Vec<(String, String)>,
     pool: Arc<Pool>,
     /// What the user asked for; `None` is the default, which an explicit `max_concurrent` of a batch replaces.
     max_concurrency: Option<usize>,
+    keys: Arc<PerProcess<Keys>>,
     window: Arc<PerProcess<Window>>,
-    gate: Arc<PerProcess<Gate>>,
     limiter: Option<Arc<limiter::Shared>>,
     retry: RetryPolicy,
     budget: Arc<PerProcess<RetryBudget>>,
@@ -105,27 +107,29 @@ impl NativeClient {
             http2,
             direct: config::is_loopback(&endpoint.base_url),
         };
+        let endpoint = Arc::new(endpoint);
+        let upstreams = vec![UpstreamConfig::new(Arc::clone(&endpoint))];
         let max_concurrency = config::concurrency("max_concurrency", max_concurrency).or_raise(py)?;
         let same_pool = parent.filter(|parent| parent.pool.config == transport);
-        let same_host = parent.filter(|parent| parent.endpoint.base_url == endpoint.base_url);
+        let same_upstreams = same_pool.filter(|parent| parent.upstreams == upstreams);
         let same_window = parent.filter(|parent| parent.max_concurrency == max_concurrency);
         Ok(Self {
-            chat_target: Arc::new(chat_target(&endpoint, HeaderMap::new())),
-            endpoint: Arc::new(endpoint),
+            endpoint,
+            upstreams,
             headers,
             pool: same_pool.map_or_else(|| Arc::new(Pool::new(transport)), |parent| Arc::clone(&parent.pool)),
             max_concurrency,
-            gate: same_host.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.gate)),
-            window: same_window.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.window)),
+            keys: shared(same_upstreams, |parent| &parent.keys),
+            window: shared(same_window, |parent| &parent.window),
             limiter: rate_limiter.map(|limiter| Arc::clone(&limiter.get().0)),
             retry: RetryPolicy {
                 max_retries: config::retries("max_retries", max_retries).or_raise(py)?,
                 ..RetryPolicy::default()
             },
-            budget: same_host.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.budget)),
-            idempotency: parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.idempotency)),
+            budget: shared(same_upstreams, |parent| &parent.budget),
+            idempotency: shared(parent, |parent| &parent.idempotency),
             timeout: config::positive_seconds("timeout", timeout).or_raise(py)?,
-            metrics: parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(&parent.metrics)),
+            metrics: shared(parent, |parent| &parent.metrics),
         })
     }
 
@@ -149,7 +153,7 @@ impl NativeClient {
         let name = if text_only { "prompt" } else { "messages" };
         let prompt = to_prompt(prompt, || name.to_owned())?;
         let pipeline = self.pipeline(&options).or_raise(py)?;
-        let calls = options.calls(py, self, system)?;
+        let calls = options.calls(py, &pipeline.keys, system)?;
         let call = calls.call(&prompt);
         if text_only {
             let work = async move { pipeline.run::<types::Text>(&call).await };
@@ -182,13 +186,13 @@ impl NativeClient {
             .collect::<PyResult<_>>()?;
         let mut pipeline = self.pipeline(&options).or_raise(py)?;
         if max_concurrent.is_some() && self.max_concurrency.is_none() {
-            // The pullers are the window.
+            // The default gives way to what is asked for.
             pipeline.window = None;
         }
-        let concurrency = max_concurrent.or(self.max_concurrency).unwrap_or(DEFAULT_MAX_CONCURRENCY);
         pipeline.retry = pipeline.retry.in_bulk();
-        let calls = options.calls(py, self, system)?;
-        let batch = Batch { pipeline, calls, concurrency };
+        pipeline.bulk = Some(Bulk { window: max_concurrent.map(Window::fixed), parking: Arc::default() });
+        let calls = options.calls(py, &pipeline.keys, system)?;
+        let batch = Batch { pipeline, calls };
         let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
         let work = async move { batch.run(prompts, on_error).await };
         dispatch(py, pending, work, |py, outcomes| BatchTexts(Mutex::new(outcomes.into_iter())).into_py_any(py))
@@ -197,12 +201,7 @@ impl NativeClient {
     /// Lists the models; `(id, created, owned_by)` of each.
     fn models(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
         let pipeline = self.pipeline(&Options::default()).or_raise(py)?;
-        let target = Target {
-            method: Method::GET,
-            url: models_url(&self.endpoint.base_url),
-            headers: self.endpoint.headers.clone(),
-        };
-        let call = Call { request: Request { target: Arc::new(target), body: bytes::Bytes::new() }, tokens: 0 };
+        let call = Call::get(Route::Models, pipeline.keys.lanes(""));
         let work = async move { pipeline.run::<Vec<Model>>(&call).await };
         dispatch(py, pending, work, |py, (models, _)| {
             let models: Vec<_> = models.into_iter().map(|model| (model.id, model.created, model.owned_by)).collect();
@@ -212,18 +211,9 @@ impl NativeClient {
 
     /// The counters now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let now = self.metrics().or_raise(py)?.snapshot();
-        let stats = PyDict::new(py);
-        stats.set_item("requests", now.requests)?;
-        stats.set_item("attempts", now.attempts)?;
-        stats.set_item("retries", now.retries)?;
-        stats.set_item("succeeded", now.succeeded)?;
-        stats.set_item("failed", now.failed)?;
-        stats.set_item("in_flight", now.in_flight)?;
-        stats.set_item("max_in_flight", now.max_in_flight)?;
-        stats.set_item("prompt_tokens", now.prompt_tokens)?;
-        stats.set_item("completion_tokens", now.completion_tokens)?;
-        Ok(stats)
+        let metrics = self.metrics().or_raise(py)?;
+        let now = py.detach(|| metrics.snapshot());
+        stats::client(py, &now)
     }
 
     /// Refuses new calls and closes idle connections; those in flight end by themselves.
@@ -244,6 +234,17 @@ impl NativeClient {
         self.metrics.get_or_make(|| Ok(Metrics::default()))
     }
 
+    fn keys(&self) -> Result<Arc<Keys>, Error> {
+        if self.pool.closed.load(Relaxed) {
+            return Err(Error::closed());
+        }
+        self.keys.get_or_make(|| {
+            let transport = self.pool.transport()?;
+            let upstreams = self.upstreams.iter().map(|upstream| (upstream.clone(), Arc::clone(&transport)));
+            Keys::new(upstreams.collect(), self.metrics()?)
+        })
+    }
+
     fn pipeline(&self, options: &Options) -> Result<Pipeline, Error> {
         let timeout = match options.timeout {
             Some(timeout) => config::positive_seconds("timeout", timeout)?,
@@ -253,18 +254,26 @@ impl NativeClient {
             .window
             .get_or_make(|| Ok::<_, Error>(Window::fixed(self.max_concurrency.unwrap_or(DEFAULT_MAX_CONCURRENCY))))?;
         Ok(Pipeline {
-            transport: self.pool.transport()?,
-            endpoint: Arc::clone(&self.endpoint),
+            keys: self.keys()?,
             window: Some((*window).clone()),
             limiter: self.limiter.as_ref().map(|limiter| limiter.get()).transpose()?,
-            gate: self.gate.get_or_make(|| Ok::<_, Error>(Gate::default()))?,
             retry: self.retry.clone(),
             budget: self.budget.get_or_make(|| Ok::<_, Error>(RetryBudget::default()))?,
+            hedge: None,
             idempotency: Some(self.idempotency.get_or_make(|| Ok::<_, Error>(IdempotencyKeys::default()))?),
             timeouts: Timeouts { total: timeout, ..Timeouts::default() },
+            bulk: None,
             metrics: self.metrics()?,
         })
     }
+}
+
+/// What a derived client has in common with its parent, or a value of its own.
+fn shared<T>(
+    parent: Option<&NativeClient>,
+    value: impl Fn(&NativeClient) -> &Arc<PerProcess<T>>,
+) -> Arc<PerProcess<T>> {
+    parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(value(parent)))
 }
 
 /// What one call can be told: `(model, fields, timeout, headers)`.
@@ -297,18 +306,19 @@ impl<'py> FromPyObject<'_, 'py> for Options {
 }
 
 impl Options {
-    fn calls(self, py: Python<'_>, client: &NativeClient, system: Option<&Bound<'_, PyString>>) -> PyResult<ChatCalls> {
+    fn calls(self, py: Python<'_>, keys: &Keys, system: Option<&Bound<'_, PyString>>) -> PyResult<ChatCalls> {
         let model = config::model(self.model.as_deref()).or_raise(py)?;
         let system = system.map(|system| to_text("system", system)).transpose()?;
         let template = ChatTemplate::new(model, system.as_deref(), &self.fields);
-        let target = match self.headers {
-            None => Arc::clone(&client.chat_target),
-            Some(extra) => {
-                client.endpoint.check_secrets(&extra).or_raise(py)?;
-                Arc::new(chat_target(&client.endpoint, extra))
+        let mut calls = ChatCalls::new(template, keys.lanes(model));
+        if let Some(headers) = self.headers {
+            for upstream in keys.upstreams() {
+                upstream.endpoint.check_secrets(&headers).or_raise(py)?;
             }
-        };
-        Ok(ChatCalls::new(template, target, self.max_tokens))
+            calls.headers = Some(Arc::new(headers));
+        }
+        calls.max_tokens = self.max_tokens;
+        Ok(calls)
     }
 }
 

@@ -14,6 +14,7 @@ mod mock;
 mod process;
 mod records;
 mod runtime;
+mod stats;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {

@@ -4,28 +4,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
-use millstream::engine::batch::{Batch, ChatCalls, OnError, chat_target};
+use millstream::engine::batch::{Batch, ChatCalls, OnError};
 use millstream::engine::config::{Endpoint, Timeouts};
 use millstream::engine::error::{Error, Kind, Verdict};
+use millstream::engine::keys::{Keys, UpstreamConfig};
 use millstream::engine::limit::{RateLimiter, RateLimits, Window};
-use millstream::engine::pipeline::Pipeline;
+use millstream::engine::metrics::Metrics;
+use millstream::engine::pipeline::{Bulk, Pipeline};
 use millstream::engine::provider::openai::ChatTemplate;
 use millstream::engine::retry::{Backoff, RetryPolicy};
 use millstream::engine::secret::ApiKey;
 use millstream::engine::transport::{Tls, Transport, TransportConfig};
-use millstream::engine::types::{ChatCompletion, Prompt, Receipt, Text};
+use millstream::engine::types::{ChatCompletion, Prompt, Receipt, Text, Unit};
 use millstream::mock::{Answer, Fault, MockConfig, MockServer};
 
 const KEY: &str = "sk-canary-0123456789";
 
 pub(crate) fn pipeline(server: &MockServer) -> Pipeline {
     let config = TransportConfig { connect_timeout: Some(Duration::from_secs(5)), http2: false, direct: true };
+    let transport = Arc::new(Transport::new(&Tls::new().unwrap(), config).unwrap());
+    let endpoint = Endpoint::new(&server.base_url(), Some(ApiKey::new(KEY).unwrap()), &[], false).unwrap();
+    let metrics: Arc<Metrics> = Arc::default();
+    let upstreams = vec![(UpstreamConfig::new(Arc::new(endpoint)), transport)];
     Pipeline {
-        transport: Arc::new(Transport::new(&Tls::new().unwrap(), config).unwrap()),
-        endpoint: Arc::new(Endpoint::new(&server.base_url(), Some(ApiKey::new(KEY).unwrap()), &[], false).unwrap()),
+        keys: Arc::new(Keys::new(upstreams, Arc::clone(&metrics)).unwrap()),
         window: Some(Window::fixed(8)),
         limiter: None,
-        gate: Arc::default(),
         retry: RetryPolicy {
             max_retries: 2,
             backoff: Backoff {
@@ -36,15 +40,22 @@ pub(crate) fn pipeline(server: &MockServer) -> Pipeline {
             ..RetryPolicy::default()
         },
         budget: Arc::default(),
+        hedge: None,
+        bulk: None,
         idempotency: Some(Arc::default()),
         timeouts: Timeouts { total: Some(Duration::from_secs(30)), ..Timeouts::default() },
-        metrics: Arc::default(),
+        metrics,
     }
 }
 
 fn calls(pipeline: &Pipeline) -> ChatCalls {
-    let target = chat_target(&pipeline.endpoint, HeaderMap::new());
-    ChatCalls::new(ChatTemplate::new("mock-model", None, ""), Arc::new(target), None)
+    ChatCalls::new(ChatTemplate::new("mock-model", None, ""), pipeline.keys.lanes("mock-model"))
+}
+
+pub(crate) fn batch(pipeline: Pipeline, max_concurrent: usize) -> Batch {
+    let bulk = Some(Bulk { window: Some(Window::fixed(max_concurrent)), parking: Arc::default() });
+    let retry = pipeline.retry.clone().in_bulk();
+    Batch { calls: calls(&pipeline), pipeline: Pipeline { bulk, retry, ..pipeline } }
 }
 
 pub(crate) async fn ask(pipeline: &Pipeline, text: &str) -> Result<(ChatCompletion, Receipt), Error> {
@@ -77,7 +88,7 @@ async fn passing_faults_are_retried_and_every_attempt_is_counted() {
         assert_eq!(receipt.attempts, 2);
     }
     let counted = pipeline.metrics.snapshot();
-    assert_eq!((counted.requests, counted.attempts, counted.retries, counted.succeeded), (3, 6, 3, 3));
+    assert_eq!((counted.requests, counted.attempts, counted.retries.total(), counted.succeeded), (3, 6, 3, 3));
 }
 
 #[tokio::test]
@@ -159,7 +170,7 @@ async fn nobody_is_sent_before_the_wait_that_one_was_told() {
 async fn a_dropped_call_gives_its_place_and_its_tokens_back() {
     let server = server();
     server.script([Answer::fault(Fault::HangBefore)]);
-    let limits = RateLimits { requests_per_minute: None, tokens_per_minute: Some(1000.0) };
+    let limits = RateLimits::per_minute(None, Some(1000.0));
     let limiter = Arc::new(RateLimiter::new(limits).unwrap());
     let pipeline =
         Pipeline { window: Some(Window::fixed(1)), limiter: Some(Arc::clone(&limiter)), ..pipeline(&server) };
@@ -169,7 +180,7 @@ async fn a_dropped_call_gives_its_place_and_its_tokens_back() {
     ask(&pipeline, "next").await.unwrap();
     poll_until(|| server.stats().in_flight == 0).await;
     // The hung one went out, so its estimate stays taken; the answered one is settled to its true usage.
-    let spent = 1000.0 - limiter.levels().tokens.unwrap();
+    let spent = 1000.0 - limiter.snapshot().level(Unit::Tokens).unwrap();
     assert!((1.0..100.0).contains(&spent), "{spent}");
 }
 
@@ -179,7 +190,7 @@ async fn a_batch_keeps_order_and_a_failing_item_disturbs_no_other() {
     server.when("item 3.", [Answer::status(400)]);
     let pipeline = pipeline(&server);
     let prompts = (0..200).map(|index| Prompt::Text(format!("item {index}."))).collect();
-    let batch = Batch { calls: calls(&pipeline), pipeline, concurrency: 16 };
+    let batch = batch(pipeline, 16);
     let outcomes = batch.run(prompts, OnError::Keep).await.unwrap();
     for (index, outcome) in outcomes.iter().enumerate() {
         match outcome {
@@ -198,7 +209,7 @@ async fn the_first_error_of_a_batch_aborts_the_others() {
     server.when("bad", [Answer { latency: Some(Duration::from_millis(100)), ..Answer::status(400) }]);
     let pipeline = pipeline(&server);
     let prompts = ["hang", "hang", "hang", "bad"].map(|text| Prompt::Text(text.to_owned())).to_vec();
-    let batch = Batch { calls: calls(&pipeline), pipeline, concurrency: 8 };
+    let batch = batch(pipeline, 8);
     let error = batch.run(prompts, OnError::Stop).await.unwrap_err();
     assert_eq!(error.status(), Some(400));
     poll_until(|| server.stats().in_flight == 0).await;

@@ -1,23 +1,27 @@
 //! A list of prompts in, a list of answers out, in the same order.
 //!
-//! A fixed number of puller tasks take the next prompt as soon as they are free, so the window is always full and there is no
-//! task per item. A prompt is given up as soon as it is answered and of an answer only the text is kept, so memory stays at
-//! about what came in and what goes out.
+//! Puller tasks take the next prompt as soon as they are free, so the window is always full and there is no task per item. There
+//! are as many as the window has places, and one more for each item that waits between two attempts, so that a few failing items
+//! do not slow the others down. A prompt is given up as soon as it is answered and of an answer only the text is kept, so memory
+//! stays at about what came in and what goes out.
 
 use std::iter::Enumerate;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec;
 
-use http::{HeaderMap, Method};
+use http::HeaderMap;
 use tokio::task::JoinSet;
 
-use crate::engine::config::Endpoint;
 use crate::engine::error::Error;
+use crate::engine::keys::{Lanes, Route};
+use crate::engine::limit::Window;
 use crate::engine::pipeline::{Call, Pipeline};
-use crate::engine::provider::openai::{ChatTemplate, chat_url};
-use crate::engine::tokens;
-use crate::engine::transport::{Request, Target};
-use crate::engine::types::{Outcome, Prompt, Text};
+use crate::engine::provider::openai::ChatTemplate;
+use crate::engine::types::{Outcome, Priority, Prompt, Text};
+
+/// The most pullers that stand in for waiting items, where the window is smaller than this.
+const MOST_STAND_INS: usize = 1000;
 
 /// What one failed item means for the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,33 +32,40 @@ pub enum OnError {
     Stop,
 }
 
-/// Where the chat requests of `endpoint` go; `extra` headers join its own.
-pub fn chat_target(endpoint: &Endpoint, extra: HeaderMap) -> Target {
-    let mut headers = endpoint.headers.clone();
-    headers.extend(extra);
-    Target { method: Method::POST, url: chat_url(&endpoint.base_url), headers }
-}
-
 /// Builds the calls of one kind of chat request.
 #[derive(Debug, Clone)]
 pub struct ChatCalls {
-    template: ChatTemplate,
-    target: Arc<Target>,
-    max_tokens: Option<u64>,
+    /// Everything but the prompt.
+    pub template: ChatTemplate,
+    /// The model's lanes.
+    pub lanes: Lanes,
+    /// Those of the models that stand in.
+    pub fallbacks: Arc<[Lanes]>,
+    /// Headers besides the endpoint's.
+    pub headers: Option<Arc<HeaderMap>>,
+    /// What the user set, for the rate limit's sake.
+    pub max_tokens: Option<u64>,
+    /// Who goes first.
+    pub priority: Priority,
 }
 
 impl ChatCalls {
-    /// Calls to `target` with bodies from `template`. `max_tokens` is what the user set, for the rate limit's sake.
-    pub fn new(template: ChatTemplate, target: Arc<Target>, max_tokens: Option<u64>) -> Self {
-        Self { template, target, max_tokens }
+    /// Calls with bodies from `template`, of the model that `lanes` are of.
+    pub fn new(template: ChatTemplate, lanes: Lanes) -> Self {
+        Self { template, lanes, fallbacks: Arc::new([]), headers: None, max_tokens: None, priority: 0 }
     }
 
     /// The call that asks `prompt`.
     pub fn call(&self, prompt: &Prompt) -> Call {
-        let body = self.template.body(prompt);
         Call {
-            tokens: tokens::estimate(body.len(), self.max_tokens),
-            request: Request { target: Arc::clone(&self.target), body },
+            route: Route::Chat,
+            lanes: self.lanes.clone(),
+            fallbacks: Arc::clone(&self.fallbacks),
+            headers: self.headers.clone(),
+            body: self.template.body(prompt),
+            model: self.template.model(),
+            max_tokens: self.max_tokens,
+            priority: self.priority,
         }
     }
 }
@@ -62,12 +73,10 @@ impl ChatCalls {
 /// Many prompts of one kind.
 #[derive(Debug)]
 pub struct Batch {
-    /// What each goes through.
+    /// What each goes through; `bulk` is set.
     pub pipeline: Pipeline,
     /// How each is asked.
     pub calls: ChatCalls,
-    /// In flight at once, at most.
-    pub concurrency: usize,
 }
 
 struct Shared {
@@ -75,11 +84,12 @@ struct Shared {
     on_error: OnError,
     source: Mutex<Enumerate<vec::IntoIter<Prompt>>>,
     outcomes: Mutex<Vec<Option<Outcome<String>>>>,
+    pullers: AtomicUsize,
 }
 
 impl Shared {
-    fn next(&self) -> Option<(usize, Prompt)> {
-        self.source.lock().unwrap_or_else(PoisonError::into_inner).next()
+    fn source(&self) -> MutexGuard<'_, Enumerate<vec::IntoIter<Prompt>>> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put(&self, index: usize, outcome: Outcome<String>) {
@@ -89,8 +99,20 @@ impl Shared {
         }
     }
 
+    /// How many pullers there should be now.
+    fn wanted(&self) -> usize {
+        let pipeline = &self.batch.pipeline;
+        let of_batch = pipeline.bulk.as_ref().and_then(|bulk| bulk.window.as_ref());
+        let places = [of_batch, pipeline.window.as_ref()].into_iter().flatten().map(Window::limit).min().unwrap_or(1);
+        let parked = pipeline.bulk.as_ref().map_or(0, |bulk| bulk.parking.parked());
+        places + parked.min(places.max(MOST_STAND_INS))
+    }
+
     async fn pull(self: Arc<Self>) -> Result<(), Error> {
-        while let Some((index, prompt)) = self.next() {
+        loop {
+            // Not in the condition of a `while let`: the lock would be held through the item's whole life.
+            let next = self.source().next();
+            let Some((index, prompt)) = next else { break };
             let call = self.batch.calls.call(&prompt);
             drop(prompt);
             let outcome = self.batch.pipeline.run::<Text>(&call).await;
@@ -98,8 +120,26 @@ impl Shared {
                 Err(error) if self.on_error == OnError::Stop => return Err(error),
                 outcome => self.put(index, outcome.map(|(text, _)| text.content)),
             }
+            let (pullers, wanted) = (self.pullers.load(Relaxed), self.wanted());
+            if pullers > wanted {
+                break;
+            }
+            if pullers < wanted
+                && let Some(bulk) = &self.batch.pipeline.bulk
+            {
+                bulk.parking.nudge();
+            }
         }
+        self.pullers.fetch_sub(1, Relaxed);
         Ok(())
+    }
+
+    fn fill(self: &Arc<Self>, tasks: &mut JoinSet<Result<(), Error>>) {
+        let missing = self.wanted().saturating_sub(self.pullers.load(Relaxed)).min(self.source().len());
+        for _ in 0..missing {
+            self.pullers.fetch_add(1, Relaxed);
+            tasks.spawn(Arc::clone(self).pull());
+        }
     }
 }
 
@@ -111,21 +151,26 @@ impl Batch {
     pub async fn run(self, prompts: Vec<Prompt>, on_error: OnError) -> Result<Vec<Outcome<String>>, Error> {
         let mut outcomes = Vec::new();
         outcomes.resize_with(prompts.len(), || None);
-        let pullers = self.concurrency.min(prompts.len());
+        let parking = self.pipeline.bulk.as_ref().map(|bulk| Arc::clone(&bulk.parking)).unwrap_or_default();
         let shared = Arc::new(Shared {
             batch: self,
             on_error,
             source: Mutex::new(prompts.into_iter().enumerate()),
             outcomes: Mutex::new(outcomes),
+            pullers: AtomicUsize::new(0),
         });
         let mut tasks = JoinSet::new();
-        for _ in 0..pullers {
-            tasks.spawn(Arc::clone(&shared).pull());
-        }
-        while let Some(joined) = tasks.join_next().await {
-            match joined {
-                Ok(pulled) => pulled?,
-                Err(fault) => return Err(Error::internal("a batch task ended before its work").with_source(fault)),
+        loop {
+            shared.fill(&mut tasks);
+            tokio::select! {
+                joined = tasks.join_next() => match joined {
+                    None => break,
+                    Some(Ok(pulled)) => pulled?,
+                    Some(Err(fault)) => {
+                        return Err(Error::internal("a batch task ended before its work").with_source(fault));
+                    }
+                },
+                () = parking.changed() => {}
             }
         }
         let outcomes = std::mem::take(&mut *shared.outcomes.lock().unwrap_or_else(PoisonError::into_inner));

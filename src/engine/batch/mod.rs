@@ -2,4 +2,4 @@
 
 pub mod gather;
 
-pub use gather::{Batch, ChatCalls, OnError, chat_target};
+pub use gather::{Batch, ChatCalls, OnError};

@@ -444,9 +444,9 @@ mod tests {
     /// 20 callers for 5 minutes, whose own limit is a little above what the server allows.
     #[tokio::test(start_paused = true)]
     async fn with_the_waits_of_a_continuous_bucket_few_are_refused_and_the_rate_is_reached() {
-        let limits = RateLimits { requests_per_minute: Some(606.0), tokens_per_minute: None };
+        let limits = RateLimits::per_minute(Some(606.0), None);
         let limiter = Arc::new(RateLimiter::new(limits).unwrap());
-        limiter.reserve(Cost { requests: 606.0, tokens: 0.0 }).await.unwrap().keep();
+        limiter.reserve(Cost { requests: 606.0, ..Cost::default() }, 0).await.unwrap().keep();
         let gate = Arc::new(Gate::default());
         let server = Arc::new(Mutex::new(Server { per_second: 10.0, level: 0.0, at: Instant::now() }));
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -455,7 +455,7 @@ mod tests {
                 (Arc::clone(&limiter), Arc::clone(&gate), Arc::clone(&server), Arc::clone(&seen));
             tokio::spawn(async move {
                 loop {
-                    limiter.reserve(Cost::request(0)).await.unwrap().keep();
+                    limiter.reserve(Cost::request(0), 0).await.unwrap().keep();
                     gate.pass().await;
                     assert!(seen.lock().unwrap().closed_until.is_none_or(|until| Instant::now() >= until));
                     let answer = server.lock().unwrap().ask();

@@ -3,12 +3,24 @@
 
 pub mod adaptive;
 pub mod breaker;
+mod bucket;
 pub mod concurrency;
+mod cost;
 pub mod gate;
+mod line;
+mod meter;
 pub mod rate;
+mod reservation;
+mod window_log;
+
+#[cfg(test)]
+mod against_a_server;
 
 pub use adaptive::{AutoConcurrency, Signal};
 pub use breaker::{Breaker, Health, Pass};
 pub use concurrency::{Permit, Ticket, Window};
+pub use cost::{Actual, Cost};
 pub use gate::Gate;
-pub use rate::{Cost, RateLimiter, RateLimits, Reservation};
+pub use meter::{Algorithm, Limit, RateLimits};
+pub use rate::{LimitState, RateLimiter, Snapshot};
+pub use reservation::{Reservation, Sent};

@@ -4,6 +4,7 @@
 //! strict and fast parser first and, where that refuses, by a lenient one that takes what is needed and ignores the rest:
 //! an odd type in a field nobody asked for must not lose an answer that is paid for. A 2xx without a message is not an answer.
 
+use std::ops::Range;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -24,6 +25,9 @@ const ERROR_BODY_LIMIT: usize = 64 * 1024;
 const ANSWERING_FIELDS: [&str; 7] =
     ["content", "tool_calls", "refusal", "function_call", "audio", "reasoning_content", "reasoning"];
 
+const BEFORE_MODEL: &str = "{\"model\":";
+const AFTER_MODEL: &str = ",\"messages\":[";
+
 /// Everything of a chat request but its prompt, as JSON text around the gap where the prompt goes.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
@@ -39,10 +43,15 @@ impl ChatTemplate {
     pub fn new(model: &str, system: Option<&str>, fields: &str) -> Self {
         let separator = if fields.is_empty() { "" } else { "," };
         Self {
-            before_prompt: format!("{{\"model\":{},\"messages\":[", quoted(model)),
+            before_prompt: [BEFORE_MODEL, &quoted(model), AFTER_MODEL].concat(),
             system: system.map(|system| format!("{{\"role\":\"system\",\"content\":{}}}", quoted(system))),
             after_prompt: format!("]{separator}{fields}}}"),
         }
+    }
+
+    /// Where the model's name stands in every body, with its quotes.
+    pub fn model(&self) -> Range<usize> {
+        BEFORE_MODEL.len()..self.before_prompt.len().saturating_sub(AFTER_MODEL.len())
     }
 
     /// The body of the request that asks `prompt`.
@@ -92,7 +101,8 @@ fn push_quoted(body: &mut Vec<u8>, text: &str) {
     }
 }
 
-fn quoted(text: &str) -> String {
+/// `text` as a JSON string.
+pub fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 

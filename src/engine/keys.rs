@@ -1,0 +1,244 @@
+//! Several keys and endpoints, each with its own limits and its own breaker; every attempt goes by the readiest.
+//!
+//! An [`Upstream`] is one key at one server: what it may do altogether (its own rate limit, its breaker) is kept here. A [`Lane`] is
+//! one model of one upstream, which is what providers limit: what the server's headers say, and a wait that it asks for, hold
+//! for the lane.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Method;
+
+use super::config::Endpoint;
+use super::error::Error;
+use super::limit::{Breaker, Cost, Gate, RateLimiter, RateLimits};
+use super::metrics::{LaneMetrics, Metrics};
+use super::provider::openai::{chat_url, models_url};
+use super::secret::KeyId;
+use super::tokens::ModelTokens;
+use super::transport::{Target, Transport};
+
+/// How one upstream is made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpstreamConfig {
+    /// Where it is and with which key.
+    pub endpoint: Arc<Endpoint>,
+    /// Its share of the traffic while it and the others are ready. Default 1.
+    pub weight: f64,
+    /// What this key may do, as the user says; the server's headers say the rest.
+    pub limits: Option<RateLimits>,
+    /// Its name of a model, where that differs (Azure's deployments).
+    pub model_map: HashMap<String, String>,
+}
+
+impl UpstreamConfig {
+    /// The only upstream of a client.
+    pub fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, weight: 1.0, limits: None, model_map: HashMap::new() }
+    }
+}
+
+/// One key at one server.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Where it is and with which key.
+    pub endpoint: Arc<Endpoint>,
+    /// The pool of connections.
+    pub transport: Arc<Transport>,
+    /// Open while the server fails or bars the key.
+    pub breaker: Breaker,
+    /// What the user says that the key may do.
+    pub limiter: Option<Arc<RateLimiter>>,
+    /// A short fingerprint of the key.
+    pub key_id: KeyId,
+    chat: Arc<Target>,
+    models: Arc<Target>,
+    weight: f64,
+    model_map: HashMap<String, String>,
+    in_flight: AtomicUsize,
+}
+
+/// What is asked of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// `POST /chat/completions`
+    Chat,
+    /// `GET /models`
+    Models,
+}
+
+impl Upstream {
+    fn new(config: UpstreamConfig, transport: Arc<Transport>) -> Result<Self, Error> {
+        let endpoint = config.endpoint;
+        let target = |method, url| Arc::new(Target { method, url, headers: endpoint.headers.clone() });
+        Ok(Self {
+            chat: target(Method::POST, chat_url(&endpoint.base_url)),
+            models: target(Method::GET, models_url(&endpoint.base_url)),
+            transport,
+            breaker: Breaker::default(),
+            limiter: config.limits.map(RateLimiter::new).transpose()?.map(Arc::new),
+            key_id: endpoint.key_id,
+            weight: config.weight,
+            model_map: config.model_map,
+            in_flight: AtomicUsize::new(0),
+            endpoint,
+        })
+    }
+
+    /// Where requests of one kind go.
+    pub fn target(&self, route: Route) -> &Arc<Target> {
+        match route {
+            Route::Chat => &self.chat,
+            Route::Models => &self.models,
+        }
+    }
+}
+
+/// One model of one upstream.
+#[derive(Debug)]
+pub struct Lane {
+    /// Whose it is.
+    pub upstream: Arc<Upstream>,
+    /// The model's name there.
+    pub model: Arc<str>,
+    /// What the server's headers say of its limits.
+    pub limiter: Arc<RateLimiter>,
+    /// Closed while the server has asked for a wait.
+    pub gate: Gate,
+    /// What a request of it costs, learnt from its answers.
+    pub tokens: Arc<ModelTokens>,
+    /// What became of its requests.
+    pub metrics: Arc<LaneMetrics>,
+}
+
+impl Lane {
+    /// Until a request of `cost` could go, as far as that is known.
+    fn ready_in(&self, cost: Cost) -> Duration {
+        let own = self.upstream.limiter.as_ref().map_or(Duration::ZERO, |limiter| limiter.estimated_wait(cost));
+        let waits = [own, self.limiter.estimated_wait(cost), self.gate.opens_in(), self.upstream.breaker.opens_in()];
+        waits.into_iter().max().unwrap_or_default()
+    }
+
+    /// Requests under way for each unit of weight.
+    fn load(&self) -> f64 {
+        (self.upstream.in_flight.load(Relaxed) + 1) as f64 / self.upstream.weight
+    }
+
+    /// Counts a request as under way until the guard is dropped.
+    pub fn occupy(&self) -> Occupied<'_> {
+        self.upstream.in_flight.fetch_add(1, Relaxed);
+        Occupied(&self.upstream.in_flight)
+    }
+}
+
+/// One request under way on an upstream.
+#[derive(Debug)]
+pub struct Occupied<'a>(&'a AtomicUsize);
+
+impl Drop for Occupied<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// One model over all upstreams; never empty.
+#[derive(Debug, Clone)]
+pub struct Lanes(Arc<[Arc<Lane>]>);
+
+/// How much later another upstream may be ready and still be preferred to the one that has just failed the item.
+const SECOND_OPINION: Duration = Duration::from_secs(5);
+
+impl Lanes {
+    /// The readiest for a request of about `bytes` bytes; `failed` is the one that has just failed it.
+    pub fn readiest(&self, bytes: usize, max_tokens: Option<u64>, failed: Option<usize>) -> usize {
+        if self.0.len() == 1 {
+            return 0;
+        }
+        let rank = |place: usize, lane: &Lane| {
+            let wait = lane.ready_in(Cost::from(lane.tokens.estimate(bytes, max_tokens)));
+            let wait = if failed == Some(place) { wait + SECOND_OPINION } else { wait };
+            (wait, lane.load())
+        };
+        let ranked = self.0.iter().enumerate().map(|(place, lane)| (rank(place, lane), place));
+        let readiest = ranked.min_by(|((wait, load), _), ((other_wait, other_load), _)| {
+            wait.cmp(other_wait).then(load.total_cmp(other_load))
+        });
+        readiest.map_or(0, |(_, place)| place)
+    }
+
+    /// The lane at a place that [`Self::readiest`] named.
+    pub fn get(&self, place: usize) -> Option<&Arc<Lane>> {
+        self.0.get(place)
+    }
+
+    /// The first of them.
+    pub fn first(&self) -> Option<&Arc<Lane>> {
+        self.0.first()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        self.0.iter()
+    }
+}
+
+/// All upstreams of a client.
+#[derive(Debug)]
+pub struct Keys {
+    upstreams: Vec<Arc<Upstream>>,
+    metrics: Arc<Metrics>,
+    models: Mutex<HashMap<String, Lanes>>,
+}
+
+impl Keys {
+    /// One upstream for each of `configs`, with the transport beside it.
+    ///
+    /// # Errors
+    /// A configuration error if there is none, or for a weight or limit that makes no sense.
+    pub fn new(configs: Vec<(UpstreamConfig, Arc<Transport>)>, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        if configs.is_empty() {
+            return Err(Error::configuration("endpoints is empty; name at least one"));
+        }
+        let upstreams = configs.into_iter().map(|(config, transport)| Upstream::new(config, transport).map(Arc::new));
+        Ok(Self { upstreams: upstreams.collect::<Result<_, _>>()?, metrics, models: Mutex::default() })
+    }
+
+    /// The lanes of `model`, made at its first use.
+    pub fn lanes(&self, model: &str) -> Lanes {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lanes) = models.get(model) {
+            return lanes.clone();
+        }
+        let lane = |upstream: &Arc<Upstream>| {
+            let name = upstream.model_map.get(model).map_or(model, String::as_str);
+            Arc::new(Lane {
+                model: Arc::from(name),
+                limiter: Arc::new(RateLimiter::learning()),
+                gate: Gate::default(),
+                tokens: Arc::default(),
+                metrics: self.metrics.lane(upstream.key_id, name),
+                upstream: Arc::clone(upstream),
+            })
+        };
+        let lanes = Lanes(self.upstreams.iter().map(lane).collect());
+        models.insert(model.to_owned(), lanes.clone());
+        lanes
+    }
+
+    /// Every upstream.
+    pub fn upstreams(&self) -> &[Arc<Upstream>] {
+        &self.upstreams
+    }
+
+    /// Every model asked so far, with its lanes.
+    pub fn models(&self) -> Vec<Lanes> {
+        self.models.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}

@@ -1,0 +1,117 @@
+//! One thing to ask, and what an answer to it is.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+
+use crate::engine::error::Error;
+use crate::engine::keys::{Lane, Lanes, Route};
+use crate::engine::provider::openai;
+use crate::engine::retry::IDEMPOTENCY_KEY;
+use crate::engine::transport::Request;
+use crate::engine::types::{ChatCompletion, Model, Priority, Text, Usage};
+
+/// One thing to ask.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// What is asked for.
+    pub route: Route,
+    /// The model's lanes.
+    pub lanes: Lanes,
+    /// The lanes of the models that stand in if it fails, in their order.
+    pub fallbacks: Arc<[Lanes]>,
+    /// Headers of this request besides the endpoint's.
+    pub headers: Option<Arc<HeaderMap>>,
+    /// As it goes on the wire.
+    pub body: Bytes,
+    /// Where the model's name stands in the body, with its quotes; empty if it does not.
+    pub model: Range<usize>,
+    /// The most tokens of its answer, if the user set it.
+    pub max_tokens: Option<u64>,
+    /// Who goes first.
+    pub priority: Priority,
+}
+
+impl Call {
+    /// A question without a body.
+    pub fn get(route: Route, lanes: Lanes) -> Self {
+        Self {
+            route,
+            lanes,
+            fallbacks: Arc::new([]),
+            headers: None,
+            body: Bytes::new(),
+            model: 0..0,
+            max_tokens: None,
+            priority: 0,
+        }
+    }
+
+    /// The request that asks it of `lane`.
+    pub(super) fn request(&self, lane: &Lane, idempotency_key: Option<&HeaderValue>) -> Request {
+        Request {
+            target: Arc::clone(lane.upstream.target(self.route)),
+            headers: self.headers.clone(),
+            extra: idempotency_key.map(|key| (IDEMPOTENCY_KEY, key.clone())),
+            body: self.body_for(&lane.model),
+        }
+    }
+
+    /// The body with the lane's name of the model in place of the user's.
+    fn body_for(&self, model: &str) -> Bytes {
+        let Some(written) = self.body.get(self.model.clone()).filter(|written| !written.is_empty()) else {
+            return self.body.clone();
+        };
+        let wanted = openai::quoted(model);
+        if written == wanted.as_bytes() {
+            return self.body.clone();
+        }
+        let mut body = Vec::with_capacity(self.body.len() + wanted.len());
+        body.extend_from_slice(self.body.get(..self.model.start).unwrap_or_default());
+        body.extend_from_slice(wanted.as_bytes());
+        body.extend_from_slice(self.body.get(self.model.end..).unwrap_or_default());
+        Bytes::from(body)
+    }
+}
+
+/// What a successful response is read as.
+pub trait Answer: Sized + Send {
+    /// Reads and validates the body of a 2xx.
+    ///
+    /// # Errors
+    /// `InvalidResponse` if it is not an answer.
+    fn read(body: &[u8]) -> Result<Self, Error>;
+
+    /// The tokens it used, if it says.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
+}
+
+impl Answer for ChatCompletion {
+    fn read(body: &[u8]) -> Result<Self, Error> {
+        openai::parse_chat(body)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+}
+
+impl Answer for Text {
+    fn read(body: &[u8]) -> Result<Self, Error> {
+        openai::parse_text(body)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+}
+
+impl Answer for Vec<Model> {
+    fn read(body: &[u8]) -> Result<Self, Error> {
+        openai::parse_models(body)
+    }
+}

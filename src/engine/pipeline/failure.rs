@@ -1,0 +1,49 @@
+//! Reading what is not an answer, without the secrets that a server may echo.
+
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+use http::HeaderMap;
+
+use super::call::Answer;
+use crate::engine::error::{Error, Kind};
+use crate::engine::provider::{lenient, openai};
+use crate::engine::secret::scrub;
+use crate::engine::transport::Response;
+use crate::engine::types::request_id;
+
+/// What went wrong, with every secret of the headers that were `sent` taken out of it.
+pub(super) fn read<T: Answer>(sent: &[&HeaderMap], response: &Response, host: &str) -> Error {
+    let body = scrub_json(sent, &response.body);
+    let error = if response.status.is_success() {
+        let masked = || Error::new(Kind::InvalidResponse, "the answer could only be read without the key in it");
+        let error = T::read(&body).err().unwrap_or_else(masked);
+        error.with_request_id(request_id(&response.headers))
+    } else {
+        openai::parse_error(response.status, &response.headers, &body, host, SystemTime::now())
+    };
+    // Headers (a request id, a redirect's target) are part of it, too.
+    error.map_texts(|text| {
+        if let Cow::Owned(clean) = scrub_all(sent, text.as_bytes()) {
+            *text = String::from_utf8_lossy(&clean).into_owned();
+        }
+    })
+}
+
+/// A body without the secrets that were `sent`, also those that JSON's escapes hide (`\/` for a slash).
+fn scrub_json<'a>(sent: &[&HeaderMap], body: &'a [u8]) -> Cow<'a, [u8]> {
+    if body.contains(&b'\\')
+        && let Ok(value) = lenient::parse(body)
+        && let Cow::Owned(clean) = scrub_all(sent, value.to_string().as_bytes())
+    {
+        return Cow::Owned(clean);
+    }
+    scrub_all(sent, body)
+}
+
+fn scrub_all<'a>(sent: &[&HeaderMap], text: &'a [u8]) -> Cow<'a, [u8]> {
+    sent.iter().fold(Cow::Borrowed(text), |text, headers| match scrub(headers, &text) {
+        Cow::Owned(clean) => Cow::Owned(clean),
+        Cow::Borrowed(_) => text,
+    })
+}

@@ -1,0 +1,533 @@
+//! One request's life. The order is written here and nowhere else:
+//!
+//! window → rate limit → key → its limits → gate → (deadline starts) → send → read or classify → observe → settle → wait → again.
+//!
+//! A place in the window is held for one attempt, not through the waits between attempts; an item that comes again keeps its
+//! turn before all who came later. The deadline starts at the admission, covers every attempt and every wait between them, and is
+//! never overrun; the time before that is reported apart. Every attempt takes a reservation of its own, since servers count
+//! failed requests too.
+
+mod call;
+mod clock;
+mod failure;
+mod parking;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderValue};
+use tokio::time::Instant;
+
+pub use self::call::{Answer, Call};
+use self::clock::Clock;
+pub use self::parking::Parking;
+use super::config::Timeouts;
+use super::error::{Error, Kind, Pressure, Verdict};
+use super::keys::{Keys, Lane, Lanes, Occupied};
+use super::limit::{Actual, Cost, Health, Pass, Permit, RateLimiter, Reservation, Sent, Signal, Ticket, Window};
+use super::metrics::{AttemptOutcome, Metrics, RetryCause, WaitCause};
+use super::provider::rate_headers;
+use super::retry::{
+    Attempts, Decision, HedgeAfter, HedgeBudget, IDEMPOTENCY_KEY, IdempotencyKeys, RetryBudget, RetryPolicy, hedged,
+};
+use super::transport::Response;
+use super::types::{Priority, RateReading, Receipt, Usage};
+
+/// The longest that a call of its own waits for a server that has failed everybody before: two probes' time. An item of a batch
+/// waits on.
+const BREAKER_PATIENCE: Duration = Duration::from_millis(3100);
+
+/// What every request of a client goes through.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    /// Where requests go and as whom.
+    pub keys: Arc<Keys>,
+    /// Requests in flight of the client; `None` where the caller bounds them.
+    pub window: Option<Window>,
+    /// The user's rate limit, over all keys and models.
+    pub limiter: Option<Arc<RateLimiter>>,
+    /// How often and when a failed attempt is made again.
+    pub retry: RetryPolicy,
+    /// Keeps retries to a share of the requests.
+    pub budget: Arc<RetryBudget>,
+    /// Second requests for slow ones.
+    pub hedge: Option<Hedge>,
+    /// The longest that each phase may take.
+    pub timeouts: Timeouts,
+    /// Names for items; `None` sends none.
+    pub idempotency: Option<Arc<IdempotencyKeys>>,
+    /// For the items of a batch.
+    pub bulk: Option<Bulk>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What is particular to the items of a batch: they have time, and wait where a call of its own fails.
+#[derive(Debug, Clone)]
+pub struct Bulk {
+    /// Requests in flight of the batch; `None`: the client's window alone.
+    pub window: Option<Window>,
+    /// Where items wait between attempts, so that others go on meanwhile.
+    pub parking: Arc<Parking>,
+}
+
+/// Whether and when slow requests get a twin.
+#[derive(Debug, Clone)]
+pub struct Hedge {
+    /// When.
+    pub after: HedgeAfter,
+    /// How many.
+    pub budget: Arc<HedgeBudget>,
+}
+
+impl Pipeline {
+    /// Carries one request through, as often as it takes.
+    ///
+    /// # Errors
+    /// What the last attempt failed with, `Deadline`, or `QueueTimeout`. Dropping the future gives every permit back and closes
+    /// the connection.
+    pub async fn run<T: Answer>(&self, call: &Call) -> Result<(T, Receipt), Error> {
+        self.metrics.request_begins();
+        self.budget.deposit();
+        let mut item = Item::new(self, call);
+        let mut outcome = self.try_until_done::<T>(call, &call.lanes, &mut item).await;
+        for lanes in call.fallbacks.iter() {
+            match &outcome {
+                Err(error) if another_model_may_help(error) => item.starts_over(),
+                _ => break,
+            }
+            outcome = self.try_until_done::<T>(call, lanes, &mut item).await;
+        }
+        match outcome {
+            Ok((answer, response)) => {
+                self.metrics.request_succeeds();
+                Ok((answer, item.clock.receipt(response, item.attempts())))
+            }
+            Err(error) => {
+                self.metrics.request_fails();
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_until_done<'a, T: Answer>(
+        &'a self,
+        call: &'a Call,
+        lanes: &'a Lanes,
+        item: &mut Item,
+    ) -> Result<(T, Response), Error> {
+        loop {
+            let clock = item.clock;
+            let Some(admission) = clock.bound(self.admit(call, lanes, item)).await else {
+                return Err(item.clock.overrun(item.last.take(), item.attempts()));
+            };
+            let mut admission = admission.map_err(|error| item.clock.give_up(error, None, item.attempts()))?;
+            item.clock.admit();
+            let was_probe = admission.is_probe();
+            let outcome = item.clock.bound(self.send::<T>(call, lanes, &mut admission, item)).await;
+            item.remember(&mut admission);
+            let error = match outcome {
+                Some(Ok(answer)) => return Ok(answer),
+                Some(Err(error)) => error,
+                None => {
+                    admission.observe(Signal::Timeout, None);
+                    return Err(item.clock.overrun(None, item.attempts()));
+                }
+            };
+            let lane = admission.lane;
+            drop(admission);
+            let wait = match self.next_attempt(&error, lane, lanes, item, was_probe) {
+                Ok(wait) => wait,
+                Err(reason) => return Err(item.clock.give_up(error, reason, item.attempts())),
+            };
+            lane.metrics.retry(RetryCause::of(&error));
+            if item.clock.bound(self.wait(wait, &error, lane)).await.is_none() {
+                return Err(item.clock.overrun(Some(error), item.attempts()));
+            }
+            item.last = Some(error);
+        }
+    }
+
+    /// Waits for everything that holds a request back.
+    async fn admit<'a>(&'a self, call: &'a Call, lanes: &'a Lanes, item: &mut Item) -> Result<Admission<'a>, Error> {
+        let windows = [self.bulk.as_ref().and_then(|bulk| bulk.window.as_ref()), self.window.as_ref()];
+        let mut permits = [None, None];
+        for ((window, permit), ticket) in windows.into_iter().zip(&mut permits).zip(&mut item.tickets) {
+            if let Some(window) = window {
+                let place = self.metrics.wait(WaitCause::Window, window.acquire(*ticket, call.priority)).await;
+                *ticket = Some(place.ticket());
+                *permit = Some(place);
+            }
+        }
+        let own = match &self.limiter {
+            Some(limiter) => {
+                let cost = || lanes.first().map_or_else(Cost::default, |lane| cost(lane, call));
+                let earlier = item.own.take();
+                let taken = again_or_anew(limiter, earlier.as_ref(), cost, call.priority);
+                Some(self.metrics.wait(WaitCause::RateLimit, taken).await?)
+            }
+            None => None,
+        };
+        loop {
+            let place = lanes.readiest(call.body.len(), call.max_tokens, item.failed_at);
+            let lane = lanes.get(place).ok_or_else(|| Error::internal("a model without a lane"))?;
+            let breaker = &lane.upstream.breaker;
+            let pass = self.pass(lane, item).await?;
+            // Whoever waits in the line of a key that is lost goes to another.
+            let taken = tokio::select! {
+                biased;
+                taken = lane.metrics.wait(WaitCause::RateLimit, reserve(lane, call, item.earlier(place))) => taken?,
+                () = breaker.tripped(), if lanes.count() > 1 && !pass.is_probe() => continue,
+            };
+            lane.metrics.wait(WaitCause::Gate, lane.gate.pass_as(call.priority)).await;
+            if pass.is_probe() || breaker.is_closed() {
+                let (pass, is_alone) = (Some(pass), lanes.count() == 1);
+                return Ok(Admission {
+                    permits,
+                    own,
+                    place,
+                    lane,
+                    pass,
+                    taken,
+                    sent: None,
+                    is_alone,
+                    _occupied: lane.occupy(),
+                });
+            }
+        }
+    }
+
+    async fn pass<'a>(&self, lane: &'a Lane, item: &mut Item) -> Result<Pass<'a>, Error> {
+        let pass = lane.metrics.wait(WaitCause::Gate, lane.upstream.breaker.pass());
+        if self.bulk.is_some() {
+            return Ok(pass.await);
+        }
+        match tokio::time::timeout(BREAKER_PATIENCE, pass).await {
+            Ok(pass) => Ok(pass),
+            Err(_) => Err(item.last.take().unwrap_or_else(|| {
+                let host = lane.upstream.endpoint.host();
+                Error::new(Kind::Connection, format!("not sent: {host} has failed every request of late"))
+                    .verdict_is(Verdict::Exhausted)
+                    .advise("It is asked again as soon as a probe is answered; try later.")
+            })),
+        }
+    }
+
+    /// One attempt, and its twin if it is slow.
+    async fn send<'a, T: Answer>(
+        &'a self,
+        call: &'a Call,
+        lanes: &'a Lanes,
+        admission: &mut Admission<'a>,
+        item: &Item,
+    ) -> Result<(T, Response), Error> {
+        let Some((hedge, after)) = self.hedge_after(admission.lane) else {
+            return self.exchange(call, admission, item).await;
+        };
+        hedge.budget.deposit();
+        let failed_at = Some(admission.place);
+        let twin = || {
+            hedge.budget.withdraw().then(|| async move {
+                let mut other = Item { failed_at, ..Item::new(self, call) };
+                let mut admission = self.admit(call, lanes, &mut other).await?;
+                self.exchange(call, &mut admission, item).await
+            })
+        };
+        hedged(self.exchange(call, admission, item), twin, after).await
+    }
+
+    fn hedge_after(&self, lane: &Lane) -> Option<(&Hedge, Duration)> {
+        let hedge = self.hedge.as_ref()?;
+        match hedge.after {
+            HedgeAfter::Fixed(after) => Some((hedge, after)),
+            HedgeAfter::P95 => Some((hedge, lane.metrics.quantile(0.95)?)),
+        }
+    }
+
+    /// One request and its answer, and what everyone learns from it.
+    async fn exchange<T: Answer>(
+        &self,
+        call: &Call,
+        admission: &mut Admission<'_>,
+        item: &Item,
+    ) -> Result<(T, Response), Error> {
+        let (lane, upstream) = (admission.lane, &admission.lane.upstream);
+        admission.begin();
+        item.attempts.fetch_add(1, Relaxed);
+        let in_flight = lane.metrics.attempt_begins();
+        let (sent, request) = (Instant::now(), call.request(lane, item.idempotency_key.as_ref()));
+        let received = upstream.transport.send(&request, &self.timeouts).await;
+        let latency = sent.elapsed();
+        let mut rate_told = false;
+        let outcome = received.and_then(|response| {
+            let readings = rate_headers::read(&response.headers, SystemTime::now());
+            if !readings.is_empty() {
+                rate_told = true;
+                admission.learn(&readings);
+            }
+            if response.status.is_success()
+                && let Ok(answer) = T::read(&response.body)
+            {
+                return Ok((answer, response));
+            }
+            let sent: &[&HeaderMap] = match &call.headers {
+                Some(extra) => &[&request.target.headers, extra],
+                None => &[&request.target.headers],
+            };
+            Err(failure::read::<T>(sent, &response, upstream.endpoint.host()).with_key_id(upstream.key_id.to_string()))
+        });
+        match &outcome {
+            Ok((answer, response)) => {
+                let usage = answer.usage();
+                in_flight.ends(latency, Some(response.first_byte), AttemptOutcome::Answered(usage.unwrap_or_default()));
+                admission.observe(Signal::Ok, usage.map(|usage| usage.completion_tokens));
+                admission.report(Health::Alive);
+                if let Some(usage) = usage {
+                    lane.tokens.observe(call.body.len(), usage.prompt_tokens, usage.completion_tokens);
+                    admission.settle(usage);
+                }
+            }
+            Err(error) => {
+                in_flight.ends(latency, None, AttemptOutcome::Failed(RetryCause::of(error)));
+                admission.observe(Signal::of_failure(error, rate_told), None);
+                if !error.is_stale_connection() {
+                    admission.report(health(error));
+                }
+                if let Some(wait) = self.retry.wait_to_keep(error) {
+                    lane.gate.close(wait);
+                }
+                if error.pressure() == Pressure::Ramp {
+                    lane.gate.slow_down();
+                }
+            }
+        }
+        outcome
+    }
+
+    /// How long to wait before the next attempt, or why there is none.
+    fn next_attempt(
+        &self,
+        error: &Error,
+        lane: &Lane,
+        lanes: &Lanes,
+        item: &mut Item,
+        was_probe: bool,
+    ) -> Result<Duration, Option<&'static str>> {
+        if error.is_stale_connection() && !item.resent {
+            // The server closed a pooled connection in the moment it was used again: no fault of either, so no retry is used up.
+            item.resent = true;
+            return Ok(Duration::ZERO);
+        }
+        let health = health(error);
+        let has_other =
+            |lane: &Lane| lanes.iter().any(|other| !std::ptr::eq(&**other, lane) && other.upstream.breaker.is_closed());
+        if health == Health::Barred && self.retry.max_retries > 0 && has_other(lane) {
+            // The key is lost, not the item.
+            return Ok(Duration::ZERO);
+        }
+        let is_down = was_probe || !lane.upstream.breaker.is_closed();
+        if self.bulk.is_some()
+            && self.retry.max_retries > 0
+            && health == Health::Failing
+            && is_down
+            && self.retry.is_retryable(error)
+        {
+            // The server fails everybody: the breaker holds the item until it is back.
+            return Ok(Duration::ZERO);
+        }
+        let wait = match self.retry.decide(error, &item.made, &mut item.rng) {
+            Decision::GiveUp(reason) => return Err(reason),
+            Decision::RetryIn(wait) => wait,
+        };
+        let elsewhere = lanes.count() > 1 && (item.made.total() as usize) + 1 < lanes.count();
+        if !elsewhere && item.clock.ends_within(wait) {
+            return Err(Some("the wait for another attempt would pass the timeout"));
+        }
+        item.made.count(error);
+        // Where the server named a wait, the gate keeps it for everyone.
+        let is_gated = self.retry.wait_to_keep(error).is_some();
+        Ok(if elsewhere || is_gated { Duration::ZERO } else { wait })
+    }
+
+    async fn wait(&self, wait: Duration, error: &Error, lane: &Lane) {
+        if wait.is_zero() {
+            return;
+        }
+        let _parked = self.bulk.as_ref().map(|bulk| bulk.parking.park());
+        lane.metrics.wait(WaitCause::Backoff, tokio::time::sleep(wait)).await;
+        // What a rate limit refused, rate limits already hold back.
+        if error.pressure() != Pressure::RateLimit {
+            lane.metrics.wait(WaitCause::Backoff, self.budget.delay()).await;
+        }
+    }
+}
+
+/// What an item carries from one attempt to the next.
+struct Item {
+    clock: Clock,
+    /// Seeded anew for every item; only the spread matters.
+    rng: fastrand::Rng,
+    /// HTTP requests made, a twin's included.
+    attempts: AtomicU32,
+    made: Attempts,
+    resent: bool,
+    tickets: [Option<Ticket>; 2],
+    own: Option<Reservation>,
+    /// What it took of the lane it failed on, and which that was.
+    taken: [Option<Reservation>; 2],
+    failed_at: Option<usize>,
+    idempotency_key: Option<HeaderValue>,
+    last: Option<Error>,
+}
+
+impl Item {
+    fn new(pipeline: &Pipeline, call: &Call) -> Self {
+        let name = |keys: &Arc<IdempotencyKeys>| {
+            let target = call.lanes.first()?.upstream.target(call.route);
+            let is_named = call.headers.as_ref().is_some_and(|headers| headers.contains_key(IDEMPOTENCY_KEY));
+            if is_named { None } else { keys.name(&target.method, &target.headers) }
+        };
+        Self {
+            clock: Clock::start(pipeline.timeouts.total, pipeline.timeouts.queue),
+            rng: fastrand::Rng::new(),
+            attempts: AtomicU32::new(0),
+            made: Attempts::default(),
+            resent: false,
+            tickets: [None, None],
+            own: None,
+            taken: [None, None],
+            failed_at: None,
+            idempotency_key: pipeline.idempotency.as_ref().and_then(name),
+            last: None,
+        }
+    }
+
+    fn attempts(&self) -> u32 {
+        self.attempts.load(Relaxed)
+    }
+
+    /// For another model: its lanes know nothing of the item.
+    fn starts_over(&mut self) {
+        (self.made, self.failed_at, self.taken) = (Attempts::default(), None, [None, None]);
+    }
+
+    /// What it took before at the lane in `place`, if it was there.
+    fn earlier(&self, place: usize) -> Option<&[Option<Reservation>; 2]> {
+        (self.failed_at == Some(place)).then_some(&self.taken)
+    }
+
+    fn remember(&mut self, admission: &mut Admission<'_>) {
+        self.failed_at = Some(admission.place);
+        self.own = admission.own.take();
+        self.taken = std::mem::take(&mut admission.taken);
+    }
+}
+
+/// Everything that one attempt holds.
+struct Admission<'a> {
+    permits: [Option<Permit>; 2],
+    own: Option<Reservation>,
+    place: usize,
+    lane: &'a Lane,
+    pass: Option<Pass<'a>>,
+    /// Of what the user says that the key may do, and of what the server's headers say of the model.
+    taken: [Option<Reservation>; 2],
+    /// Where this request stands among those of its lane.
+    sent: Option<Sent>,
+    /// Whether the lane is the only one, so that a barred key has no stand-in.
+    is_alone: bool,
+    _occupied: Occupied<'a>,
+}
+
+impl Admission<'_> {
+    fn is_probe(&self) -> bool {
+        self.pass.as_ref().is_some_and(Pass::is_probe)
+    }
+
+    /// The request goes out: what was reserved is spent, since servers count failed requests too.
+    fn begin(&mut self) {
+        let [told, learnt] = &mut self.taken;
+        for reservation in [&mut self.own, told].into_iter().flatten() {
+            reservation.commit();
+        }
+        self.sent = learnt.as_mut().map(Reservation::commit);
+        self.permits.iter_mut().flatten().for_each(Permit::begin);
+    }
+
+    fn observe(&mut self, signal: Signal, tokens: Option<u64>) {
+        self.permits.iter_mut().flatten().for_each(|permit| permit.observe(signal, tokens));
+    }
+
+    fn report(&mut self, health: Health) {
+        if let Some(pass) = self.pass.take() {
+            // Where there is no other key, each item is told itself.
+            pass.report(if self.is_alone && health == Health::Barred { Health::Alive } else { health });
+        }
+    }
+
+    fn learn(&self, readings: &[RateReading]) {
+        if let Some(sent) = &self.sent {
+            self.lane.limiter.learn(sent, readings);
+        }
+    }
+
+    fn settle(&mut self, usage: Usage) {
+        for reservation in self.own.take().into_iter().chain(self.taken.iter_mut().filter_map(Option::take)) {
+            reservation.settle(Actual::from(usage));
+        }
+    }
+}
+
+fn cost(lane: &Lane, call: &Call) -> Cost {
+    Cost::from(lane.tokens.estimate(call.body.len(), call.max_tokens))
+}
+
+/// What the user and the server say that the key and model may do.
+async fn reserve(
+    lane: &Lane,
+    call: &Call,
+    earlier: Option<&[Option<Reservation>; 2]>,
+) -> Result<[Option<Reservation>; 2], Error> {
+    let (told, learnt) = earlier.map_or((None, None), |[told, learnt]| (told.as_ref(), learnt.as_ref()));
+    let told = match &lane.upstream.limiter {
+        Some(limiter) => Some(again_or_anew(limiter, told, || cost(lane, call), call.priority).await?),
+        None => None,
+    };
+    let learnt = again_or_anew(&lane.limiter, learnt, || cost(lane, call), call.priority).await?;
+    Ok([told, Some(learnt)])
+}
+
+/// A reservation; for an item that comes again where its earlier one stood in the line.
+async fn again_or_anew(
+    limiter: &Arc<RateLimiter>,
+    earlier: Option<&Reservation>,
+    cost: impl FnOnce() -> Cost,
+    priority: Priority,
+) -> Result<Reservation, Error> {
+    match earlier {
+        Some(earlier) => limiter.reserve_again(earlier).await,
+        None => limiter.reserve(cost(), priority).await,
+    }
+}
+
+/// What a failure says of the key and its server.
+fn health(error: &Error) -> Health {
+    match error.kind() {
+        _ if error.is_out_of_quota() => Health::Barred,
+        Kind::Status(401 | 402) => Health::Barred,
+        _ if error.pressure() == Pressure::Overload => Health::Failing,
+        Kind::Status(500..) | Kind::Connection | Kind::ConnectTimeout | Kind::FirstByteTimeout | Kind::IdleTimeout => {
+            Health::Failing
+        }
+        Kind::InvalidResponse if error.verdict() == Verdict::Retryable => Health::Failing,
+        _ => Health::Alive,
+    }
+}
+
+/// Whether the failure may be the model's and not the request's.
+fn another_model_may_help(error: &Error) -> bool {
+    let is_models = matches!(error.kind(), Kind::Status(402 | 403 | 404)) || error.is_out_of_quota();
+    let is_over = matches!(error.kind(), Kind::Deadline | Kind::QueueTimeout);
+    is_models || (error.verdict() == Verdict::Exhausted && !is_over)
+}

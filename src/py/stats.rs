@@ -1,0 +1,86 @@
+//! `client.stats()`: the engine's counters as plain dicts, from which `millstream.types` makes its records.
+
+use pyo3::IntoPyObjectExt;
+use pyo3::prelude::*;
+use pyo3::types::{IntoPyDict, PyDict, PyList};
+
+use crate::engine::metrics::{LaneSnapshot, RetryCounts, Snapshot, TimingSnapshot, WaitCause, WaitsSnapshot};
+
+/// A client's counters; the names are the fields of `ClientStats`.
+pub(crate) fn client<'py>(py: Python<'py>, now: &Snapshot) -> PyResult<Bound<'py, PyDict>> {
+    let lanes: PyResult<Vec<_>> = now.lanes.iter().map(|each| lane(py, each)).collect();
+    dict(
+        py,
+        [
+            ("requests", now.requests.into_py_any(py)?),
+            ("attempts", now.attempts.into_py_any(py)?),
+            ("retries", now.retries.total().into_py_any(py)?),
+            ("succeeded", now.succeeded.into_py_any(py)?),
+            ("failed", now.failed.into_py_any(py)?),
+            ("in_flight", now.in_flight.into_py_any(py)?),
+            ("max_in_flight", now.max_in_flight.into_py_any(py)?),
+            ("prompt_tokens", now.prompt_tokens.into_py_any(py)?),
+            ("completion_tokens", now.completion_tokens.into_py_any(py)?),
+            ("queued", now.waits.now.into_py_any(py)?),
+            ("retry_causes", counts(py, &now.retries)?),
+            ("failure_causes", counts(py, &now.failures)?),
+            ("latency", timing(py, &now.latency)?),
+            ("first_byte", timing(py, &now.first_byte)?),
+            ("waits", waits(py, &now.waits)?),
+            ("lanes", PyList::new(py, lanes?)?.into_py_any(py)?),
+        ],
+    )
+}
+
+fn lane<'py>(py: Python<'py>, now: &LaneSnapshot) -> PyResult<Bound<'py, PyDict>> {
+    dict(
+        py,
+        [
+            ("key_id", now.key_id.to_string().into_py_any(py)?),
+            ("model", now.model.as_str().into_py_any(py)?),
+            ("attempts", now.attempts.into_py_any(py)?),
+            ("succeeded", now.succeeded.into_py_any(py)?),
+            ("retries", now.retries.total().into_py_any(py)?),
+            ("in_flight", now.in_flight.into_py_any(py)?),
+            ("max_in_flight", now.max_in_flight.into_py_any(py)?),
+            ("prompt_tokens", now.prompt_tokens.into_py_any(py)?),
+            ("completion_tokens", now.completion_tokens.into_py_any(py)?),
+            ("queued", now.waits.now.into_py_any(py)?),
+            ("retry_causes", counts(py, &now.retries)?),
+            ("failure_causes", counts(py, &now.failures)?),
+            ("latency", timing(py, &now.latency)?),
+            ("first_byte", timing(py, &now.first_byte)?),
+            ("waits", waits(py, &now.waits)?),
+        ],
+    )
+}
+
+fn counts(py: Python<'_>, counts: &RetryCounts) -> PyResult<Py<PyAny>> {
+    let named = counts.iter().map(|(cause, count)| (cause.name(), count));
+    named.into_py_dict(py)?.into_py_any(py)
+}
+
+fn waits(py: Python<'_>, waits: &WaitsSnapshot) -> PyResult<Py<PyAny>> {
+    let named: PyResult<Vec<_>> =
+        WaitCause::ALL.into_iter().map(|cause| Ok((cause.name(), timing(py, &waits.of(cause))?))).collect();
+    named?.into_py_dict(py)?.into_py_any(py)
+}
+
+fn timing(py: Python<'_>, timing: &TimingSnapshot) -> PyResult<Py<PyAny>> {
+    let seconds = [
+        ("total", timing.total),
+        ("mean", timing.mean),
+        ("p50", timing.p50),
+        ("p90", timing.p90),
+        ("p95", timing.p95),
+        ("p99", timing.p99),
+        ("max", timing.max),
+    ];
+    let fields = seconds.map(|(name, time)| (name, time.as_secs_f64())).into_py_dict(py)?;
+    fields.set_item("count", timing.count)?;
+    fields.into_py_any(py)
+}
+
+fn dict<'py, const N: usize>(py: Python<'py>, fields: [(&str, Py<PyAny>); N]) -> PyResult<Bound<'py, PyDict>> {
+    fields.into_py_dict(py)
+}
