@@ -24,6 +24,8 @@ pub enum Kind {
     Connection,
     /// The connection could not be made in time.
     ConnectTimeout,
+    /// The rate limit would not let it go, or did not, within the wait that was allowed.
+    QueueTimeout,
     /// The call's own deadline over all attempts and waits has passed.
     Deadline,
     /// The server answered with a status other than 2xx.
@@ -101,7 +103,7 @@ impl Error {
     pub fn new(kind: Kind, summary: impl Into<String>) -> Self {
         let verdict = match kind {
             Kind::Connection | Kind::ConnectTimeout | Kind::InvalidResponse => Verdict::Retryable,
-            Kind::Deadline => Verdict::Exhausted,
+            Kind::Deadline | Kind::QueueTimeout => Verdict::Exhausted,
             _ => Verdict::Final,
         };
         Self(Box::new(Inner {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::config::Endpoint;
 use super::error::{Error, Kind, Verdict};
-use super::limit::{Cost, Gate, RateLimiter, Reservation, Window};
+use super::limit::{Actual, Cost, Gate, RateLimiter, Reservation, Window};
 use super::metrics::Metrics;
 use super::provider::{lenient, openai};
 use super::retry::{Decision, RetryPolicy};
@@ -118,7 +118,7 @@ impl Pipeline {
             None => None,
         };
         let reservation = match &self.limiter {
-            Some(limiter) => Some(limiter.reserve(Cost::request(call.tokens)).await?),
+            Some(limiter) => Some(limiter.reserve(Cost::request(call.tokens), 0).await?),
             None => None,
         };
         self.gate.pass().await;
@@ -143,7 +143,7 @@ impl Pipeline {
             let error = match life.bound(self.attempt::<T>(call)).await {
                 Some(Ok((answer, response))) => {
                     if let (Some(reservation), Some(usage)) = (reservation.take(), answer.usage()) {
-                        reservation.settle(usage.total_tokens);
+                        reservation.settle(Actual::from(usage));
                     }
                     return Ok((answer, life.receipt(response, attempts)));
                 }
@@ -174,20 +174,20 @@ impl Pipeline {
                 retries += 1;
             }
             match life.bound(self.reserve_again(reservation.as_ref())).await {
-                Some(again) => reservation = again,
+                Some(again) => reservation = again?,
                 None => return Err(life.overrun(Some(error), attempts)),
             }
             self.metrics.retry_begins();
         }
     }
 
-    async fn reserve_again(&self, earlier: Option<&Reservation>) -> Option<Reservation> {
+    async fn reserve_again(&self, earlier: Option<&Reservation>) -> Result<Option<Reservation>, Error> {
         let reservation = match (&self.limiter, earlier) {
-            (Some(limiter), Some(earlier)) => Some(limiter.reserve_again(earlier).await),
+            (Some(limiter), Some(earlier)) => Some(limiter.reserve_again(earlier).await?),
             _ => None,
         };
         self.gate.pass().await;
-        reservation
+        Ok(reservation)
     }
 
     async fn attempt<T: Answer>(&self, call: &Call) -> Result<(T, Response), Error> {

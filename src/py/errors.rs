@@ -40,6 +40,7 @@ fn kind(error: &Error) -> &'static str {
         Kind::InputTooLarge => "input_too_large",
         Kind::Connection => "connection",
         Kind::ConnectTimeout => "connect_timeout",
+        Kind::QueueTimeout => "queue_timeout",
         Kind::Deadline => "deadline",
         Kind::Status(_) if error.is_out_of_quota() => "quota",
         Kind::Status(_) => "status",

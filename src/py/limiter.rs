@@ -9,7 +9,8 @@ use super::bridge::{Pending, dispatch};
 use super::errors::OrRaise;
 use super::process::PerProcess;
 use crate::engine::error::Error;
-use crate::engine::limit::{self, Cost, RateLimits};
+use crate::engine::limit::{self, Actual, Cost, RateLimits};
+use crate::engine::types::Unit;
 
 /// A limiter whose state belongs to one process: a forked child starts with full buckets of its own.
 pub(crate) struct Shared {
@@ -19,7 +20,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn get(&self) -> Result<Arc<limit::RateLimiter>, Error> {
-        self.state.get_or_make(|| limit::RateLimiter::new(self.limits))
+        self.state.get_or_make(|| limit::RateLimiter::new(self.limits.clone()))
     }
 }
 
@@ -31,7 +32,8 @@ pub(crate) struct NativeRateLimiter(pub(crate) Arc<Shared>);
 impl NativeRateLimiter {
     #[new]
     fn new(py: Python<'_>, requests_per_minute: Option<f64>, tokens_per_minute: Option<f64>) -> PyResult<Self> {
-        let shared = Shared { limits: RateLimits { requests_per_minute, tokens_per_minute }, state: PerProcess::new() };
+        let shared =
+            Shared { limits: RateLimits::per_minute(requests_per_minute, tokens_per_minute), state: PerProcess::new() };
         shared.get().or_raise(py)?;
         Ok(Self(Arc::new(shared)))
     }
@@ -45,20 +47,24 @@ impl NativeRateLimiter {
         tokens: f64,
     ) -> PyResult<Py<PyAny>> {
         let limiter = self.0.get().or_raise(py)?;
-        let work = async move { limiter.reserve(Cost { requests, tokens }).await };
+        let work = async move { limiter.reserve(Cost { requests, tokens, ..Cost::default() }, 0).await };
         dispatch(py, pending, work, |py, reservation| Reservation::of(reservation).into_py_any(py))
     }
 
     /// A reservation if it may go at once, else `None`.
     fn try_acquire(&self, py: Python<'_>, requests: f64, tokens: f64) -> PyResult<Option<Reservation>> {
-        let taken = self.0.get().and_then(|limiter| limiter.try_reserve(Cost { requests, tokens })).or_raise(py)?;
+        let taken = self
+            .0
+            .get()
+            .and_then(|limiter| limiter.try_reserve(Cost { requests, tokens, ..Cost::default() }))
+            .or_raise(py)?;
         Ok(taken.map(Reservation::of))
     }
 
     /// Requests and tokens that could go now, and how many wait.
     fn levels(&self, py: Python<'_>) -> PyResult<(Option<f64>, Option<f64>, usize)> {
-        let levels = self.0.get().or_raise(py)?.levels();
-        Ok((levels.requests, levels.tokens, levels.waiting))
+        let levels = self.0.get().or_raise(py)?.snapshot();
+        Ok((levels.level(Unit::Requests), levels.level(Unit::Tokens), levels.waiting))
     }
 }
 
@@ -74,7 +80,7 @@ impl Reservation {
     fn of(mut held: limit::Reservation) -> Self {
         // In Python it is usual to throw the reservation away and go: that must not give it back.
         held.commit();
-        let Cost { requests, tokens } = held.cost();
+        let Cost { requests, tokens, .. } = held.cost();
         Self { requests, tokens, held: Mutex::new(Some(held)) }
     }
 }
@@ -94,7 +100,7 @@ impl Reservation {
     /// Corrects the tokens taken to those truly used; the first call counts.
     fn settle(&self, tokens: u64) {
         if let Some(held) = self.held.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            held.settle(tokens);
+            held.settle(Actual::tokens(tokens));
         }
     }
 

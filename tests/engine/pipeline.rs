@@ -13,7 +13,7 @@ use millstream::engine::provider::openai::ChatTemplate;
 use millstream::engine::retry::{Backoff, RetryPolicy};
 use millstream::engine::secret::ApiKey;
 use millstream::engine::transport::{Tls, Transport, TransportConfig};
-use millstream::engine::types::{ChatCompletion, Prompt, Receipt, Text};
+use millstream::engine::types::{ChatCompletion, Prompt, Receipt, Text, Unit};
 use millstream::mock::{Answer, Fault, MockConfig, MockServer};
 
 const KEY: &str = "sk-canary-0123456789";
@@ -150,8 +150,7 @@ async fn nobody_is_sent_before_the_wait_that_one_was_told() {
 async fn a_dropped_call_gives_its_place_and_its_tokens_back() {
     let server = server();
     server.script([Answer::fault(Fault::HangBefore)]);
-    let limits = RateLimits { requests_per_minute: None, tokens_per_minute: Some(1000.0) };
-    let limiter = Arc::new(RateLimiter::new(limits).unwrap());
+    let limiter = Arc::new(RateLimiter::new(RateLimits::per_minute(None, Some(1000.0))).unwrap());
     let pipeline = Pipeline { window: Some(Window::new(1)), limiter: Some(Arc::clone(&limiter)), ..pipeline(&server) };
     let hung = tokio::time::timeout(Duration::from_millis(200), ask(&pipeline, "hang")).await;
     assert!(hung.is_err());
@@ -159,7 +158,7 @@ async fn a_dropped_call_gives_its_place_and_its_tokens_back() {
     ask(&pipeline, "next").await.unwrap();
     poll_until(|| server.stats().in_flight == 0).await;
     // The hung one went out, so its estimate stays taken; the answered one is settled to its true usage.
-    let spent = 1000.0 - limiter.levels().tokens.unwrap();
+    let spent = 1000.0 - limiter.snapshot().level(Unit::Tokens).unwrap();
     assert!((1.0..100.0).contains(&spent), "{spent}");
 }
 
