@@ -276,10 +276,8 @@ impl Meter {
     pub(super) fn too_large(&self, amount: f64) -> Error {
         let limit = &self.limit;
         let (unit, name) = (cost::name(limit.unit).replace('_', " "), limit.name().replace('_', " "));
-        let mut summary = format!("{amount} {unit} at once can never pass a limit of {} {name}", limit.amount);
-        if let Some(burst) = limit.burst {
-            summary.push_str(&format!(" with a burst of {burst}"));
-        }
+        let burst = limit.burst.map(|burst| format!(" with a burst of {burst}")).unwrap_or_default();
+        let summary = format!("{amount} {unit} at once can never pass a limit of {} {name}{burst}", limit.amount);
         Error::new(Kind::InputTooLarge, summary)
             .advise("Make the request smaller (also max_tokens, which counts in full), or raise the limit.")
     }
@@ -355,7 +353,7 @@ impl Meter {
 
     /// Follows what the server says now.
     pub(super) fn learn(&mut self, amount: Option<f64>, finding: Option<Finding>, now: Instant) {
-        let changed = amount.filter(|amount| *amount != self.limit.amount);
+        let changed = amount.filter(|amount| (amount - self.limit.amount).abs() > NOISE);
         if let (Some(amount), Gauge::Bucket(bucket)) = (changed, &mut self.gauge) {
             self.limit.amount = amount;
             bucket.resize(self.limit.capacity(), self.limit.per_second());

@@ -55,7 +55,7 @@ impl Tally {
 
     /// What came after `mark`, which is a total of this or of another tally that trails it.
     pub(super) fn since(&self, unit: Unit, mark: u64) -> f64 {
-        let parts = self.of(unit).load(Relaxed).wrapping_sub(mark) as i64;
+        let parts = self.of(unit).load(Relaxed).wrapping_sub(mark).cast_signed();
         parts.max(0) as f64 / PARTS
     }
 

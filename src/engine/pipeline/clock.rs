@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 
 use crate::engine::error::{Error, Kind, Verdict};
 use crate::engine::transport::Response;
 use crate::engine::types::Receipt;
+
+/// Longer than any process lives.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
@@ -29,11 +33,9 @@ impl Clock {
     }
 
     /// `work`, or `None` once its time is over: the queue's before the admission, the deadline after it.
-    pub(super) async fn bound<R>(&self, work: impl Future<Output = R>) -> Option<R> {
-        match self.limit() {
-            Some(limit) => timeout_at(limit, work).await.ok(),
-            None => Some(work.await),
-        }
+    pub(super) fn bound<R>(&self, work: impl Future<Output = R>) -> impl Future<Output = Option<R>> {
+        // One combinator for both cases: an `async` block would hold `work` once for each.
+        timeout_at(self.limit().unwrap_or_else(|| self.called + FOR_EVER), work).map(Result::ok)
     }
 
     fn limit(&self) -> Option<Instant> {

@@ -226,15 +226,17 @@ impl Pipeline {
             return self.exchange(call, admission, item).await;
         };
         hedge.budget.deposit();
-        let failed_at = Some(admission.place);
-        let twin = || {
-            hedge.budget.withdraw().then(|| async move {
+        // In a box of its own, since it is twice the size and rare.
+        let with_twin = Box::pin(async {
+            let failed_at = Some(admission.place);
+            let twin = async move {
                 let mut other = Item { failed_at, ..Item::new(self, call) };
                 let mut admission = self.admit(call, lanes, &mut other).await?;
                 self.exchange(call, &mut admission, item).await
-            })
-        };
-        hedged(self.exchange(call, admission, item), twin, after).await
+            };
+            hedged(self.exchange(call, admission, item), || hedge.budget.withdraw().then_some(twin), after).await
+        });
+        with_twin.await
     }
 
     fn hedge_after(&self, lane: &Lane) -> Option<(&Hedge, Duration)> {
@@ -320,9 +322,9 @@ impl Pipeline {
             return Ok(Duration::ZERO);
         }
         let health = health(error);
-        let has_other =
-            |lane: &Lane| lanes.iter().any(|other| !std::ptr::eq(&**other, lane) && other.upstream.breaker.is_closed());
-        if health == Health::Barred && self.retry.max_retries > 0 && has_other(lane) {
+        let mut others = lanes.iter().enumerate().filter(|(place, _)| item.failed_at != Some(*place));
+        let has_other = others.any(|(_, other)| other.upstream.breaker.is_closed());
+        if health == Health::Barred && self.retry.max_retries > 0 && has_other {
             // The key is lost, not the item.
             return Ok(Duration::ZERO);
         }
@@ -527,7 +529,7 @@ fn health(error: &Error) -> Health {
 
 /// Whether the failure may be the model's and not the request's.
 fn another_model_may_help(error: &Error) -> bool {
-    let is_models = matches!(error.kind(), Kind::Status(402 | 403 | 404)) || error.is_out_of_quota();
+    let is_models = matches!(error.kind(), Kind::Status(402..=404)) || error.is_out_of_quota();
     let is_over = matches!(error.kind(), Kind::Deadline | Kind::QueueTimeout);
     is_models || (error.verdict() == Verdict::Exhausted && !is_over)
 }
