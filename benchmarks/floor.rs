@@ -189,7 +189,7 @@ impl EngineLoop {
         let base_url = options.url.trim_end_matches("/chat/completions");
         let config = TransportConfig { connect_timeout: None, http2: false, direct: true };
         let pipeline = Pipeline {
-            transport: Arc::new(Transport::new(&Tls::new()?, config)?),
+            transport: Arc::new(Transport::new(&Tls::new()?, config)),
             endpoint: Arc::new(Endpoint::new(base_url, Some(ApiKey::new("sk-bench")?), &[], false)?),
             window: Some(Window::new(options.concurrency)),
             limiter: None,

@@ -1,10 +1,12 @@
-//! HTTP: the only file that knows reqwest.
+//! HTTP: the only room that knows hyper.
 //!
-//! One pool of keep-alive connections per client. What reqwest leaves open is decided here: no redirects (they would carry the
-//! key to another host), no retries of its own (the pipeline counts attempts; hyper alone resends a request that provably never
-//! left), an idle time below the five seconds after which common servers close, bounded bodies, bounded decompression, and
-//! errors told apart by what they are rather than by reqwest's flags, which mislead (a reset while reading the body is
-//! `is_decode`, the keep-alive race is not `is_connect`).
+//! One pool of keep-alive connections per client: hyper-util's, without reqwest above it, whose layers cost a third of a request.
+//! What hyper leaves open is decided here: no redirects (they would carry the key to another host), no retries (the pipeline
+//! counts attempts; hyper alone resends a request that provably never left), an idle time below the five seconds after which
+//! common servers close, bounded bodies, bounded decompression, and errors told apart by what they are (a reset while reading the
+//! body is none of the connecting, the keep-alive race neither). How a connection is made is [`connect`]'s.
+
+mod connect;
 
 use std::error::Error as StdError;
 use std::io::{self, Write};
@@ -14,13 +16,18 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
-use http::header::{CONTENT_ENCODING, HeaderMap};
-use http::{Method, StatusCode};
+use http::header::{CONTENT_ENCODING, HeaderMap, PROXY_AUTHORIZATION};
+use http::{Method, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::crypto::ring;
 use rustls_platform_verifier::Verifier;
 use tokio::time::Instant;
 use url::Url;
 
+use self::connect::Connector;
 use super::error::{Error, Kind, Verdict};
 
 /// Below the 5 s of Node and llama.cpp, so that we close an idle connection before they do.
@@ -28,8 +35,6 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// A pooled connection that the server closed in the moment of its use fails within a round trip. What fails later was under way,
 /// so sending it again is a retry.
 const STALE_WITHIN: Duration = Duration::from_millis(250);
-/// Finds peers that vanished without a word.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// The largest decoded body that is read.
 const BODY_LIMIT: usize = 64 * 1024 * 1024;
 /// A body that has grown past the first number of bytes may not be more than the second times its compressed size.
@@ -78,15 +83,23 @@ pub struct TransportConfig {
     pub direct: bool,
 }
 
-/// What many requests have in common.
+/// What many requests have in common, made ready once.
 #[derive(Debug)]
 pub struct Target {
-    /// GET or POST.
-    pub method: Method,
-    /// Where to.
-    pub url: Url,
+    method: Method,
+    /// `None` for the rare URL that `http` does not take.
+    uri: Option<Uri>,
+    host: String,
     /// Every header that is not HTTP's own.
     pub headers: HeaderMap,
+}
+
+impl Target {
+    /// Requests to `url`, GET or POST, with `headers`.
+    pub fn new(method: Method, url: &Url, headers: HeaderMap) -> Self {
+        let host = url.host_str().unwrap_or("the server").to_owned();
+        Self { method, uri: url.as_str().parse().ok(), host, headers }
+    }
 }
 
 /// One HTTP request.
@@ -112,38 +125,22 @@ pub struct Response {
 /// A pool of connections.
 #[derive(Debug)]
 pub struct Transport {
-    client: reqwest::Client,
+    client: Client<Connector, Full<Bytes>>,
+    connector: Connector,
     /// Whether an answer has come before, so that a connection may have been one of the pool's.
     warm: AtomicBool,
 }
 
 impl Transport {
     /// A pool without connections.
-    ///
-    /// # Errors
-    /// An internal error if the HTTP library cannot be set up.
-    pub fn new(tls: &Tls, config: TransportConfig) -> Result<Self, Error> {
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.offering(config.http2))
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .tcp_nodelay(true)
-            .tcp_keepalive(TCP_KEEPALIVE)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT);
-        if let Some(timeout) = config.connect_timeout {
-            builder = builder.connect_timeout(timeout);
-        }
-        if !config.http2 {
-            builder = builder.http1_only();
-        }
-        if config.direct {
-            builder = builder.no_proxy();
-        }
-        let client = builder
-            .build()
-            .map_err(|error| Error::internal("the HTTP client could not be set up").with_source(error.without_url()))?;
-        Ok(Self { client, warm: AtomicBool::new(false) })
+    pub fn new(tls: &Tls, config: TransportConfig) -> Self {
+        let connector = Connector::new(tls, config);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .build(connector.clone());
+        Self { client, connector, warm: AtomicBool::new(false) }
     }
 
     /// Sends one request and reads the whole answer. Dropping the future closes the connection.
@@ -152,50 +149,69 @@ impl Transport {
     /// `Connection` or `ConnectTimeout`; a status of any kind is an answer.
     pub async fn send(&self, request: &Request) -> Result<Response, Error> {
         let target = &*request.target;
-        let mut outgoing = reqwest::Request::new(target.method.clone(), target.url.clone());
-        outgoing.headers_mut().clone_from(&target.headers);
-        if !request.body.is_empty() {
-            *outgoing.body_mut() = Some(request.body.clone().into());
+        let host = &*target.host;
+        let Some(uri) = &target.uri else {
+            return Err(Error::new(Kind::Connection, format!("HTTP cannot carry the URL of {host}"))
+                .verdict_is(Verdict::Final)
+                .advise("Check base_url."));
+        };
+        let mut outgoing = http::Request::new(Full::new(request.body.clone()));
+        *outgoing.method_mut() = target.method.clone();
+        *outgoing.uri_mut() = uri.clone();
+        *outgoing.headers_mut() = target.headers.clone();
+        if let Some(authorization) = self.connector.proxy_authorization(uri) {
+            outgoing.headers_mut().entry(PROXY_AUTHORIZATION).or_insert(authorization);
         }
-        let host = target.url.host_str().unwrap_or("the server");
         let (reused, sent) = (self.warm.load(Relaxed), Instant::now());
-        let mut response = match self.client.execute(outgoing).await {
+        let response = match self.client.request(outgoing).await {
             Ok(response) => response,
             Err(error) => {
-                return Err(classify(
-                    error,
-                    host,
-                    if reused && sent.elapsed() < STALE_WITHIN { Moment::Reuse } else { Moment::Working },
-                ));
+                let moment = match () {
+                    () if error.is_connect() => Moment::Connecting,
+                    () if reused && sent.elapsed() < STALE_WITHIN => Moment::Reuse,
+                    () => Moment::Working,
+                };
+                return Err(classify(error, host, moment));
             }
         };
         self.warm.store(true, Relaxed);
-        let body = read_body(&mut response, host).await?;
-        let status = response.status();
-        let headers = std::mem::take(response.headers_mut());
-        let body = decompress(&headers, body, host)?;
-        Ok(Response { status, headers, body })
+        let (head, body) = response.into_parts();
+        let body = read_body(body, host).await?;
+        let body = decompress(&head.headers, body, host)?;
+        Ok(Response { status: head.status, headers: head.headers, body })
     }
 }
 
-async fn read_body(response: &mut reqwest::Response, host: &str) -> Result<Bytes, Error> {
-    let announced = response.content_length().unwrap_or(0);
+async fn read_body(mut body: Incoming, host: &str) -> Result<Bytes, Error> {
+    let announced = body.size_hint().exact().unwrap_or(0);
     if announced > BODY_LIMIT as u64 {
         return Err(too_large(host));
     }
-    let mut next = async || response.chunk().await.map_err(|error| classify(error, host, Moment::Body));
-    let Some(first) = next().await? else { return Ok(Bytes::new()) };
-    let Some(second) = next().await? else { return Ok(first) };
-    let mut body = BytesMut::with_capacity((announced as usize).max(first.len() + second.len()));
-    body.extend_from_slice(&first);
-    body.extend_from_slice(&second);
-    while let Some(chunk) = next().await? {
-        if body.len() + chunk.len() > BODY_LIMIT {
+    let Some(first) = next_chunk(&mut body, host).await? else { return Ok(Bytes::new()) };
+    let Some(second) = next_chunk(&mut body, host).await? else { return Ok(first) };
+    let mut whole = BytesMut::with_capacity((announced as usize).max(first.len() + second.len()));
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&second);
+    while let Some(chunk) = next_chunk(&mut body, host).await? {
+        if whole.len() + chunk.len() > BODY_LIMIT {
             return Err(too_large(host));
         }
-        body.extend_from_slice(&chunk);
+        whole.extend_from_slice(&chunk);
     }
-    Ok(body.freeze())
+    Ok(whole.freeze())
+}
+
+/// The next piece of the body; `None` at its end, which is known without asking where the length was announced.
+async fn next_chunk(body: &mut Incoming, host: &str) -> Result<Option<Bytes>, Error> {
+    while !body.is_end_stream()
+        && let Some(frame) = body.frame().await
+    {
+        // Anything else than data is a trailer.
+        if let Ok(chunk) = frame.map_err(|error| classify(error, host, Moment::Body))?.into_data() {
+            return Ok(Some(chunk));
+        }
+    }
+    Ok(None)
 }
 
 fn too_large(host: &str) -> Error {
@@ -257,6 +273,8 @@ impl Write for Bounded {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moment {
+    /// Before there was a connection.
+    Connecting,
     /// Waiting for a head on a connection that was new, or that took the request and worked on it.
     Working,
     /// Waiting for a head that was just asked for, maybe on a connection that was used before.
@@ -265,10 +283,7 @@ enum Moment {
 }
 
 /// Says what went wrong by looking at the causes.
-fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
-    let connecting = error.is_connect();
-    let timed_out = error.is_timeout();
-    let error = error.without_url();
+fn classify(error: impl StdError + Send + Sync + 'static, host: &str, moment: Moment) -> Error {
     let mut cause = Cause::default();
     let mut source: Option<&(dyn StdError + 'static)> = Some(&error);
     while let Some(current) = source {
@@ -276,7 +291,7 @@ fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
         source = current.source();
     }
     let detail = cause.deepest.trim();
-    if connecting && timed_out {
+    if moment == Moment::Connecting && cause.timed_out {
         return Error::new(Kind::ConnectTimeout, format!("no connection to {host} in time"))
             .advise("Check base_url and the network, or raise connect_timeout.")
             .with_source(error);
@@ -293,7 +308,7 @@ fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
             .with_source(error);
     }
     let (summary, stale) = match moment {
-        _ if connecting => (format!("no connection to {host}: {detail}"), false),
+        Moment::Connecting => (format!("no connection to {host}: {detail}"), false),
         Moment::Body => (format!("the connection to {host} broke in the middle of the answer: {detail}"), false),
         Moment::Working => (format!("the connection to {host} broke before an answer: {detail}"), false),
         Moment::Reuse => (format!("the connection to {host} broke before an answer: {detail}"), cause.closed),
@@ -305,11 +320,13 @@ fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
 }
 
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each thing that a chain of causes may hold")]
 struct Cause {
     /// The peer closed or reset the connection.
     closed: bool,
     certificate: bool,
     too_many_files: bool,
+    timed_out: bool,
     deepest: String,
 }
 
@@ -324,6 +341,7 @@ impl Cause {
                 error.kind(),
                 io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe
             );
+            self.timed_out |= error.kind() == io::ErrorKind::TimedOut;
             // EMFILE and ENFILE on every Unix.
             self.too_many_files |= cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24));
             // `io::Error::source` skips the error that it wraps.

@@ -46,7 +46,7 @@ impl Pool {
         if self.closed.load(Relaxed) {
             return Err(Error::closed());
         }
-        self.transport.get_or_make(|| Transport::new(&Runtime::get()?.tls()?, self.config))
+        self.transport.get_or_make(|| Ok(Transport::new(&Runtime::get()?.tls()?, self.config)))
     }
 }
 
@@ -192,11 +192,7 @@ impl NativeClient {
     /// Lists the models; `(id, created, owned_by)` of each.
     fn models(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
         let pipeline = self.pipeline(&Options::default()).or_raise(py)?;
-        let target = Target {
-            method: Method::GET,
-            url: models_url(&self.endpoint.base_url),
-            headers: self.endpoint.headers.clone(),
-        };
+        let target = Target::new(Method::GET, &models_url(&self.endpoint.base_url), self.endpoint.headers.clone());
         let call = Call { request: Request { target: Arc::new(target), body: bytes::Bytes::new() }, tokens: 0 };
         let work = async move { pipeline.run::<Vec<Model>>(&call).await };
         dispatch(py, pending, work, |py, (models, _)| {

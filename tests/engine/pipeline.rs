@@ -21,7 +21,7 @@ const KEY: &str = "sk-canary-0123456789";
 fn pipeline(server: &MockServer) -> Pipeline {
     let config = TransportConfig { connect_timeout: Some(Duration::from_secs(5)), http2: false, direct: true };
     Pipeline {
-        transport: Arc::new(Transport::new(&Tls::new().unwrap(), config).unwrap()),
+        transport: Arc::new(Transport::new(&Tls::new().unwrap(), config)),
         endpoint: Arc::new(Endpoint::new(&server.base_url(), Some(ApiKey::new(KEY).unwrap()), &[], false).unwrap()),
         window: Some(Window::new(8)),
         limiter: None,

@@ -32,7 +32,7 @@ pub enum OnError {
 pub fn chat_target(endpoint: &Endpoint, extra: HeaderMap) -> Target {
     let mut headers = endpoint.headers.clone();
     headers.extend(extra);
-    Target { method: Method::POST, url: chat_url(&endpoint.base_url), headers }
+    Target::new(Method::POST, &chat_url(&endpoint.base_url), headers)
 }
 
 /// Builds the calls of one kind of chat request.
