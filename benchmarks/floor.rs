@@ -189,7 +189,7 @@ impl EngineLoop {
         let field = |path| body.pointer(path).and_then(serde_json::Value::as_str).unwrap_or_default();
         let base_url = options.url.trim_end_matches("/chat/completions");
         let config = TransportConfig { connect_timeout: None, http2: false, direct: true };
-        let transport = Arc::new(Transport::new(&Tls::new()?, config)?);
+        let transport = Arc::new(Transport::new(&Tls::new()?, config));
         let endpoint = Endpoint::new(base_url, Some(ApiKey::new("sk-bench")?), &[], false)?;
         let metrics = Arc::default();
         let upstreams = vec![(UpstreamConfig::new(Arc::new(endpoint)), transport)];

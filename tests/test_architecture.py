@@ -117,9 +117,10 @@ def test_pyo3_is_named_only_in_the_rooms_of_python() -> None:
     assert named == {"py"}
 
 
-def test_reqwest_is_named_only_in_the_transport() -> None:
-    named = {path.relative_to(ROOT).as_posix() for path in rust_files(ROOT / "src") if "reqwest" in code_of(path)}
-    assert named == {"src/engine/transport.rs"}
+def test_the_http_client_is_named_only_in_the_transport() -> None:
+    clients = re.compile(r"\b(hyper|hyper_util|hyper_rustls|reqwest)::")
+    named = {room_of(path) for path in rust_files(ENGINE) if clients.search(code_of(path))}
+    assert named == {"transport"}
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
+import socket
+import socketserver
 import ssl
+import threading
 import zlib
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -334,8 +339,6 @@ def test_tls_to_a_plain_port_is_our_own_error(make: Make, mock_server: MockServe
 
 def https_server(context: ssl.SSLContext) -> Any:
     """An HTTP/1.1 server of the standard library that answers any POST."""
-    import threading
-    from contextlib import contextmanager
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Handler(BaseHTTPRequestHandler):
@@ -407,6 +410,60 @@ def test_https_goes_through_a_tunnel_that_hides_the_key(make: Make) -> None:
         for request in proxy.requests:
             assert request.startswith(b"CONNECT api.example.test:443 HTTP/1.1\r\n")
             assert b"sk-test-0123" not in request
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_gets_the_password_of_its_url(scheme: str) -> None:
+    with raw_server(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as proxy:
+        url = proxy.base_url.removesuffix("/v1").replace("://", "://user:open%21sesame@")
+        done = run_python(PROXY_CODE, f"{scheme}://api.example.test/v1", HTTP_PROXY=url, HTTPS_PROXY=url)
+        assert "millstream" in done.stderr
+        assert "sesame" not in done.stderr
+        expected = b"basic " + base64.b64encode(b"user:open!sesame")
+        assert proxy.requests
+        for request in proxy.requests:
+            head = dict(line.lower().split(b": ", 1) for line in request.split(b"\r\n\r\n")[0].split(b"\r\n")[1:])
+            assert head[b"proxy-authorization"] == expected.lower()
+
+
+def test_the_tls_in_a_tunnel_is_the_servers(authority: Authority) -> None:
+    with authority.server("api.example.test") as server, tunnel_to(server.port) as proxy:
+        done = run_python(
+            TLS_CODE, "https://api.example.test/v1", "1", SSL_CERT_FILE=str(authority.bundle), HTTPS_PROXY=proxy
+        )
+        assert (done.stdout, done.stderr) == ("answers echo: hi\n", "")
+        assert last_request(server).path == "/v1/chat/completions"
+        assert last_request(server).header("host") == "api.example.test"
+
+
+@contextmanager
+def tunnel_to(port: int) -> Iterator[str]:
+    """A proxy that connects whoever asks with this port."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            with socket.create_connection(("127.0.0.1", port)) as server:
+                self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = threading.Thread(target=pump, args=(server, self.connection))
+                back.start()
+                pump(self.connection, server)
+                back.join()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{proxy.server_address[1]}"
+        proxy.shutdown()
+        thread.join()
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
 
 
 # ---- many clients ----

@@ -72,7 +72,7 @@ pub enum Route {
 impl Upstream {
     fn new(config: UpstreamConfig, transport: Arc<Transport>) -> Result<Self, Error> {
         let endpoint = config.endpoint;
-        let target = |method, url| Arc::new(Target { method, url, headers: endpoint.headers.clone() });
+        let target = |method, url| Arc::new(Target::new(method, &url, endpoint.headers.clone()));
         Ok(Self {
             chat: target(Method::POST, chat_url(&endpoint.base_url)),
             models: target(Method::GET, models_url(&endpoint.base_url)),

@@ -1,10 +1,12 @@
-//! HTTP: the only file that knows reqwest.
+//! HTTP: the only room that knows hyper.
 //!
-//! One pool of keep-alive connections per client. What reqwest leaves open is decided here: no redirects (they would carry the
-//! key to another host), no retries of its own (the pipeline counts attempts; hyper alone resends a request that provably never
-//! left), an idle time below the five seconds after which common servers close, bounded bodies, bounded decompression, and
-//! errors told apart by what they are rather than by reqwest's flags, which mislead (a reset while reading the body is
-//! `is_decode`, the keep-alive race is not `is_connect`).
+//! One pool of keep-alive connections per client: hyper-util's, without reqwest above it, whose layers cost a third of a request.
+//! What hyper leaves open is decided here: no redirects (they would carry the key to another host), no retries (the pipeline
+//! counts attempts; hyper alone resends a request that provably never left), an idle time below the five seconds after which
+//! common servers close, bounded bodies, bounded decompression, and errors told apart by what they are (a reset while reading the
+//! body is none of the connecting, the keep-alive race neither). How a connection is made is [`connect`]'s.
+
+mod connect;
 
 use std::error::Error as StdError;
 use std::io::{self, Write};
@@ -15,13 +17,18 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
-use http::header::{CONTENT_ENCODING, HeaderMap};
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::header::{CONTENT_ENCODING, HeaderMap, PROXY_AUTHORIZATION};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::crypto::ring;
 use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
+use self::connect::Connector;
 use super::config::Timeouts;
 use super::error::{Error, Kind, Verdict};
 
@@ -30,8 +37,6 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// A pooled connection that the server closed in the moment of its use fails within a round trip. What fails later was under way,
 /// so sending it again is a retry.
 const STALE_WITHIN: Duration = Duration::from_millis(250);
-/// Finds peers that vanished without a word.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// The largest decoded body that is read.
 const BODY_LIMIT: usize = 64 * 1024 * 1024;
 /// A body that has grown past the first number of bytes may not be more than the second times its compressed size.
@@ -80,15 +85,24 @@ pub struct TransportConfig {
     pub direct: bool,
 }
 
-/// What many requests have in common.
+/// What many requests have in common, made ready once.
 #[derive(Debug)]
 pub struct Target {
     /// GET or POST.
     pub method: Method,
-    /// Where to.
-    pub url: Url,
+    /// `None` for the rare URL that `http` does not take.
+    uri: Option<Uri>,
+    host: String,
     /// Every header that is not HTTP's own.
     pub headers: HeaderMap,
+}
+
+impl Target {
+    /// Requests to `url`, GET or POST, with `headers`.
+    pub fn new(method: Method, url: &Url, headers: HeaderMap) -> Self {
+        let host = url.host_str().unwrap_or("the server").to_owned();
+        Self { method, uri: url.as_str().parse().ok(), host, headers }
+    }
 }
 
 /// One HTTP request.
@@ -122,7 +136,8 @@ pub struct Response {
 /// A pool of connections.
 #[derive(Debug)]
 pub struct Transport {
-    client: reqwest::Client,
+    client: Client<Connector, Full<Bytes>>,
+    connector: Connector,
     connect_timeout: Option<Duration>,
     /// Whether an answer has come before, so that a connection may have been one of the pool's.
     warm: AtomicBool,
@@ -130,31 +145,14 @@ pub struct Transport {
 
 impl Transport {
     /// A pool without connections.
-    ///
-    /// # Errors
-    /// An internal error if the HTTP library cannot be set up.
-    pub fn new(tls: &Tls, config: TransportConfig) -> Result<Self, Error> {
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.offering(config.http2))
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .tcp_nodelay(true)
-            .tcp_keepalive(TCP_KEEPALIVE)
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT);
-        if let Some(timeout) = config.connect_timeout {
-            builder = builder.connect_timeout(timeout);
-        }
-        if !config.http2 {
-            builder = builder.http1_only();
-        }
-        if config.direct {
-            builder = builder.no_proxy();
-        }
-        let client = builder
-            .build()
-            .map_err(|error| Error::internal("the HTTP client could not be set up").with_source(error.without_url()))?;
-        Ok(Self { client, connect_timeout: config.connect_timeout, warm: AtomicBool::new(false) })
+    pub fn new(tls: &Tls, config: TransportConfig) -> Self {
+        let connector = Connector::new(tls, config);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .build(connector.clone());
+        Self { client, connector, connect_timeout: config.connect_timeout, warm: AtomicBool::new(false) }
     }
 
     /// Sends one request and reads the whole answer. Dropping the future closes the connection.
@@ -163,72 +161,78 @@ impl Transport {
     /// `Connection`, or the timeout of the phase that took too long; a status of any kind is an answer.
     pub async fn send(&self, request: &Request, timeouts: &Timeouts) -> Result<Response, Error> {
         let target = &*request.target;
-        let mut outgoing = reqwest::Request::new(target.method.clone(), target.url.clone());
-        outgoing.headers_mut().clone_from(&target.headers);
+        let host = &*target.host;
+        let Some(uri) = &target.uri else {
+            return Err(Error::new(Kind::Connection, format!("HTTP cannot carry the URL of {host}"))
+                .verdict_is(Verdict::Final)
+                .advise("Check base_url."));
+        };
+        let mut outgoing = http::Request::new(Full::new(request.body.clone()));
+        *outgoing.method_mut() = target.method.clone();
+        *outgoing.uri_mut() = uri.clone();
+        *outgoing.headers_mut() = target.headers.clone();
         if let Some(headers) = &request.headers {
             outgoing.headers_mut().extend(HeaderMap::clone(headers));
         }
         if let Some((name, value)) = &request.extra {
             outgoing.headers_mut().insert(name, value.clone());
         }
-        if !request.body.is_empty() {
-            *outgoing.body_mut() = Some(request.body.clone().into());
+        if let Some(authorization) = self.connector.proxy_authorization(uri) {
+            outgoing.headers_mut().entry(PROXY_AUTHORIZATION).or_insert(authorization);
         }
-        let host = target.url.host_str().unwrap_or("the server");
         let (reused, sent) = (self.warm.load(Relaxed), Instant::now());
-        let head = within(timeouts.first_byte, self.client.execute(outgoing)).await;
-        let mut response = match head.map_err(|limit| no_head(host, limit))? {
+        let head = within(timeouts.first_byte, self.client.request(outgoing)).await;
+        let response = match head.map_err(|limit| no_head(host, limit))? {
             Ok(response) => response,
             Err(error) => {
-                let quickly = reused && sent.elapsed() < STALE_WITHIN;
-                let moment = if quickly { Moment::Reuse } else { Moment::Working };
-                return Err(self.classify(error, host, moment));
+                let moment = match () {
+                    () if error.is_connect() => Moment::Connecting,
+                    () if reused && sent.elapsed() < STALE_WITHIN => Moment::Reuse,
+                    () => Moment::Working,
+                };
+                return Err(classify(error, host, moment, self.connect_timeout));
             }
         };
         self.warm.store(true, Relaxed);
+        let (head, body) = response.into_parts();
         let first_byte = sent.elapsed();
-        let body = self.read_body(&mut response, host, timeouts.idle).await?;
+        let body = read_body(body, host, timeouts.idle).await?;
         let latency = sent.elapsed();
-        let status = response.status();
-        let headers = std::mem::take(response.headers_mut());
-        let body = decompress(&headers, body, host)?;
-        Ok(Response { status, headers, body, first_byte, latency })
+        let body = decompress(&head.headers, body, host)?;
+        Ok(Response { status: head.status, headers: head.headers, body, first_byte, latency })
     }
+}
 
-    async fn read_body(
-        &self,
-        response: &mut reqwest::Response,
-        host: &str,
-        idle: Option<Duration>,
-    ) -> Result<Bytes, Error> {
-        let announced = response.content_length().unwrap_or(0);
-        if announced > BODY_LIMIT as u64 {
+async fn read_body(mut body: Incoming, host: &str, idle: Option<Duration>) -> Result<Bytes, Error> {
+    let announced = body.size_hint().exact().unwrap_or(0);
+    if announced > BODY_LIMIT as u64 {
+        return Err(too_large(host));
+    }
+    let Some(first) = next_chunk(&mut body, host, idle).await? else { return Ok(Bytes::new()) };
+    let Some(second) = next_chunk(&mut body, host, idle).await? else { return Ok(first) };
+    let mut whole = BytesMut::with_capacity((announced as usize).max(first.len() + second.len()));
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&second);
+    while let Some(chunk) = next_chunk(&mut body, host, idle).await? {
+        if whole.len() + chunk.len() > BODY_LIMIT {
             return Err(too_large(host));
         }
-        let mut next = async || {
-            let chunk = within(idle, response.chunk()).await.map_err(|limit| fell_silent(host, limit))?;
-            chunk.map_err(|error| self.classify(error, host, Moment::Body))
-        };
-        let Some(first) = next().await? else { return Ok(Bytes::new()) };
-        let Some(second) = next().await? else { return Ok(first) };
-        let mut body = BytesMut::with_capacity((announced as usize).max(first.len() + second.len()));
-        body.extend_from_slice(&first);
-        body.extend_from_slice(&second);
-        while let Some(chunk) = next().await? {
-            if body.len() + chunk.len() > BODY_LIMIT {
-                return Err(too_large(host));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.freeze())
+        whole.extend_from_slice(&chunk);
     }
+    Ok(whole.freeze())
+}
 
-    fn classify(&self, error: reqwest::Error, host: &str, moment: Moment) -> Error {
-        if error.is_connect() && error.is_timeout() {
-            return no_connection(host, self.connect_timeout).with_source(error.without_url());
+/// The next piece of the body; `None` at its end, which is known without asking where the length was announced.
+async fn next_chunk(body: &mut Incoming, host: &str, idle: Option<Duration>) -> Result<Option<Bytes>, Error> {
+    while !body.is_end_stream()
+        && let Some(frame) = within(idle, body.frame()).await.map_err(|limit| fell_silent(host, limit))?
+    {
+        // Anything else than data is a trailer.
+        if let Ok(chunk) = frame.map_err(|error| classify(error, host, Moment::Body, None))?.into_data() {
+            return Ok(Some(chunk));
         }
-        classify(error, host, moment)
     }
+    Ok(None)
 }
 
 /// `work`, or the limit that it did not keep. Without a limit no timer is set.
@@ -318,6 +322,8 @@ impl Write for Bounded {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moment {
+    /// Before there was a connection.
+    Connecting,
     /// Waiting for a head on a connection that was new, or that took the request and worked on it.
     Working,
     /// Waiting for a head that was just asked for, maybe on a connection that was used before.
@@ -326,9 +332,12 @@ enum Moment {
 }
 
 /// Says what went wrong by looking at the causes.
-fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
-    let connecting = error.is_connect();
-    let error = error.without_url();
+fn classify(
+    error: impl StdError + Send + Sync + 'static,
+    host: &str,
+    moment: Moment,
+    connect_timeout: Option<Duration>,
+) -> Error {
     let mut cause = Cause::default();
     let mut source: Option<&(dyn StdError + 'static)> = Some(&error);
     while let Some(current) = source {
@@ -336,6 +345,9 @@ fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
         source = current.source();
     }
     let detail = cause.deepest.trim();
+    if moment == Moment::Connecting && cause.timed_out {
+        return no_connection(host, connect_timeout).with_source(error);
+    }
     if cause.certificate {
         return Error::new(Kind::Connection, format!("{host} is not trusted: {detail}"))
             .verdict_is(Verdict::Final)
@@ -348,7 +360,7 @@ fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
             .with_source(error);
     }
     let (summary, stale) = match moment {
-        _ if connecting => (format!("no connection to {host}: {detail}"), false),
+        Moment::Connecting => (format!("no connection to {host}: {detail}"), false),
         Moment::Body => (format!("the connection to {host} broke in the middle of the answer: {detail}"), false),
         Moment::Working => (format!("the connection to {host} broke before an answer: {detail}"), false),
         Moment::Reuse => (format!("the connection to {host} broke before an answer: {detail}"), cause.closed),
@@ -360,11 +372,13 @@ fn classify(error: reqwest::Error, host: &str, moment: Moment) -> Error {
 }
 
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each thing that a chain of causes may hold")]
 struct Cause {
     /// The peer closed or reset the connection.
     closed: bool,
     certificate: bool,
     too_many_files: bool,
+    timed_out: bool,
     deepest: String,
 }
 
@@ -379,6 +393,7 @@ impl Cause {
                 error.kind(),
                 io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe
             );
+            self.timed_out |= error.kind() == io::ErrorKind::TimedOut;
             // EMFILE and ENFILE on every Unix.
             self.too_many_files |= cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24));
             // `io::Error::source` skips the error that it wraps.

@@ -48,7 +48,7 @@ impl Pool {
         if self.closed.load(Relaxed) {
             return Err(Error::closed());
         }
-        self.transport.get_or_make(|| Transport::new(&Runtime::get()?.tls()?, self.config))
+        self.transport.get_or_make(|| Ok(Transport::new(&Runtime::get()?.tls()?, self.config)))
     }
 }
 

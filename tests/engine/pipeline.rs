@@ -22,7 +22,7 @@ const KEY: &str = "sk-canary-0123456789";
 
 pub(crate) fn pipeline(server: &MockServer) -> Pipeline {
     let config = TransportConfig { connect_timeout: Some(Duration::from_secs(5)), http2: false, direct: true };
-    let transport = Arc::new(Transport::new(&Tls::new().unwrap(), config).unwrap());
+    let transport = Arc::new(Transport::new(&Tls::new().unwrap(), config));
     let endpoint = Endpoint::new(&server.base_url(), Some(ApiKey::new(KEY).unwrap()), &[], false).unwrap();
     let metrics: Arc<Metrics> = Arc::default();
     let upstreams = vec![(UpstreamConfig::new(Arc::new(endpoint)), transport)];
