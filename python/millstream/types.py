@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from millstream._millstream import ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "BatchMetrics",
     "ChatCompletion",
     "ChatMessage",
     "Choice",
@@ -22,6 +23,22 @@ __all__ = [
     "ToolCall",
     "Usage",
 ]
+
+
+class BatchMetrics(TypedDict):
+    """How one batch went.
+
+    Attributes:
+        batch_size: Items in it.
+        duration: What it took, in seconds.
+        success_rate: Share of the items that were answered, 0 to 1.
+        items_per_second: Items, failed ones included, over the duration; infinite if it took no time.
+    """
+
+    batch_size: int
+    duration: float
+    success_rate: float
+    items_per_second: float
 
 
 class Record(dict[str, Any]):
