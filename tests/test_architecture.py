@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"error", "secret", "types"},
 }
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("provider", "limit", "retry", "transport")}
+MAY_IMPORT["keys"] = set(MAY_IMPORT)
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 MAY_IMPORT["batch"] = set(MAY_IMPORT)
 
@@ -94,7 +95,7 @@ def rooms_named_in(path: Path) -> set[str]:
 def test_the_search_finds_imports_of_every_form(tmp_path: Path) -> None:
     text = "use a::{b, c::{d, e as f}, g};\npub use super::h::*;\nuse i;\n"
     assert list(split_imports(text)) == ["a::b", "a::c::d", "a::c::easf", "a::g", "super::h::*", "i"]
-    assert rooms_named_in(ENGINE / "pipeline.rs") >= {"config", "error", "limit", "provider", "retry", "transport"}
+    assert rooms_named_in(ENGINE / "pipeline" / "mod.rs") >= {"config", "error", "keys", "limit", "provider", "retry", "transport"}
     assert rooms_named_in(ENGINE / "provider" / "openai.rs") >= {"error", "types"}
     assert "provider" not in rooms_named_in(ENGINE / "provider" / "openai.rs")
 

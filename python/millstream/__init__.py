@@ -5,6 +5,7 @@
 ...     texts = await client.batch_complete(["Say hi.", "Say bye."])
 """
 
+from millstream._batch_policy import AdaptiveBatchPolicy
 from millstream._client import AsyncClient, Client
 from millstream._config import NOT_GIVEN, CompletionConfig
 from millstream._limits import RateLimiter
@@ -42,6 +43,7 @@ __all__ = [
     "APIResponseValidationError",
     "APIStatusError",
     "APITimeoutError",
+    "AdaptiveBatchPolicy",
     "AsyncClient",
     "AuthenticationError",
     "BadRequestError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from millstream._millstream import ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = [
+    "BatchMetrics",
     "CauseStats",
     "ChatCompletion",
     "ChatMessage",
@@ -29,6 +30,22 @@ __all__ = [
     "Usage",
     "WaitStats",
 ]
+
+
+class BatchMetrics(TypedDict):
+    """How one batch went.
+
+    Attributes:
+        batch_size: Items in it.
+        duration: What it took, in seconds.
+        success_rate: Share of the items that were answered, 0 to 1.
+        items_per_second: Items, failed ones included, over the duration; infinite if it took no time.
+    """
+
+    batch_size: int
+    duration: float
+    success_rate: float
+    items_per_second: float
 
 
 class Record(dict[str, Any]):

@@ -5,6 +5,7 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands arguments over by value")]
 
+mod batch_policy;
 mod bridge;
 mod client;
 mod errors;
@@ -18,6 +19,8 @@ mod stats;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {
+    #[pymodule_export]
+    use super::batch_policy::NativeAdaptiveBatchPolicy;
     #[pymodule_export]
     use super::bridge::{Pending, Port, echo, quiesce};
     #[pymodule_export]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 from millstream import (
     NOT_GIVEN,
+    AdaptiveBatchPolicy,
     APIError,
     APIStatusError,
     AsyncClient,
@@ -21,7 +22,7 @@ from millstream import (
     __version__,
 )
 from millstream.testing import Answer, Fault, MockServer, MockStats, RecordedRequest
-from millstream.types import ChatMessage, Choice, FunctionCall, Model, ToolCall, Usage
+from millstream.types import BatchMetrics, ChatMessage, Choice, FunctionCall, Model, ToolCall, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,3 +155,11 @@ def mock() -> None:
         assert_type(server.requests[0].header("a"), str | None)
         assert_type(server.stats, MockStats)
         assert_type(server.stats.max_in_flight, int)
+
+
+def batch_policy() -> None:
+    policy = AdaptiveBatchPolicy("aimd", initial_batch_size=5, max_batch_size=20)
+    assert_type(policy.record(5, 1.5, 4, 1), int)
+    assert_type(policy.batch_size, int)
+    assert_type(policy.metrics, list[BatchMetrics])
+    assert_type(policy.metrics[0]["success_rate"], float)
