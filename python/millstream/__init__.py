@@ -7,9 +7,10 @@
 
 from millstream._batch_policy import AdaptiveBatchPolicy
 from millstream._client import AsyncClient, Client
-from millstream._config import NOT_GIVEN, CompletionConfig
+from millstream._config import NOT_GIVEN, CompletionConfig, Timeout
 from millstream._limits import RateLimiter
 from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, Reservation
+from millstream._retry import RetryPolicy, retry_with_backoff, retrying
 from millstream.exceptions import (
     APIConnectionError,
     APIError,
@@ -68,8 +69,12 @@ __all__ = [
     "RateLimitError",
     "RateLimiter",
     "Reservation",
+    "RetryPolicy",
+    "Timeout",
     "UnprocessableEntityError",
     "__version__",
+    "retry_with_backoff",
+    "retrying",
 ]
 
 __version__ = VERSION
