@@ -187,18 +187,6 @@ pub fn positive_seconds(name: &str, seconds: Option<f64>) -> Result<Option<Durat
     }
 }
 
-/// A time in seconds that may be zero.
-///
-/// # Errors
-/// A configuration error naming `name` if it is negative, not finite or more than about 30 years.
-pub fn seconds(name: &str, seconds: f64) -> Result<Duration, Error> {
-    match positive_seconds(name, Some(seconds)) {
-        Ok(Some(duration)) => Ok(duration),
-        _ if seconds == 0.0 => Ok(Duration::ZERO),
-        _ => Err(Error::configuration(format!("{name} must be a number of seconds of at least 0, not {seconds}"))),
-    }
-}
-
 /// A number of things.
 ///
 /// # Errors
