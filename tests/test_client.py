@@ -104,6 +104,7 @@ def test_headers_are_the_few_that_are_needed(face: Face, mock_server: MockServer
         ("content-length", str(len(mock_server.requests[0].body))),
         ("content-type", "application/json"),
         ("host", f"127.0.0.1:{mock_server.port}"),
+        ("idempotency-key", mock_server.requests[0].header("idempotency-key")),
         ("user-agent", f"millstream/{__version__}"),
     ]
 
@@ -824,7 +825,14 @@ def test_bad_options_are_refused_by_name(
 
 @pytest.mark.parametrize(
     "options",
-    [{"timeout": "3"}, {"max_retries": None}, {"max_retries": 1.5}, {"max_concurrency": "64"}, {"api_key": b"k"}],
+    [
+        {"timeout": "3"},
+        {"timeout": (1, 2)},
+        {"max_retries": "2"},
+        {"max_retries": 1.5},
+        {"max_concurrency": "64"},
+        {"api_key": b"k"},
+    ],
 )
 def test_options_of_the_wrong_type_are_a_type_error(make: Make, options: dict[str, Any]) -> None:
     with pytest.raises(TypeError):

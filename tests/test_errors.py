@@ -90,6 +90,7 @@ BASES: dict[str, tuple[type[BaseException], ...]] = {
     "OverloadedError": (InternalServerError,),
     "APIConnectionError": (APIError, ConnectionError),
     "APITimeoutError": (APIConnectionError, TimeoutError),
+    "QueueTimeoutError": (APITimeoutError,),
     "DeadlineExceeded": (APITimeoutError,),
 }
 AT_ONCE = {"retry-after-ms": "1"}

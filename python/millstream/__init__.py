@@ -6,9 +6,10 @@
 """
 
 from millstream._client import AsyncClient, Client
-from millstream._config import NOT_GIVEN, CompletionConfig
+from millstream._config import NOT_GIVEN, CompletionConfig, Timeout
 from millstream._limits import RateLimiter
 from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, Reservation
+from millstream._retry import RetryPolicy, retry_with_backoff, retrying
 from millstream.exceptions import (
     APIConnectionError,
     APIError,
@@ -66,8 +67,12 @@ __all__ = [
     "RateLimitError",
     "RateLimiter",
     "Reservation",
+    "RetryPolicy",
+    "Timeout",
     "UnprocessableEntityError",
     "__version__",
+    "retry_with_backoff",
+    "retrying",
 ]
 
 __version__ = VERSION

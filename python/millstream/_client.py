@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, overload
 from urllib.parse import urlsplit
 
 from millstream._bridge import wait
-from millstream._config import NOT_GIVEN, CompletionConfig, NotGiven
+from millstream._config import NOT_GIVEN, CompletionConfig, NotGiven, Timeout
 from millstream._millstream import ChatMessage, NativeClient
+from millstream._retry import RetryPolicy
 from millstream.exceptions import ConfigurationError, MillstreamError
 from millstream.types import ClientStats, Model, ModelList
 
@@ -54,9 +55,11 @@ class _Settings:
     inherit_key: bool
     model: str | None
     config: CompletionConfig | None
-    timeout: float | None
+    timeout: float | Timeout | None
     connect_timeout: float | None
-    max_retries: int
+    queue_timeout: float | None
+    retry: RetryPolicy
+    idempotency_key: bool
     max_concurrency: int | None
     rate_limiter: RateLimiter | None
     http2: bool
@@ -71,7 +74,9 @@ class _Settings:
             headers=None if secrets.headers is None else _pairs(secrets.headers),
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
-            max_retries=self.max_retries,
+            queue_timeout=self.queue_timeout,
+            retry=self.retry._native(),
+            idempotency_key=self.idempotency_key,
             max_concurrency=self.max_concurrency,
             rate_limiter=None if self.rate_limiter is None else self.rate_limiter._native,
             http2=self.http2,
@@ -91,9 +96,12 @@ class _Base:
         base_url: str | None = None,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | None = 600.0,
+        timeout: float | Timeout | None = 600.0,
         connect_timeout: float | None = 5.0,
-        max_retries: int = 2,
+        queue_timeout: float | None = None,
+        max_retries: int | None = None,
+        retry: RetryPolicy | None = None,
+        idempotency_key: bool = True,
         max_concurrency: int | None = None,
         rate_limiter: RateLimiter | None = None,
         default_headers: Mapping[str, str] | None = None,
@@ -110,9 +118,15 @@ class _Base:
             config: Request fields for calls that do not set them.
             timeout: Seconds that a request may take from its admission on (the wait for a place in flight and for
                 the rate limit is not in it), over all attempts and the waits between them. None: no limit. Default
-                600, as in openai-python.
+                600, as in openai-python. A `Timeout` limits single phases, too.
             connect_timeout: Seconds that a connection may take to be made. Default 5.
-            max_retries: Attempts after the first. Default 2, as in openai-python.
+            queue_timeout: Seconds that a request may wait for its admission: for a place in flight and for the rate
+                limit. An item of a batch begins to wait when its turn has come. Default: no limit.
+            max_retries: Attempts after the first: short for ``retry=RetryPolicy(max_retries=...)``. Default 2, as in
+                openai-python.
+            retry: How often and when a failed attempt is made again.
+            idempotency_key: Send an ``Idempotency-Key`` with every POST, the same over all attempts of one item, so
+                that a server that knows it does the work once. One in your own headers stays as it is.
             max_concurrency: Requests in flight at once, first come, first served. Default 64, which the
                 ``max_concurrent`` of a batch replaces; a number given here always holds.
             rate_limiter: Requests and tokens per minute; may be shared with other clients.
@@ -142,7 +156,9 @@ class _Base:
             config=config,
             timeout=timeout,
             connect_timeout=connect_timeout,
-            max_retries=max_retries,
+            queue_timeout=queue_timeout,
+            retry=_with_max_retries(retry or RetryPolicy(), max_retries),
+            idempotency_key=idempotency_key,
             max_concurrency=max_concurrency,
             rate_limiter=rate_limiter,
             http2=http2,
@@ -157,8 +173,11 @@ class _Base:
         base_url: str | None = None,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         max_retries: int | None = None,
+        retry: RetryPolicy | None = None,
+        idempotency_key: bool | None = None,
         max_concurrency: int | None = None,
         rate_limiter: RateLimiter | NotGiven | None = NOT_GIVEN,
         default_headers: Mapping[str, str] | None = None,
@@ -180,12 +199,17 @@ class _Base:
         changes: dict[str, Any] = {
             "model": model,
             "config": config,
-            "max_retries": max_retries,
+            "retry": _with_max_retries(retry or settings.retry, max_retries),
+            "idempotency_key": idempotency_key,
             "max_concurrency": max_concurrency,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
         if not isinstance(timeout, NotGiven):
+            if isinstance(settings.timeout, Timeout) and not isinstance(timeout, Timeout):
+                timeout = replace(settings.timeout, total=timeout)
             changes["timeout"] = timeout
+        if not isinstance(queue_timeout, NotGiven):
+            changes["queue_timeout"] = queue_timeout
         if not isinstance(rate_limiter, NotGiven):
             changes["rate_limiter"] = rate_limiter
         settings = replace(settings, **changes)
@@ -212,7 +236,8 @@ class _Base:
         self,
         model: str | None,
         config: CompletionConfig | None,
-        timeout: float | NotGiven | None,
+        timeout: float | Timeout | NotGiven | None,
+        queue_timeout: float | NotGiven | None,
         extra_headers: Mapping[str, str] | None,
         params: dict[str, Any],
     ) -> _Options:
@@ -232,7 +257,8 @@ class _Base:
             model = configured if model is None else model
         model = settings.model if model is None else model
         given = None if isinstance(timeout, NotGiven) else (timeout,)
-        return model, fields, given, None if extra_headers is None else _pairs(extra_headers)
+        queue = None if isinstance(queue_timeout, NotGiven) else (queue_timeout,)
+        return model, fields, given, None if extra_headers is None else _pairs(extra_headers), queue
 
     def __repr__(self) -> str:
         if not hasattr(self, "_native"):
@@ -270,6 +296,10 @@ def _authorize(headers: Mapping[str, str] | None) -> bool:
     return any(word in str(name).lower() for name in headers or () for word in ("auth", "key", "token"))
 
 
+def _with_max_retries(retry: RetryPolicy, max_retries: int | None) -> RetryPolicy:
+    return retry if max_retries is None else replace(retry, max_retries=max_retries)
+
+
 def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(str(name), str(value)) for name, value in headers.items()]
 
@@ -300,7 +330,8 @@ class AsyncClient(_Base):
         system: str | None = None,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> str:
@@ -311,7 +342,8 @@ class AsyncClient(_Base):
             system: A system message to put first.
             model: Model to ask. Default: the client's.
             config: Request fields, over the client's own.
-            timeout: Seconds over all attempts; None for no limit. Default: the client's.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
             extra_headers: Headers for this request.
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
@@ -323,7 +355,7 @@ class AsyncClient(_Base):
             APIError: No answer after every retry; the class says why, see `millstream.exceptions`.
             InputTooLargeError: The request is larger than the rate limiter's whole minute.
         """
-        options = self._options(model, config, timeout, extra_headers, params)
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params)
         return await wait(self._native.chat, prompt, system, options, text_only=True)
 
     @overload
@@ -336,7 +368,8 @@ class AsyncClient(_Base):
         return_exceptions: Literal[False] = False,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[str]: ...
@@ -351,7 +384,8 @@ class AsyncClient(_Base):
         return_exceptions: bool,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
@@ -365,7 +399,8 @@ class AsyncClient(_Base):
         return_exceptions: bool = False,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[Any]:
@@ -379,7 +414,9 @@ class AsyncClient(_Base):
                 the others were aborted.
             model: Model to ask. Default: the client's.
             config: Request fields, over the client's own.
-            timeout: Seconds for each item over all its attempts; None for no limit. Default: the client's.
+            timeout: Seconds for each item over all its attempts, or a `Timeout`; None for no limit. Default: the
+                client's.
+            queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
             extra_headers: Headers for each request.
             **params: Request fields, sent untouched.
 
@@ -391,7 +428,7 @@ class AsyncClient(_Base):
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: An item failed, without ``return_exceptions``.
         """
-        options = self._options(model, config, timeout, extra_headers, params)
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params)
         outcomes: BatchTexts = await wait(
             self._native.batch_chat,
             _prompts(prompts),
@@ -471,7 +508,8 @@ class AsyncCompletions:
         *,
         messages: Sequence[Message],
         model: str | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
@@ -481,7 +519,8 @@ class AsyncCompletions:
         Args:
             messages: The conversation; an answer's ``message`` may go in as it is.
             model: Model to ask. Default: the client's.
-            timeout: Seconds over all attempts; None for no limit. Default: the client's.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
             extra_headers: Headers for this request.
             extra_body: Further request fields, as openai-python wants them; here they may as well stand in
                 ``params``.
@@ -494,7 +533,8 @@ class AsyncCompletions:
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: No answer after every retry.
         """
-        options = self._client._options(model, None, timeout, extra_headers, {**params, **(extra_body or {})})
+        fields = {**params, **(extra_body or {})}
+        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields)
         return await wait(self._client._native.chat, _messages(messages), None, options, text_only=False)
 
 
@@ -520,12 +560,13 @@ class Client(_Base):
         system: str | None = None,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> str:
         """Ask one prompt; see `AsyncClient.complete`."""
-        options = self._options(model, config, timeout, extra_headers, params)
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params)
         return self._native.chat(None, prompt, system, options, text_only=True)
 
     @overload
@@ -538,7 +579,8 @@ class Client(_Base):
         return_exceptions: Literal[False] = False,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[str]: ...
@@ -553,7 +595,8 @@ class Client(_Base):
         return_exceptions: bool,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
@@ -567,12 +610,13 @@ class Client(_Base):
         return_exceptions: bool = False,
         model: str | None = None,
         config: CompletionConfig | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[Any]:
         """Ask many prompts at once; see `AsyncClient.batch_complete`."""
-        options = self._options(model, config, timeout, extra_headers, params)
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params)
         outcomes: BatchTexts = self._native.batch_chat(
             None,
             _prompts(prompts),
@@ -640,11 +684,13 @@ class Completions:
         *,
         messages: Sequence[Message],
         model: str | None = None,
-        timeout: float | NotGiven | None = NOT_GIVEN,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
         extra_headers: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion:
         """Ask for a chat completion; see `AsyncCompletions.create`."""
-        options = self._client._options(model, None, timeout, extra_headers, {**params, **(extra_body or {})})
+        fields = {**params, **(extra_body or {})}
+        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields)
         return self._client._native.chat(None, _messages(messages), None, options, text_only=False)

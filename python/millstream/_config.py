@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
+from millstream._millstream import check_timeout
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -55,3 +57,36 @@ class CompletionConfig:
         names = (each.name for each in fields(self) if each.name != "extra")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {**given, **self.extra}
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """How long the phases of a call may take, in seconds; ``None`` is no limit.
+
+    Where one is taken, a plain number means ``total`` and leaves the other phases as the client has them.
+
+    Attributes:
+        total: From the admission (the wait for a place in flight and for the rate limit is before it) to the end of
+            the answer, over all attempts and the waits between them.
+        connect: To make a connection, in place of the client's ``connect_timeout``. Connections belong to the client,
+            so it is given to the client or to ``with_options``; for one call it can only be left out.
+        first_byte: From the start of an attempt, a new connection included, to the head of its answer.
+        idle: From one piece of an answer's body to the next.
+
+    Raises:
+        ConfigurationError: A number is not positive; its name is in the text.
+    """
+
+    total: float | None = 600.0
+    connect: float | NotGiven | None = field(default=NOT_GIVEN, kw_only=True)
+    first_byte: float | None = field(default=None, kw_only=True)
+    idle: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_timeout(self)
+
+    @property
+    def _phases(self) -> tuple[float | None, tuple[float | None] | None, float | None, float | None]:
+        """As the native module reads it."""
+        connect = None if isinstance(self.connect, NotGiven) else (self.connect,)
+        return self.total, connect, self.first_byte, self.idle

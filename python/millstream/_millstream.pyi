@@ -5,6 +5,7 @@ from asyncio import Future
 from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias, final, overload
 
+from millstream._config import Timeout
 from millstream.testing import Answer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MockStats",
     "NativeClient",
     "NativeRateLimiter",
+    "NativeRetryPolicy",
     "Pending",
     "Port",
     "RecordedRequest",
@@ -26,6 +28,7 @@ __all__ = [
     "ToolCall",
     "Usage",
     "after_fork_in_child",
+    "check_timeout",
     "echo",
     "quiesce",
 ]
@@ -33,12 +36,19 @@ __all__ = [
 VERSION: Final[str]
 BUILD_PROFILE: Final[str]
 
-# (model, request fields, timeout in a 1-tuple if given, extra headers)
-_Options: TypeAlias = tuple[str | None, dict[str, Any], tuple[float | None] | None, list[tuple[str, str]] | None]
+# (model, request fields, timeout in a 1-tuple if given, extra headers, queue timeout in a 1-tuple if given)
+_Options: TypeAlias = tuple[
+    str | None,
+    dict[str, Any],
+    tuple[float | Timeout | None] | None,
+    list[tuple[str, str]] | None,
+    tuple[float | None] | None,
+]
 
 def echo(pending: Pending) -> bool | None: ...
 def quiesce() -> None: ...
 def after_fork_in_child() -> None: ...
+def check_timeout(timeout: float | Timeout | None) -> None: ...
 
 @final
 class Port:
@@ -68,9 +78,11 @@ class NativeClient:
         api_key: str | None,
         inherit_key: bool,
         headers: list[tuple[str, str]] | None,
-        timeout: float | None,
+        timeout: float | Timeout | None,
         connect_timeout: float | None,
-        max_retries: int,
+        queue_timeout: float | None,
+        retry: NativeRetryPolicy,
+        idempotency_key: bool,
         max_concurrency: int | None,
         rate_limiter: NativeRateLimiter | None,
         http2: bool,
@@ -113,6 +125,25 @@ class NativeRateLimiter:
     def acquire(self, pending: Pending | None, requests: float, tokens: float) -> Reservation: ...
     def try_acquire(self, requests: float, tokens: float) -> Reservation | None: ...
     def levels(self) -> tuple[float | None, float | None, int]: ...
+
+@final
+class NativeRetryPolicy:
+    def __new__(
+        cls,
+        *,
+        max_retries: int,
+        max_rate_limit_retries: int | None,
+        statuses: list[int] | None,
+        base_delay: float,
+        max_delay: float,
+        exponential_base: float,
+        jitter: str,
+        respect_retry_after: bool,
+        longest_retry_after: float,
+        connection_faults: bool,
+        invalid_responses: bool,
+    ) -> NativeRetryPolicy: ...
+    def wait(self, retry: int, retry_after: float | None) -> float | None: ...
 
 @final
 class Reservation:

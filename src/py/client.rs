@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use std::vec;
 
 use http::HeaderMap;
@@ -17,6 +16,7 @@ use super::json::{to_fields, to_json, to_text};
 use super::limiter::{self, NativeRateLimiter};
 use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
+use super::retry::{NativeRetryPolicy, TimeoutArgument};
 use super::runtime::Runtime;
 use super::stats;
 use crate::engine::batch::{Batch, ChatCalls, OnError};
@@ -69,7 +69,8 @@ pub(crate) struct NativeClient {
     retry: RetryPolicy,
     budget: Arc<PerProcess<RetryBudget>>,
     idempotency: Arc<PerProcess<IdempotencyKeys>>,
-    timeout: Option<Duration>,
+    idempotency_key: bool,
+    timeouts: Timeouts,
     metrics: Arc<PerProcess<Metrics>>,
 }
 
@@ -77,9 +78,13 @@ pub(crate) struct NativeClient {
 impl NativeClient {
     /// A client; with `parent` one that shares its pool, counters, headers and key as far as the arguments leave them the same.
     #[new]
-    #[pyo3(signature = (*, parent, base_url, api_key, inherit_key, headers, timeout, connect_timeout, max_retries,
-                        max_concurrency, rate_limiter, http2, allow_http))]
-    #[expect(clippy::too_many_arguments, reason = "one for each option of the Python client, by name")]
+    #[pyo3(signature = (*, parent, base_url, api_key, inherit_key, headers, timeout, connect_timeout, queue_timeout,
+                        retry, idempotency_key, max_concurrency, rate_limiter, http2, allow_http))]
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        reason = "the Python client's options, by name"
+    )]
     fn new(
         py: Python<'_>,
         parent: Option<&Bound<'_, Self>>,
@@ -87,9 +92,11 @@ impl NativeClient {
         api_key: Option<&Bound<'_, PyString>>,
         inherit_key: bool,
         headers: Option<Vec<(String, String)>>,
-        timeout: Option<f64>,
+        timeout: TimeoutArgument,
         connect_timeout: Option<f64>,
-        max_retries: i64,
+        queue_timeout: Option<f64>,
+        retry: &Bound<'_, NativeRetryPolicy>,
+        idempotency_key: bool,
         max_concurrency: Option<i64>,
         rate_limiter: Option<&Bound<'_, NativeRateLimiter>>,
         http2: bool,
@@ -102,8 +109,10 @@ impl NativeClient {
         };
         let headers = headers.or_else(|| parent.map(|parent| parent.headers.clone())).unwrap_or_default();
         let endpoint = Endpoint::new(base_url, api_key, &headers, allow_http).or_raise(py)?;
+        let connect_timeout = config::positive_seconds("connect_timeout", connect_timeout).or_raise(py)?;
+        let queue = config::positive_seconds("queue_timeout", queue_timeout).or_raise(py)?;
         let transport = TransportConfig {
-            connect_timeout: config::positive_seconds("connect_timeout", connect_timeout).or_raise(py)?,
+            connect_timeout: timeout.connect().map_or(connect_timeout, |limit| limit.0),
             http2,
             direct: config::is_loopback(&endpoint.base_url),
         };
@@ -122,13 +131,11 @@ impl NativeClient {
             keys: shared(same_upstreams, |parent| &parent.keys),
             window: shared(same_window, |parent| &parent.window),
             limiter: rate_limiter.map(|limiter| Arc::clone(&limiter.get().0)),
-            retry: RetryPolicy {
-                max_retries: config::retries("max_retries", max_retries).or_raise(py)?,
-                ..RetryPolicy::default()
-            },
+            retry: retry.get().0.clone(),
             budget: shared(same_upstreams, |parent| &parent.budget),
             idempotency: shared(parent, |parent| &parent.idempotency),
-            timeout: config::positive_seconds("timeout", timeout).or_raise(py)?,
+            idempotency_key,
+            timeouts: timeout.over(Timeouts { queue, ..Timeouts::default() }),
             metrics: shared(parent, |parent| &parent.metrics),
         })
     }
@@ -246,10 +253,19 @@ impl NativeClient {
     }
 
     fn pipeline(&self, options: &Options) -> Result<Pipeline, Error> {
-        let timeout = match options.timeout {
-            Some(timeout) => config::positive_seconds("timeout", timeout)?,
-            None => self.timeout,
-        };
+        let mut timeouts = self.timeouts;
+        if let Some(timeout) = options.timeout {
+            if timeout.connect().is_some_and(|limit| limit.0 != self.pool.config.connect_timeout) {
+                return Err(Error::configuration(
+                    "timeout.connect is a matter of the client's pool of connections: give it to the client or to \
+                     with_options(timeout=...)",
+                ));
+            }
+            timeouts = timeout.over(timeouts);
+        }
+        if let Some(queue_timeout) = options.queue_timeout {
+            timeouts.queue = config::positive_seconds("queue_timeout", queue_timeout)?;
+        }
         let window = self
             .window
             .get_or_make(|| Ok::<_, Error>(Window::fixed(self.max_concurrency.unwrap_or(DEFAULT_MAX_CONCURRENCY))))?;
@@ -260,8 +276,11 @@ impl NativeClient {
             retry: self.retry.clone(),
             budget: self.budget.get_or_make(|| Ok::<_, Error>(RetryBudget::default()))?,
             hedge: None,
-            idempotency: Some(self.idempotency.get_or_make(|| Ok::<_, Error>(IdempotencyKeys::default()))?),
-            timeouts: Timeouts { total: timeout, ..Timeouts::default() },
+            idempotency: self
+                .idempotency_key
+                .then(|| self.idempotency.get_or_make(|| Ok::<_, Error>(IdempotencyKeys::default())))
+                .transpose()?,
+            timeouts,
             bulk: None,
             metrics: self.metrics()?,
         })
@@ -276,30 +295,39 @@ fn shared<T>(
     parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(value(parent)))
 }
 
-/// What one call can be told: `(model, fields, timeout, headers)`.
+/// What one call can be told: `(model, fields, timeout, headers, queue timeout)`.
 #[derive(Default)]
 struct Options {
     model: Option<String>,
     fields: String,
     max_tokens: Option<u64>,
+    /// `None`: the client's.
+    timeout: Option<TimeoutArgument>,
+    headers: Option<HeaderMap>,
     /// `None`: the client's. `Some(None)`: no limit.
     #[expect(clippy::option_option, reason = "Python's None is a value here")]
-    timeout: Option<Option<f64>>,
-    headers: Option<HeaderMap>,
+    queue_timeout: Option<Option<f64>>,
 }
 
 impl<'py> FromPyObject<'_, 'py> for Options {
     type Error = PyErr;
 
     fn extract(options: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        type Parts<'py> = (Option<String>, Bound<'py, PyDict>, Option<(Option<f64>,)>, Option<Vec<(String, String)>>);
-        let (model, fields, timeout, headers): Parts<'py> = options.extract()?;
+        type Parts<'py> = (
+            Option<String>,
+            Bound<'py, PyDict>,
+            Option<(TimeoutArgument,)>,
+            Option<Vec<(String, String)>>,
+            Option<(Option<f64>,)>,
+        );
+        let (model, fields, timeout, headers, queue_timeout): Parts<'py> = options.extract()?;
         let limit = |name| fields.get_item(name).ok().flatten().and_then(|value| value.extract::<u64>().ok());
         Ok(Self {
             model,
             max_tokens: limit("max_completion_tokens").or_else(|| limit("max_tokens")),
             fields: to_fields("request", &fields)?,
-            timeout: timeout.map(|(seconds,)| seconds),
+            timeout: timeout.map(|(timeout,)| timeout),
+            queue_timeout: queue_timeout.map(|(seconds,)| seconds),
             headers: headers.map(|headers| config::header_map(&headers).or_raise(options.py())).transpose()?,
         })
     }

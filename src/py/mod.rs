@@ -13,6 +13,7 @@ mod limiter;
 mod mock;
 mod process;
 mod records;
+mod retry;
 mod runtime;
 mod stats;
 
@@ -30,6 +31,8 @@ mod _millstream {
     use super::process::after_fork_in_child;
     #[pymodule_export]
     use super::records::{ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage};
+    #[pymodule_export]
+    use super::retry::{NativeRetryPolicy, check_timeout};
 
     /// The version of the crate, which is the package's.
     #[pymodule_export]

@@ -18,7 +18,11 @@ from millstream import (
     RateLimiter,
     RateLimitError,
     Reservation,
+    RetryPolicy,
+    Timeout,
     __version__,
+    retry_with_backoff,
+    retrying,
 )
 from millstream.testing import Answer, Fault, MockServer, MockStats, RecordedRequest
 from millstream.types import ChatMessage, Choice, FunctionCall, Model, ToolCall, Usage
@@ -70,6 +74,31 @@ def blocking(flag: bool) -> None:
         client.complete([{"role": "user", "content": "hi"}, response.choices[0].message])
         client.chat.completions.create(messages=[response.choices[0].message], extra_body={"top_k": 1})
     assert_type(__version__, str)
+
+
+async def half(number: int, name: str) -> float:
+    return number / 2
+
+
+@retrying(max_retries=5, retry_on=(OSError, ValueError), on_retry=print)
+async def decorated(number: int, *, name: str) -> float:
+    return await half(number, name)
+
+
+@retrying(jitter="full", retry_on=lambda error: isinstance(error, OSError))
+def decorated_too(number: int) -> str:
+    return str(number)
+
+
+async def retries() -> None:
+    policy = RetryPolicy(max_retries=5, max_rate_limit_retries=50, statuses={429, 503}, jitter="equal")
+    timeout = Timeout(30, connect=None, first_byte=5, idle=5)
+    async with AsyncClient(retry=policy, timeout=timeout, queue_timeout=None, idempotency_key=False) as client:
+        assert_type(await client.complete("hi", timeout=Timeout(5), queue_timeout=1), str)
+        assert_type(client.with_options(retry=policy, timeout=timeout, queue_timeout=2), AsyncClient)
+    assert_type(await retry_with_backoff(half, 1, "a", max_retries=5, jitter=False, retry_on=OSError), float)
+    assert_type(await decorated(1, name="a"), float)
+    assert_type(decorated_too(1), str)
 
 
 def record(response: ChatCompletion) -> None:
