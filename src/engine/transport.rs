@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::error::{Error, Kind, Verdict};
+use crate::traffic::Exchange;
 
 /// Below the 5 s of Node and llama.cpp, so that we close an idle connection before they do.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -158,6 +159,7 @@ impl Transport {
         let target = &*request.target;
         let mut outgoing = reqwest::Request::new(target.method.clone(), target.url.clone());
         outgoing.headers_mut().clone_from(&target.headers);
+        let _exchange = Exchange::begin(outgoing.headers_mut());
         if !request.body.is_empty() {
             *outgoing.body_mut() = Some(request.body.clone().into());
         }

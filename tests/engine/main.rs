@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail")]
 
 mod mock;
+mod paused;
 mod pipeline;
 mod wire;

@@ -18,7 +18,7 @@ use millstream::mock::{Answer, Fault, MockConfig, MockServer};
 
 const KEY: &str = "sk-canary-0123456789";
 
-fn pipeline(server: &MockServer) -> Pipeline {
+pub(crate) fn pipeline(server: &MockServer) -> Pipeline {
     let config = TransportConfig { connect_timeout: Some(Duration::from_secs(5)), http2: false, direct: true };
     Pipeline {
         transport: Arc::new(Transport::new(&Tls::new().unwrap(), config).unwrap()),
@@ -36,12 +36,12 @@ fn pipeline(server: &MockServer) -> Pipeline {
     }
 }
 
-fn calls(pipeline: &Pipeline) -> ChatCalls {
+pub(crate) fn calls(pipeline: &Pipeline) -> ChatCalls {
     let target = chat_target(&pipeline.endpoint, HeaderMap::new());
     ChatCalls::new(ChatTemplate::new("mock-model", None, ""), Arc::new(target), None)
 }
 
-async fn ask(pipeline: &Pipeline, text: &str) -> Result<(ChatCompletion, Receipt), Error> {
+pub(crate) async fn ask(pipeline: &Pipeline, text: &str) -> Result<(ChatCompletion, Receipt), Error> {
     pipeline.run(&calls(pipeline).call(&Prompt::Text(text.to_owned()))).await
 }
 
