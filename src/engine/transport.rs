@@ -31,6 +31,7 @@ use url::Url;
 use self::connect::Connector;
 use super::config::Timeouts;
 use super::error::{Error, Kind, Verdict};
+use crate::traffic::Exchange;
 
 /// Below the 5 s of Node and llama.cpp, so that we close an idle connection before they do.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -180,6 +181,7 @@ impl Transport {
         if let Some(authorization) = self.connector.proxy_authorization(uri) {
             outgoing.headers_mut().entry(PROXY_AUTHORIZATION).or_insert(authorization);
         }
+        let _exchange = Exchange::begin(outgoing.headers_mut());
         let (reused, sent) = (self.warm.load(Relaxed), Instant::now());
         let head = within(timeouts.first_byte, self.client.request(outgoing)).await;
         let response = match head.map_err(|limit| no_head(host, limit))? {

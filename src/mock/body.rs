@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Sleep, sleep};
 
 use super::connection::Doom;
 use super::record::Ticket;
+use crate::traffic::WaitingExchange;
 
-/// A reset destroys what the client has not received yet; this is the time given to the first half to get there.
+/// A reset destroys what the client has not received yet; this is the time given to the first half to get there. It passes
+/// whatever clock the server runs on, since a socket knows no other.
 const BEFORE_THE_CUT: Duration = Duration::from_millis(10);
 
 /// What happens to a body on its way.
@@ -26,6 +29,8 @@ pub(super) enum Spoiling {
     Cut(Option<Doom>),
     /// A byte at a time, with this time between two.
     Drip(Duration),
+    /// Nothing more.
+    Hang,
 }
 
 pub(super) struct AnswerBody {
@@ -34,6 +39,8 @@ pub(super) struct AnswerBody {
     withheld: usize,
     spoiling: Spoiling,
     timer: Option<Pin<Box<Sleep>>>,
+    on_its_way: Option<JoinHandle<()>>,
+    waiting: Option<WaitingExchange>,
     ticket: Ticket,
 }
 
@@ -46,21 +53,21 @@ impl AnswerBody {
             ticket.complete(); // hyper does not poll an empty body
         }
         let withheld = length - data.len();
-        Self { left: data, withheld, spoiling, timer: None, ticket }
+        Self { left: data, withheld, spoiling, timer: None, on_its_way: None, waiting: None, ticket }
     }
 
     fn poll_cut(&mut self, cx: &mut Context<'_>, doom: Option<Doom>) -> Poll<Option<Bytes>> {
         if !self.left.is_empty() {
             return Poll::Ready(Some(std::mem::take(&mut self.left)));
         }
-        let Some(doom) = doom else {
-            return Poll::Pending;
-        };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(BEFORE_THE_CUT)));
-        ready!(timer.as_mut().poll(cx));
-        self.ticket.doom(doom);
-        // The timer is done and must not be polled again; the connection's task drops this body in a moment.
-        self.spoiling = Spoiling::Cut(None);
+        let wait = self.on_its_way.get_or_insert_with(|| spawn_blocking(|| std::thread::sleep(BEFORE_THE_CUT)));
+        let _ = ready!(Pin::new(wait).poll(cx));
+        match doom {
+            // The connection's task drops this body in a moment.
+            Some(doom) => self.ticket.doom(doom),
+            None => self.waiting = self.ticket.wait(),
+        }
+        self.spoiling = Spoiling::Hang;
         Poll::Pending
     }
 
@@ -71,10 +78,13 @@ impl AnswerBody {
         if let Some(timer) = &mut self.timer {
             ready!(timer.as_mut().poll(cx));
         }
-        self.timer = Some(Box::pin(sleep(interval)));
+        self.waiting = None;
         let byte = self.left.split_to(1);
         if self.left.is_empty() {
             self.ticket.complete();
+        } else {
+            self.timer = Some(Box::pin(sleep(interval)));
+            self.waiting = self.ticket.wait();
         }
         Poll::Ready(Some(byte))
     }
@@ -97,12 +107,13 @@ impl Body for AnswerBody {
             Spoiling::None => self.poll_whole(),
             Spoiling::Cut(doom) => self.poll_cut(cx, doom),
             Spoiling::Drip(interval) => self.poll_drip(cx, interval),
+            Spoiling::Hang => Poll::Pending,
         };
         data.map(|data| data.map(|data| Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left.is_empty() && !matches!(self.spoiling, Spoiling::Cut(_))
+        self.left.is_empty() && !matches!(self.spoiling, Spoiling::Cut(_) | Spoiling::Hang)
     }
 
     fn size_hint(&self) -> SizeHint {

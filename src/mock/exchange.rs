@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -20,6 +20,7 @@ use super::connection::{Connection, Doom};
 use super::limits::Limits;
 use super::record::{Head, Ledger, Ticket, lock};
 use super::script::{Answer, Fault, Script};
+use crate::traffic::Arrival;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -35,14 +36,14 @@ pub(super) struct Mock {
     random: Mutex<fastrand::Rng>,
     fixed: Bytes,
     serial: AtomicU64,
-    started: Instant,
+    /// When it was first launched.
+    started: OnceLock<Instant>,
 }
 
 impl Mock {
     pub(super) fn new(config: MockConfig) -> io::Result<Self> {
         config.check()?;
-        let started = Instant::now();
-        let limits = Limits::new(&config, started);
+        let limits = Limits::new(&config, Instant::now());
         Ok(Self {
             ledger: Arc::default(),
             script: Mutex::default(),
@@ -50,9 +51,22 @@ impl Mock {
             random: Mutex::new(fastrand::Rng::with_seed(config.seed)),
             fixed: chat::fixed_completion(config.models.first().map_or("", String::as_str)),
             serial: AtomicU64::new(0),
-            started,
+            started: OnceLock::new(),
             config,
         })
+    }
+
+    /// Begins to count time, on the clock of the runtime that it is launched on. Does nothing the second time.
+    pub(super) fn begin(&self) {
+        self.started.get_or_init(|| {
+            let now = Instant::now();
+            *lock(&self.limits) = Limits::new(&self.config, now);
+            now
+        });
+    }
+
+    fn started(&self) -> Instant {
+        *self.started.get_or_init(Instant::now)
     }
 
     pub(super) fn config(&self) -> &MockConfig {
@@ -270,14 +284,16 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, hyper::Error> {
     let arrived = Instant::now();
-    let (parts, incoming) = request.into_parts();
+    let (mut parts, incoming) = request.into_parts();
+    let arrival = Arrival::of(&mut parts.headers);
     let asked = ask(&mock, &parts);
-    let head = mock.config.record.then(|| file(parts, arrived - mock.started));
-    let mut ticket = mock.ledger.open(connection, head);
+    let head = mock.config.record.then(|| file(parts, arrived - mock.started()));
+    let mut ticket = mock.ledger.open(connection, head, arrival);
     let body = read(incoming, mock.needs_body()).await?;
     ticket.set_body(&body);
     let draft = mock.decide(&asked, &body, &mut ticket);
     if !draft.latency.is_zero() {
+        let _waiting = ticket.wait();
         sleep(draft.latency).await;
     }
     fail_before(draft.fault, &mut ticket).await;
@@ -330,6 +346,7 @@ async fn fail_before(fault: Option<Fault>, ticket: &mut Ticket) {
         Some(Fault::HangBefore) => (),
         _ => return,
     }
+    let _waiting = if fault == Some(Fault::HangBefore) { ticket.wait() } else { None };
     std::future::pending::<()>().await;
 }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 
 use super::connection::{Connection, Doom};
+use crate::traffic::{Arrival, WaitingExchange};
 
 /// One request as the server saw it.
 #[derive(Debug, Clone)]
@@ -182,13 +183,18 @@ impl Ledger {
     }
 
     /// Book a request; `head` is given if it is to be kept.
-    pub(super) fn open(self: &Arc<Self>, connection: Arc<Connection>, head: Option<Head>) -> Ticket {
+    pub(super) fn open(
+        self: &Arc<Self>,
+        connection: Arc<Connection>,
+        head: Option<Head>,
+        arrival: Option<Arrival>,
+    ) -> Ticket {
         self.requests.fetch_add(1, Relaxed);
         let in_flight = self.in_flight.fetch_add(1, Relaxed) + 1;
         self.max_in_flight.fetch_max(in_flight, Relaxed);
         let record = head.map(|head| self.keep(head, connection.number(), in_flight));
         let epoch = self.epoch.load(Relaxed);
-        Ticket { ledger: Arc::clone(self), connection, record, epoch, admitted: false, ended: false }
+        Ticket { ledger: Arc::clone(self), connection, record, epoch, admitted: false, ended: false, arrival }
     }
 
     fn keep(&self, head: Head, connection: u64, in_flight: u64) -> Arc<Record> {
@@ -216,6 +222,7 @@ pub(super) struct Ticket {
     epoch: u64,
     admitted: bool,
     ended: bool,
+    arrival: Option<Arrival>,
 }
 
 impl Ticket {
@@ -223,6 +230,11 @@ impl Ticket {
     pub(super) fn doom(&mut self, doom: Doom) {
         self.end(End::Faulted); // before the client can see it
         self.connection.doom(doom);
+    }
+
+    /// Time may pass on a paused clock until the guard is dropped: this request is kept waiting on purpose.
+    pub(super) fn wait(&self) -> Option<WaitingExchange> {
+        self.arrival.as_ref().map(Arrival::wait)
     }
 
     /// Take one of `most` places, if one is free. Held to the ticket's end.

@@ -1,11 +1,13 @@
 //! Start, stop and the accept loop.
 //!
-//! One OS thread with a current-thread runtime of its own: a client under test shares nothing with it, and stopping it is
-//! dropping the runtime with every connection inside.
+//! Usually on one OS thread with a current-thread runtime of its own: a client under test shares nothing with it. For tests with
+//! paused time it runs on the runtime of the client instead, whose clock is then also its own. Either way one task holds every
+//! connection, and stopping the server is ending that task.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -15,8 +17,9 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{self, Builder, Handle};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::config::{MockConfig, TlsFiles};
@@ -41,7 +44,17 @@ pub struct MockServer {
 
 struct Running {
     stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
+    end: End,
+}
+
+/// How to wait for the end.
+enum End {
+    Thread(JoinHandle<()>),
+    /// A task of someone else's runtime.
+    Task {
+        runtime: runtime::Id,
+        ended: Receiver<()>,
+    },
 }
 
 impl MockServer {
@@ -52,6 +65,20 @@ impl MockServer {
     pub fn start(config: MockConfig) -> io::Result<Self> {
         let server = Self::new(config)?;
         server.launch()?;
+        Ok(server)
+    }
+
+    /// A server that listens on the current runtime and its clock: with [`crate::traffic::Traffic::watch`] for tests with
+    /// paused time.
+    ///
+    /// # Errors
+    /// Those of [`MockServer::new`] and [`MockServer::launch_on`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_here(config: MockConfig) -> io::Result<Self> {
+        let server = Self::new(config)?;
+        server.launch_on(&Handle::current())?;
         Ok(server)
     }
 
@@ -75,19 +102,43 @@ impl MockServer {
             return Ok(());
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let listener = self.listen(&runtime)?;
-        self.mock.ledger.set_stopping(false);
-        let (stop, stopped) = oneshot::channel();
-        let (mock, tls) = (Arc::clone(&self.mock), self.tls.clone());
-        let thread = thread::Builder::new().name("millstream-mock".to_owned()).spawn(move || {
-            runtime.block_on(accept(listener, mock, tls, stopped));
-        })?;
-        *running = Some(Running { stop, thread });
+        let (stop, server) = self.prepare(runtime.handle())?;
+        let thread = thread::Builder::new().name("millstream-mock".to_owned());
+        let end = End::Thread(thread.spawn(move || runtime.block_on(server))?);
+        *running = Some(Running { stop, end });
         Ok(())
     }
 
-    fn listen(&self, runtime: &Runtime) -> io::Result<TcpListener> {
+    /// Listen on `runtime` and its clock. A no-op if it listens.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub fn launch_on(&self, runtime: &Handle) -> io::Result<()> {
+        let mut running = lock(&self.running);
+        if running.is_some() {
+            return Ok(());
+        }
+        let (stop, server) = self.prepare(runtime)?;
+        let (end, ended) = sync_channel(1);
+        runtime.spawn(async move {
+            server.await;
+            let _ = end.send(());
+        });
+        *running = Some(Running { stop, end: End::Task { runtime: runtime.id(), ended } });
+        Ok(())
+    }
+
+    /// The server as a future that ends when the sender is dropped.
+    fn prepare(&self, runtime: &Handle) -> io::Result<(oneshot::Sender<()>, impl Future<Output = ()> + use<>)> {
         let _context = runtime.enter();
+        let listener = self.listen()?;
+        self.mock.ledger.set_stopping(false);
+        self.mock.begin();
+        let (stop, stopped) = oneshot::channel();
+        Ok((stop, accept(listener, Arc::clone(&self.mock), self.tls.clone(), stopped)))
+    }
+
+    fn listen(&self) -> io::Result<TcpListener> {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port.load(Relaxed))))?;
@@ -96,15 +147,25 @@ impl MockServer {
         Ok(listener)
     }
 
-    /// Close the listener and all connections, and wait until that is done. A no-op if stopped already.
+    /// Close the listener and all connections, and wait until that is done, except on the runtime that it runs on, where it is
+    /// done once the caller awaits something. A no-op if stopped already.
     pub fn stop(&self) {
-        let Some(Running { stop, thread }) = lock(&self.running).take() else {
+        let Some(Running { stop, end }) = lock(&self.running).take() else {
             return;
         };
         self.mock.ledger.set_stopping(true);
         drop(stop);
-        // A panic over there was reported by the thread itself; stopping is then what it did.
-        let _ = thread.join();
+        match end {
+            // A panic over there was reported by the thread itself; stopping is then what it did.
+            End::Thread(thread) => drop(thread.join()),
+            End::Task { runtime, ended } => {
+                if Handle::try_current().is_ok_and(|current| current.id() == runtime) {
+                    return;
+                }
+                // An error means that the runtime ended, and the server with it.
+                let _ = ended.recv();
+            }
+        }
     }
 
     /// Port on 127.0.0.1; the configured one (0 for any) before the first launch.
@@ -162,10 +223,12 @@ impl Drop for MockServer {
 }
 
 async fn accept(listener: TcpListener, mock: Arc<Mock>, tls: Option<TlsAcceptor>, mut stopped: oneshot::Receiver<()>) {
+    let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = &mut stopped => return,
+            _ = &mut stopped => break,
+            Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
         let Ok((tcp, _)) = accepted else {
@@ -174,8 +237,10 @@ async fn accept(listener: TcpListener, mock: Arc<Mock>, tls: Option<TlsAcceptor>
         };
         // Fails only on a socket that is dead already.
         let _ = tcp.set_nodelay(true);
-        tokio::spawn(serve(Arc::clone(&mock), tcp, tls.clone()));
+        connections.spawn(serve(Arc::clone(&mock), tcp, tls.clone()));
     }
+    drop(listener);
+    connections.shutdown().await;
 }
 
 fn acceptor(files: &TlsFiles) -> io::Result<TlsAcceptor> {

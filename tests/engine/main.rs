@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail")]
 
 mod mock;
+mod paused;
 mod pipeline;
 mod retries;
 mod wire;

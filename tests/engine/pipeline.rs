@@ -48,7 +48,7 @@ pub(crate) fn pipeline(server: &MockServer) -> Pipeline {
     }
 }
 
-fn calls(pipeline: &Pipeline) -> ChatCalls {
+pub(crate) fn calls(pipeline: &Pipeline) -> ChatCalls {
     ChatCalls::new(ChatTemplate::new("mock-model", None, ""), pipeline.keys.lanes("mock-model"))
 }
 
