@@ -189,6 +189,12 @@ impl Lanes {
     }
 }
 
+/// Models that are told apart. Whoever names more of them (a name for each tenant, say) has them share what is counted.
+const MOST_MODELS: usize = 1024;
+
+/// What the models beyond that are called in the statistics.
+const OTHER_MODELS: &str = "(other)";
+
 /// All upstreams of a client.
 #[derive(Debug)]
 pub struct Keys {
@@ -216,19 +222,23 @@ impl Keys {
         if let Some(lanes) = models.get(model) {
             return lanes.clone();
         }
+        let is_remembered = models.len() < MOST_MODELS;
         let lane = |upstream: &Arc<Upstream>| {
             let name = upstream.model_map.get(model).map_or(model, String::as_str);
+            let counted_as = if is_remembered { name } else { OTHER_MODELS };
             Arc::new(Lane {
                 model: Arc::from(name),
                 limiter: Arc::new(RateLimiter::learning()),
                 gate: Gate::default(),
                 tokens: Arc::default(),
-                metrics: self.metrics.lane(upstream.key_id, name),
+                metrics: self.metrics.lane(upstream.key_id, counted_as),
                 upstream: Arc::clone(upstream),
             })
         };
         let lanes = Lanes(self.upstreams.iter().map(lane).collect());
-        models.insert(model.to_owned(), lanes.clone());
+        if is_remembered {
+            models.insert(model.to_owned(), lanes.clone());
+        }
         lanes
     }
 

@@ -1,17 +1,15 @@
 //! A request's tokens before the server has counted them.
 //!
 //! Four bytes a token is the usual rule of thumb for English; other languages, code and JSON differ, and so do models. So each
-//! model starts at four, and each answer's usage corrects it a little (an exponentially weighted mean, kept within 1 and 8). The
-//! true usage settles every reservation besides, so an estimate that is off does not drift.
+//! model starts at four, and each answer's usage corrects it in proportion to its size (sums that forget, kept within 1 and 8).
+//! The true usage settles every reservation besides, so an estimate that is off does not drift.
 //!
 //! `OpenAI` counts a request against the minute as the larger of `max_tokens` and its own estimate from the characters ("Rate
 //! limits" guide), so do we. Anthropic counts prompt and answer apart, the answer first by `max_tokens`.
 //!
 //! An exact tokenizer would cost four times as much as all the rest of a request (see the page on the architecture).
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 
 const BYTES_PER_TOKEN: f32 = 4.0;
 const FEWEST_BYTES_PER_TOKEN: f32 = 1.0;
@@ -26,8 +24,15 @@ const MOST_COMPLETION_TOKENS: f32 = 200_000.0;
 /// Weight of the newest answer: the last 20 or so decide.
 const WEIGHT: f32 = 0.1;
 
-/// Models that are told apart; who names more of them shares one that learns nothing for them.
-const MOST_MODELS: usize = 1024;
+/// Of a body this much is JSON around the first message and no prompt. Without it a run of short prompts would teach that a token
+/// is long, and the next long prompt be taken for a short one.
+const ENVELOPE_BYTES: usize = 64;
+
+/// How much of an answer's bytes and tokens the next ones leave: the last 50 or so decide, each by its size.
+const KEPT: f32 = 0.98;
+
+/// What the first answers are weighed against: a prompt of 500 tokens at the usual rate.
+const PRIOR_TOKENS: f32 = 500.0;
 
 /// What a request will probably count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,14 +49,16 @@ pub struct Estimate {
 /// does not matter.
 #[derive(Debug)]
 pub struct ModelTokens {
-    bytes_per_token: Mean,
+    prompt_bytes: Sum,
+    prompt_tokens: Sum,
     completion_tokens: Mean,
 }
 
 impl Default for ModelTokens {
     fn default() -> Self {
         Self {
-            bytes_per_token: Mean::starting_at(BYTES_PER_TOKEN),
+            prompt_bytes: Sum::starting_at(PRIOR_TOKENS * BYTES_PER_TOKEN),
+            prompt_tokens: Sum::starting_at(PRIOR_TOKENS),
             completion_tokens: Mean::starting_at(COMPLETION_TOKENS),
         }
     }
@@ -60,7 +67,7 @@ impl Default for ModelTokens {
 impl ModelTokens {
     /// What a request of `body_bytes` that may answer with up to `max_tokens` will probably count.
     pub fn estimate(&self, body_bytes: usize, max_tokens: Option<u64>) -> Estimate {
-        let prompt = ((body_bytes as f64 / f64::from(self.bytes_per_token.get())).ceil() as u64).max(1);
+        let prompt = ((prompt_bytes(body_bytes) as f64 / self.bytes_per_token()).ceil() as u64).max(1);
         Estimate {
             tokens: prompt.max(max_tokens.unwrap_or(0)),
             input_tokens: prompt,
@@ -71,8 +78,11 @@ impl ModelTokens {
     /// Corrects itself by what a request of `body_bytes` truly used. Zero tokens say that the server does not count.
     pub fn observe(&self, body_bytes: usize, prompt_tokens: u64, completion_tokens: u64) {
         if body_bytes > 0 && prompt_tokens > 0 {
-            let bytes = (body_bytes as f64 / prompt_tokens as f64) as f32;
-            self.bytes_per_token.observe(bytes.clamp(FEWEST_BYTES_PER_TOKEN, MOST_BYTES_PER_TOKEN));
+            let bytes = prompt_bytes(body_bytes) as f32;
+            // One absurd count must not spoil the sums for long.
+            let tokens = (prompt_tokens as f32).clamp(bytes / MOST_BYTES_PER_TOKEN, bytes / FEWEST_BYTES_PER_TOKEN);
+            self.prompt_bytes.add(bytes);
+            self.prompt_tokens.add(tokens);
         }
         if completion_tokens > 0 {
             self.completion_tokens.observe((completion_tokens as f32).min(MOST_COMPLETION_TOKENS));
@@ -81,7 +91,30 @@ impl ModelTokens {
 
     /// Bytes of a request's body to one token of its prompt, at present.
     pub fn bytes_per_token(&self) -> f64 {
-        f64::from(self.bytes_per_token.get())
+        let bytes = self.prompt_bytes.get() / self.prompt_tokens.get();
+        f64::from(bytes.clamp(FEWEST_BYTES_PER_TOKEN, MOST_BYTES_PER_TOKEN))
+    }
+}
+
+fn prompt_bytes(body_bytes: usize) -> usize {
+    body_bytes.saturating_sub(ENVELOPE_BYTES).max(1)
+}
+
+/// A sum that forgets.
+#[derive(Debug)]
+struct Sum(AtomicU32);
+
+impl Sum {
+    fn starting_at(value: f32) -> Self {
+        Self(AtomicU32::new(value.to_bits()))
+    }
+
+    fn get(&self) -> f32 {
+        f32::from_bits(self.0.load(Relaxed))
+    }
+
+    fn add(&self, value: f32) {
+        self.0.store((KEPT * self.get() + value).to_bits(), Relaxed);
     }
 }
 
@@ -104,61 +137,52 @@ impl Mean {
     }
 }
 
-/// What was learnt of each model, by its name.
-#[derive(Debug, Default)]
-pub struct Estimator(Mutex<HashMap<String, Arc<ModelTokens>>>);
-
-impl Estimator {
-    /// What is known of `model`; to be kept by whoever asks it often.
-    pub fn model(&self, model: &str) -> Arc<ModelTokens> {
-        let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = models.get(model) {
-            return Arc::clone(known);
-        }
-        let new = Arc::<ModelTokens>::default();
-        if models.len() < MOST_MODELS {
-            models.insert(model.to_owned(), Arc::clone(&new));
-        }
-        new
-    }
-}
-
-/// Tokens to reserve for a request of `body_bytes` to a model that nothing is known of.
-pub fn estimate(body_bytes: usize, max_tokens: Option<u64>) -> u64 {
-    ModelTokens::default().estimate(body_bytes, max_tokens).tokens
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
+    /// A body with a prompt of so many bytes.
+    fn body(prompt: usize) -> usize {
+        ENVELOPE_BYTES + prompt
+    }
+
     #[test]
     fn reserves_the_larger_of_prompt_and_max_tokens() {
-        assert_eq!(estimate(401, None), 101);
-        assert_eq!(estimate(401, Some(50)), 101);
-        assert_eq!(estimate(401, Some(1000)), 1000);
-        assert_eq!(estimate(0, None), 1);
+        let tokens = |bytes, most| ModelTokens::default().estimate(bytes, most).tokens;
+        assert_eq!(tokens(body(401), None), 101);
+        assert_eq!(tokens(body(401), Some(50)), 101);
+        assert_eq!(tokens(body(401), Some(1000)), 1000);
+        assert_eq!(tokens(0, None), 1);
     }
 
     #[test]
     fn prompt_and_answer_are_estimated_apart() {
         let model = ModelTokens::default();
-        assert_eq!(model.estimate(400, Some(1000)), Estimate { tokens: 1000, input_tokens: 100, output_tokens: 1000 });
-        assert_eq!(model.estimate(400, None).output_tokens, 256);
+        let estimate = model.estimate(body(400), Some(1000));
+        assert_eq!(estimate, Estimate { tokens: 1000, input_tokens: 100, output_tokens: 1000 });
+        assert_eq!(model.estimate(body(400), None).output_tokens, 256);
     }
 
     #[test]
-    fn learns_each_models_bytes_per_token_and_length_of_answers() {
-        let estimator = Estimator::default();
-        let model = estimator.model("chinese");
-        for _ in 0..100 {
-            model.observe(300, 200, 50);
+    fn learns_bytes_per_token_and_the_length_of_answers() {
+        let model = ModelTokens::default();
+        for _ in 0..300 {
+            model.observe(body(300), 200, 50);
         }
-        let estimate = estimator.model("chinese").estimate(300, None);
-        assert_eq!(estimate, Estimate { tokens: 200, input_tokens: 200, output_tokens: 51 });
-        assert_eq!(estimator.model("other").estimate(300, None).input_tokens, 75);
+        let estimate = model.estimate(body(300), None);
+        assert_eq!((estimate.tokens, estimate.output_tokens), (200, 51));
+    }
+
+    #[test]
+    fn many_short_prompts_do_not_make_a_long_one_look_short() {
+        let model = ModelTokens::default();
+        for _ in 0..300 {
+            model.observe(body(41), 10, 1);
+        }
+        let tokens = model.estimate(body(8000), None).tokens;
+        assert!((1940..2060).contains(&tokens), "{tokens}");
     }
 
     #[test]
@@ -167,15 +191,6 @@ mod tests {
         model.observe(300, 0, 0);
         model.observe(0, 5, 0);
         assert_eq!(model.estimate(400, None), ModelTokens::default().estimate(400, None));
-    }
-
-    #[test]
-    fn more_models_than_anyone_has_are_not_remembered() {
-        let estimator = Estimator::default();
-        for number in 0..MOST_MODELS + 10 {
-            estimator.model(&number.to_string());
-        }
-        assert_eq!(estimator.0.lock().unwrap().len(), MOST_MODELS);
     }
 
     proptest! {

@@ -6,4 +6,5 @@ mod mock;
 mod paused;
 mod pipeline;
 mod retries;
+mod steering;
 mod wire;
