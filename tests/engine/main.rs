@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail")]
 
+mod concurrency;
 mod mock;
 mod paused;
 mod pipeline;
 mod retries;
+mod simulation;
 mod steering;
 mod wire;

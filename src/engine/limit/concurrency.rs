@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::adaptive::{AutoConcurrency, Controller, Sample, Signal};
+use super::adaptive::{AutoConcurrency, Controller, Signal};
+use super::cohort::Flight;
 use crate::engine::types::Priority;
 
 /// By how much a step of priority goes before those who came earlier.
@@ -38,7 +39,7 @@ struct State {
     in_flight: usize,
     line: BTreeMap<Place, Waker>,
     drawn: u64,
-    load: Option<Load>,
+    controller: Option<Controller>,
 }
 
 /// When an item came to the window first. Given to [`Window::acquire`] again it keeps the item's place among all who came later.
@@ -86,12 +87,12 @@ impl Window {
     /// A window that finds its size by itself.
     pub fn auto(config: AutoConcurrency) -> Self {
         let controller = Controller::new(config);
-        Self::open(controller.limit(), Some(Load::new(controller)))
+        Self::open(controller.limit(), Some(controller))
     }
 
-    fn open(limit: usize, load: Option<Load>) -> Self {
-        let adaptive = load.is_some();
-        let state = State { limit: limit.max(1), in_flight: 0, line: BTreeMap::new(), drawn: 0, load };
+    fn open(limit: usize, controller: Option<Controller>) -> Self {
+        let adaptive = controller.is_some();
+        let state = State { limit: limit.max(1), in_flight: 0, line: BTreeMap::new(), drawn: 0, controller };
         Self(Arc::new(Inner { opened: Instant::now(), adaptive, state: Mutex::new(state) }))
     }
 
@@ -131,8 +132,8 @@ impl Window {
     /// there, within its bounds.
     pub fn set_limit(&self, limit: usize) {
         let mut state = self.0.lock();
-        state.limit = match &mut state.load {
-            Some(load) => load.controller.set_limit(self.0.now(), limit),
+        state.limit = match &mut state.controller {
+            Some(controller) => controller.set_limit(limit),
             None => limit.max(1),
         };
         self.0.serve(state);
@@ -230,7 +231,7 @@ impl Permit {
         }
         self.observe(Signal::Ignored, None);
         let now = self.window.now();
-        self.flight = self.window.lock().load.as_mut().map(|load| load.begin(now));
+        self.flight = self.window.lock().controller.as_mut().map(|controller| controller.begin(now));
     }
 
     /// How the request that began ended, for a window that steers itself. `tokens` are those of the answer, if the server
@@ -239,8 +240,8 @@ impl Permit {
         let Some(flight) = self.flight.take() else { return };
         let now = self.window.now();
         let mut state = self.window.lock();
-        if let Some(load) = &mut state.load {
-            state.limit = load.end(now, &flight, signal, tokens);
+        if let Some(controller) = &mut state.controller {
+            state.limit = controller.end(now, &flight, signal, tokens);
         }
         self.window.serve(state);
     }
@@ -251,51 +252,6 @@ impl Drop for Permit {
         // Cut short: it says nothing of the server.
         self.observe(Signal::Ignored, None);
         self.window.give_back();
-    }
-}
-
-/// What a window that steers itself counts.
-#[derive(Debug)]
-struct Load {
-    controller: Controller,
-    running: usize,
-    /// Requests under way, summed over time, in request-seconds.
-    area: f64,
-    updated: Duration,
-}
-
-/// A request under way.
-#[derive(Debug)]
-struct Flight {
-    began: Duration,
-    area: f64,
-}
-
-impl Load {
-    fn new(controller: Controller) -> Self {
-        Self { controller, running: 0, area: 0.0, updated: Duration::ZERO }
-    }
-
-    fn advance(&mut self, now: Duration) {
-        let seconds = now.saturating_sub(self.updated).as_secs_f64();
-        self.area += self.running as f64 * seconds;
-        self.updated = now.max(self.updated);
-    }
-
-    fn begin(&mut self, now: Duration) -> Flight {
-        self.advance(now);
-        self.running += 1;
-        Flight { began: now, area: self.area }
-    }
-
-    /// The limit from here on.
-    fn end(&mut self, now: Duration, flight: &Flight, signal: Signal, tokens: Option<u64>) -> usize {
-        self.advance(now);
-        let running = self.running;
-        self.running -= 1;
-        let latency = now.saturating_sub(flight.began);
-        let load = if latency.is_zero() { running as f64 } else { (self.area - flight.area) / latency.as_secs_f64() };
-        self.controller.observe(now, &Sample { latency, load, running, signal, tokens })
     }
 }
 
@@ -425,7 +381,7 @@ mod tests {
     #[tokio::test]
     async fn only_what_was_sent_is_load() {
         let window = Window::auto(AutoConcurrency { initial: 4, ..AutoConcurrency::default() });
-        let running = || window.0.lock().load.as_ref().unwrap().running;
+        let running = || window.0.lock().controller.as_ref().unwrap().running();
         let mut held = window.acquire(None, 0).await;
         assert_eq!((window.in_flight(), running()), (1, 0));
         held.begin();

@@ -4,6 +4,7 @@
 pub mod adaptive;
 pub mod breaker;
 mod bucket;
+pub mod cohort;
 pub mod concurrency;
 mod cost;
 pub mod gate;
