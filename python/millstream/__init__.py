@@ -5,12 +5,12 @@
 ...     texts = await client.batch_complete(["Say hi.", "Say bye."])
 """
 
-from millstream._batch_policy import AdaptiveBatchPolicy
+from typing import TYPE_CHECKING
+
 from millstream._client import AsyncClient, Client
-from millstream._config import NOT_GIVEN, CompletionConfig, Timeout
 from millstream._limits import RateLimiter
 from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, Reservation
-from millstream._retry import RetryPolicy, retry_with_backoff, retrying
+from millstream._not_given import NOT_GIVEN
 from millstream.exceptions import (
     APIConnectionError,
     APIError,
@@ -35,7 +35,36 @@ from millstream.exceptions import (
     RateLimitError,
     UnprocessableEntityError,
 )
-from millstream.types import ClientStats, ModelList
+
+if TYPE_CHECKING:
+    from millstream import types as types
+    from millstream._batch_policy import AdaptiveBatchPolicy
+    from millstream._config import CompletionConfig, Timeout
+    from millstream._retry import RetryPolicy, retry_with_backoff, retrying
+    from millstream.types import ClientStats, ModelList
+else:
+    _LATER = {
+        "AdaptiveBatchPolicy": "_batch_policy",
+        "ClientStats": "types",
+        "CompletionConfig": "_config",
+        "ModelList": "types",
+        "RetryPolicy": "_retry",
+        "Timeout": "_config",
+        "retry_with_backoff": "_retry",
+        "retrying": "_retry",
+        "types": "types",
+    }
+
+    def __getattr__(name):
+        # Dataclasses and what needs them: to make them takes longer than all the rest of the import.
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        module = import_module(f"{__name__}.{_LATER[name]}")
+        value = globals()[name] = getattr(module, name, module)
+        return value
+
 
 __all__ = [
     "NOT_GIVEN",

@@ -46,16 +46,25 @@ def _port_of(loop: AbstractEventLoop) -> Port:
     return _here.port
 
 
+def _running_loop() -> AbstractEventLoop:
+    """`asyncio.get_running_loop`, which takes this function's place once it is needed.
+
+    Who awaits has asyncio loaded already. At the top it would be three quarters of what importing millstream takes,
+    and an import statement in a function costs each call.
+    """
+    global _running_loop
+    from asyncio import get_running_loop as _running_loop
+
+    return _running_loop()
+
+
 async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Start a native call in the running loop and await its result.
 
     However the ``await`` ends early (cancelled, timed out, closed, garbage-collected), the call is aborted: its
     connection is closed and its permits are given back.
     """
-    # Who awaits has it loaded already. At the top it would be three quarters of what importing millstream takes.
-    import asyncio
-
-    loop = asyncio.get_running_loop()
+    loop = _running_loop()
     future: Future[Any] = loop.create_future()
     port = _port_of(loop)
     pending = Pending(port, future)
@@ -73,9 +82,7 @@ async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **
 
 def probe() -> Future[None]:
     """One bridge future that the engine completes at once: what the bridge itself costs, for the benchmark."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
+    loop = _running_loop()
     future: Future[None] = loop.create_future()
     port = _port_of(loop)
     pending = Pending(port, future)

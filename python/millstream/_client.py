@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, overload
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Self, overload
 
 from millstream._bridge import wait
-from millstream._config import NOT_GIVEN, CompletionConfig, NotGiven, Timeout
 from millstream._millstream import ChatMessage, NativeClient
-from millstream._retry import RetryPolicy
+from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream.exceptions import ConfigurationError, MillstreamError
-from millstream.types import ClientStats, Model, ModelList
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
     from millstream._millstream import BatchTexts, ChatCompletion, _Options
+    from millstream._retry import RetryPolicy
+    from millstream.types import ClientStats, ModelList
 
 Message = Mapping[str, Any] | ChatMessage
 """One chat message: ``{"role": "user", "content": "..."}``, or an answer's ``message``."""
@@ -47,8 +46,7 @@ class _Secrets:
         self.headers = headers
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
+class _Settings(NamedTuple):
     """What a client was told, without its secrets: those are the native client's."""
 
     base_url: str
@@ -157,7 +155,7 @@ class _Base:
             timeout=timeout,
             connect_timeout=connect_timeout,
             queue_timeout=queue_timeout,
-            retry=_with_max_retries(retry or RetryPolicy(), max_retries),
+            retry=_with_max_retries(retry, max_retries),
             idempotency_key=idempotency_key,
             max_concurrency=max_concurrency,
             rate_limiter=rate_limiter,
@@ -192,7 +190,7 @@ class _Base:
         if base_url is not None:
             base_url = str(base_url)
             same_host = _host(base_url) == _host(settings.base_url)
-            settings = replace(settings, base_url=base_url)
+            settings = settings._replace(base_url=base_url)
             inherits = settings.inherit_key or same_host
         else:
             inherits = True
@@ -205,6 +203,10 @@ class _Base:
         }
         changes = {name: value for name, value in changes.items() if value is not None}
         if not isinstance(timeout, NotGiven):
+            from dataclasses import replace
+
+            from millstream._config import Timeout
+
             if isinstance(settings.timeout, Timeout) and not isinstance(timeout, Timeout):
                 timeout = replace(settings.timeout, total=timeout)
             changes["timeout"] = timeout
@@ -212,10 +214,10 @@ class _Base:
             changes["queue_timeout"] = queue_timeout
         if not isinstance(rate_limiter, NotGiven):
             changes["rate_limiter"] = rate_limiter
-        settings = replace(settings, **changes)
+        settings = settings._replace(**changes)
         other = object.__new__(type(self))
-        other._native = replace(settings, inherit_key=inherits).native(self._native, secrets)
-        other._settings = replace(settings, inherit_key=settings.inherit_key or secrets.key is not None)
+        other._native = settings._replace(inherit_key=inherits).native(self._native, secrets)
+        other._settings = settings._replace(inherit_key=settings.inherit_key or secrets.key is not None)
         return other
 
     @property
@@ -230,6 +232,8 @@ class _Base:
 
     def stats(self) -> ClientStats:
         """What this client and those derived from it have done so far."""
+        from millstream.types import ClientStats  # not at the top, see `millstream.__getattr__`
+
         return ClientStats._of(self._native.stats())
 
     def _options(
@@ -281,6 +285,8 @@ _NOT_PARAMETERS = {
 
 
 def _host(url: str) -> tuple[str, str | None, int | None]:
+    from urllib.parse import urlsplit  # not at the top: it would be a tenth of what importing millstream takes
+
     try:
         parts = urlsplit(url)
         host = parts.scheme, parts.hostname, parts.port
@@ -296,7 +302,13 @@ def _authorize(headers: Mapping[str, str] | None) -> bool:
     return any(word in str(name).lower() for name in headers or () for word in ("auth", "key", "token"))
 
 
-def _with_max_retries(retry: RetryPolicy, max_retries: int | None) -> RetryPolicy:
+def _with_max_retries(retry: RetryPolicy | None, max_retries: int | None) -> RetryPolicy:
+    # Not at the top, see `millstream.__getattr__`.
+    from dataclasses import replace
+
+    from millstream._retry import RetryPolicy
+
+    retry = retry or RetryPolicy()
     return retry if max_retries is None else replace(retry, max_retries=max_retries)
 
 
@@ -311,6 +323,8 @@ def _prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 
 def _model_list(models: list[tuple[str, int, str]]) -> ModelList:
+    from millstream.types import Model, ModelList
+
     return ModelList([Model(*each) for each in models])
 
 
@@ -437,7 +451,7 @@ class AsyncClient(_Base):
             max_concurrent=max_concurrent,
             stop_on_error=not return_exceptions,
         )
-        import asyncio  # not at the top, see `millstream._bridge.wait`
+        import asyncio  # not at the top, see `millstream._bridge._running_loop`
 
         texts = outcomes.take(_SLICE)
         while len(outcomes):
@@ -470,11 +484,13 @@ class AsyncClient(_Base):
         await self.aclose()
 
 
-@dataclass(frozen=True, slots=True)
 class AsyncModels:
     """``client.models``."""
 
-    _client: AsyncClient
+    __slots__ = ("_client",)
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
 
     async def list(self) -> ModelList:
         """The models that the server offers.
@@ -485,11 +501,13 @@ class AsyncModels:
         return _model_list(await wait(self._client._native.models))
 
 
-@dataclass(frozen=True, slots=True)
 class AsyncChat:
     """``client.chat``."""
 
-    _client: AsyncClient
+    __slots__ = ("_client",)
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
 
     @property
     def completions(self) -> AsyncCompletions:
@@ -497,11 +515,13 @@ class AsyncChat:
         return AsyncCompletions(self._client)
 
 
-@dataclass(frozen=True, slots=True)
 class AsyncCompletions:
     """``client.chat.completions``."""
 
-    _client: AsyncClient
+    __slots__ = ("_client",)
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
 
     async def create(
         self,
@@ -650,22 +670,26 @@ class Client(_Base):
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
 class Models:
     """``client.models``."""
 
-    _client: Client
+    __slots__ = ("_client",)
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     def list(self) -> ModelList:
         """The models that the server offers; see `AsyncModels.list`."""
         return _model_list(self._client._native.models(None))
 
 
-@dataclass(frozen=True, slots=True)
 class Chat:
     """``client.chat``."""
 
-    _client: Client
+    __slots__ = ("_client",)
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     @property
     def completions(self) -> Completions:
@@ -673,11 +697,13 @@ class Chat:
         return Completions(self._client)
 
 
-@dataclass(frozen=True, slots=True)
 class Completions:
     """``client.chat.completions``."""
 
-    _client: Client
+    __slots__ = ("_client",)
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     def create(
         self,

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from millstream._millstream import check_timeout
+from millstream._not_given import NOT_GIVEN, NotGiven
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-
-class NotGiven(enum.Enum):
-    """The type of `NOT_GIVEN`."""
-
-    NOT_GIVEN = "NOT_GIVEN"
-
-    def __repr__(self) -> str:
-        return "NOT_GIVEN"
-
-    def __bool__(self) -> bool:
-        return False
-
-
-NOT_GIVEN: Final = NotGiven.NOT_GIVEN
-"""Stands for an argument that was left out where ``None`` means something."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,8 @@
 //! From the engine's thread to an event loop.
 //!
-//! Each event loop has one [`Port`]: a queue of results and a socket that the loop watches. The engine pushes a result and writes
-//! one byte only if the queue was idle, so any number of results cost one wake-up. The loop calls [`Port::drain`], which takes
+//! Each event loop has one [`Port`]: a queue of results and a socket that the loop watches. The engine pushes a result and
+//! rings only if the queue was idle, which writes one byte once the tasks that can run now have run, so any number of results
+//! cost one wake-up. The loop calls [`Port::drain`], which takes
 //! the GIL's work in one go: it makes the Python objects and completes exact `asyncio.Future`s. The engine's side holds no Python
 //! object, so it never needs the GIL, and a loop that is gone just leaves results unread.
 //!
@@ -26,10 +27,11 @@ use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::errors::{self, OrRaise};
 use super::process::{self, PerProcess};
-use super::runtime::{Job, Runtime, block_on, job};
+use super::runtime::{Bell, Job, Runtime, block_on, job};
 use crate::engine::error::Error;
 
 #[cfg(unix)]
@@ -60,17 +62,19 @@ struct Queue {
 }
 
 impl Inbox {
-    fn push(&self, id: Id, delivery: Delivery) {
+    fn push(self: Arc<Self>, id: Id, delivery: Delivery, bells: &UnboundedSender<Arc<dyn Bell>>) {
         let mut queue = lock(&self.queue);
         queue.results.push_back((id, delivery));
         let signal = !mem::replace(&mut queue.signalled, true);
         drop(queue);
         if signal {
-            self.signal();
+            let _ = bells.send(self);
         }
     }
+}
 
-    fn signal(&self) {
+impl Bell for Inbox {
+    fn ring(&self) {
         // It cannot be full, with one byte at most in it; and if the loop has gone, nobody waits.
         let _ = (&self.wake).write(&[1]);
     }
@@ -172,7 +176,7 @@ impl Port {
             }
         };
         if more {
-            self.inbox.signal();
+            self.inbox.ring();
         }
         // A signal handler may raise in any of these calls. The other results are handed over all the same.
         let mut raised = Ok(());
@@ -354,6 +358,8 @@ where
     };
     let (port, id) = (pending.port.get(), pending.id);
     let inbox = Arc::clone(&port.inbox);
+    let runtime = Runtime::get().or_raise(py)?;
+    let bells = runtime.bells();
     let job = job(work, registration, move |outcome| {
         inbox.push(
             id,
@@ -361,10 +367,11 @@ where
                 Ok(value) => convert(py, value),
                 Err(error) => Err(errors::raise(py, &error)),
             }),
+            &bells,
         );
     });
     if port.is_alone() {
-        Runtime::get().and_then(|runtime| runtime.start(vec![job])).or_raise(py)?;
+        runtime.start(vec![job]).or_raise(py)?;
         return Ok(py.None());
     }
     let mut outbox = lock(&port.outbox);

@@ -163,10 +163,10 @@ impl NativeClient {
         let calls = options.calls(py, &pipeline.keys, system)?;
         let call = calls.call(&prompt);
         if text_only {
-            let work = async move { pipeline.run::<types::Text>(&call).await };
+            let work = Box::pin(async move { pipeline.run::<types::Text>(&call).await });
             return dispatch(py, pending, work, |py, (text, _)| text.content.into_py_any(py));
         }
-        let work = async move { pipeline.run::<types::ChatCompletion>(&call).await };
+        let work = Box::pin(async move { pipeline.run::<types::ChatCompletion>(&call).await });
         dispatch(py, pending, work, |py, (completion, receipt)| {
             ChatCompletion(Arc::new(Answer { completion, receipt })).into_py_any(py)
         })
@@ -322,10 +322,15 @@ impl<'py> FromPyObject<'_, 'py> for Options {
         );
         let (model, fields, timeout, headers, queue_timeout): Parts<'py> = options.extract()?;
         let limit = |name| fields.get_item(name).ok().flatten().and_then(|value| value.extract::<u64>().ok());
+        let (max_tokens, fields) = if fields.is_empty() {
+            (None, String::new())
+        } else {
+            (limit("max_completion_tokens").or_else(|| limit("max_tokens")), to_fields("request", &fields)?)
+        };
         Ok(Self {
             model,
-            max_tokens: limit("max_completion_tokens").or_else(|| limit("max_tokens")),
-            fields: to_fields("request", &fields)?,
+            max_tokens,
+            fields,
             timeout: timeout.map(|(timeout,)| timeout),
             queue_timeout: queue_timeout.map(|(seconds,)| seconds),
             headers: headers.map(|headers| config::header_map(&headers).or_raise(options.py())).transpose()?,

@@ -30,11 +30,18 @@ const RESOLVER_THREADS: usize = 8;
 /// How often a blocking call looks for signals, so that Ctrl-C ends it.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Wakes someone outside the engine, which costs a system call and, on a busy core, the engine's turn.
+pub(crate) trait Bell: Send + Sync {
+    /// Rings it.
+    fn ring(&self);
+}
+
 static RUNTIME: PerProcess<Runtime> = PerProcess::new();
 
 /// The engine's thread, and what its clients share.
 pub(crate) struct Runtime {
     jobs: UnboundedSender<Vec<Job>>,
+    bells: UnboundedSender<Arc<dyn Bell>>,
     tls: OnceLock<Tls>,
 }
 
@@ -46,6 +53,7 @@ impl Runtime {
 
     fn launch() -> Result<Self, Error> {
         let (jobs, mut inbox) = unbounded_channel::<Vec<Job>>();
+        let (bells, mut due) = unbounded_channel::<Arc<dyn Bell>>();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -56,6 +64,11 @@ impl Runtime {
         thread::Builder::new()
             .name("millstream".to_owned())
             .spawn(move || {
+                runtime.spawn(async move {
+                    while let Some(bell) = due.recv().await {
+                        bell.ring();
+                    }
+                });
                 runtime.block_on(async {
                     while let Some(jobs) = inbox.recv().await {
                         for job in jobs {
@@ -65,7 +78,7 @@ impl Runtime {
                 });
             })
             .map_err(|error| Error::internal("the engine's thread could not be started").with_source(error))?;
-        Ok(Self { jobs, tls: OnceLock::new() })
+        Ok(Self { jobs, bells, tls: OnceLock::new() })
     }
 
     /// TLS settings, read from the system once.
@@ -75,6 +88,12 @@ impl Runtime {
         }
         let tls = Tls::new()?;
         Ok(self.tls.get_or_init(|| tls).clone())
+    }
+
+    /// Rings the bells that are sent there, each after the tasks that can run now have run, so that one ring tells of what all of
+    /// them did.
+    pub(crate) fn bells(&self) -> UnboundedSender<Arc<dyn Bell>> {
+        self.bells.clone()
     }
 
     /// Starts `jobs`, waking the engine's thread once for all of them.
