@@ -189,11 +189,8 @@ impl Lanes {
     }
 }
 
-/// Models that are told apart. Whoever names more of them (a name for each tenant, say) has them share what is counted.
+/// Models that are remembered; who names more of them (one for each tenant, say) learns nothing of the rest.
 const MOST_MODELS: usize = 1024;
-
-/// What the models beyond that are called in the statistics.
-const OTHER_MODELS: &str = "(other)";
 
 /// All upstreams of a client.
 #[derive(Debug)]
@@ -225,13 +222,12 @@ impl Keys {
         let is_remembered = models.len() < MOST_MODELS;
         let lane = |upstream: &Arc<Upstream>| {
             let name = upstream.model_map.get(model).map_or(model, String::as_str);
-            let counted_as = if is_remembered { name } else { OTHER_MODELS };
             Arc::new(Lane {
                 model: Arc::from(name),
                 limiter: Arc::new(RateLimiter::learning()),
                 gate: Gate::default(),
                 tokens: Arc::default(),
-                metrics: self.metrics.lane(upstream.key_id, counted_as),
+                metrics: self.metrics.lane(upstream.key_id, name),
                 upstream: Arc::clone(upstream),
             })
         };
