@@ -29,6 +29,7 @@ from millstream.exceptions import (
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
+    QueueTimeoutError,
     RateLimitError,
     UnprocessableEntityError,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "PermissionDeniedError",
+    "QueueTimeoutError",
     "RateLimitError",
     "RateLimiter",
     "Reservation",

@@ -16,8 +16,10 @@ __all__ = [
     "Choice",
     "ClientStats",
     "FunctionCall",
+    "LimitLevel",
     "Model",
     "ModelList",
+    "RateLimiterSnapshot",
     "Record",
     "ToolCall",
     "Usage",
@@ -91,3 +93,35 @@ class ClientStats:
     max_in_flight: int
     prompt_tokens: int
     completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitLevel:
+    """One limit of a `RateLimiter` and how much of it is left.
+
+    Attributes:
+        unit: What is counted: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``.
+        per: Length of the window in seconds.
+        amount: How many per window.
+        capacity: How many may go at once.
+        level: How many could go now; negative while in debt.
+    """
+
+    unit: str
+    per: float
+    amount: float
+    capacity: float
+    level: float
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimiterSnapshot:
+    """How full a `RateLimiter` is at one moment.
+
+    Attributes:
+        limits: Every limit with its level.
+        waiting: How many acquisitions wait.
+    """
+
+    limits: tuple[LimitLevel, ...]
+    waiting: int
