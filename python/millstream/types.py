@@ -21,9 +21,10 @@ __all__ = [
     "ConcurrencyStats",
     "FunctionCall",
     "LaneStats",
-    "LimiterStats",
+    "LimitLevel",
     "Model",
     "ModelList",
+    "RateLimiterSnapshot",
     "Record",
     "TimingStats",
     "ToolCall",
@@ -183,21 +184,34 @@ class ConcurrencyStats(_Stats):
 
 
 @dataclass(frozen=True, slots=True)
-class LimiterStats(_Stats):
-    """A rate limiter; a dimension that is not limited is None.
+class LimitLevel:
+    """One limit of a `RateLimiter` and how much of it is left.
 
     Attributes:
-        requests_per_minute: The limit of requests.
-        tokens_per_minute: The limit of tokens.
-        requests: Requests that could go now; negative while in debt.
-        tokens: Tokens that could go now; negative while in debt.
-        waiting: Reservations that wait.
+        unit: What is counted: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``.
+        per: Length of the window in seconds.
+        amount: How many per window.
+        capacity: How many may go at once.
+        level: How many could go now; negative while in debt.
     """
 
-    requests_per_minute: float | None
-    tokens_per_minute: float | None
-    requests: float | None
-    tokens: float | None
+    unit: str
+    per: float
+    amount: float
+    capacity: float
+    level: float
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimiterSnapshot:
+    """How full a `RateLimiter` is at one moment.
+
+    Attributes:
+        limits: Every limit with its level.
+        waiting: How many acquisitions wait.
+    """
+
+    limits: tuple[LimitLevel, ...]
     waiting: int
 
 
@@ -239,7 +253,7 @@ class LaneStats(_Stats):
     latency: TimingStats
     first_byte: TimingStats
     waits: WaitStats
-    limiter: LimiterStats | None = None
+    limiter: RateLimiterSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +298,7 @@ class ClientStats(_Stats):
     waits: WaitStats
     lanes: tuple[LaneStats, ...]
     concurrency: ConcurrencyStats | None = None
-    limiter: LimiterStats | None = None
+    limiter: RateLimiterSnapshot | None = None
 
     @classmethod
     def _of(cls, fields: dict[str, Any]) -> Self:
