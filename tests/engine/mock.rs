@@ -617,31 +617,3 @@ async fn an_hour_of_limits_passes_in_a_moment_where_time_is_paused() {
     tokio::task::yield_now().await;
     assert!(tokio::net::TcpStream::connect(("127.0.0.1", server.port())).await.is_err());
 }
-
-#[tokio::test(start_paused = true)]
-async fn throughput_has_its_knee_at_the_slots() {
-    let latency = Latency::Fixed(Duration::from_secs(1));
-    let server = MockServer::start_here(MockConfig { latency, slots: Some(4), ..MockConfig::default() }).unwrap();
-    for (callers, per_second) in [(2, 2), (4, 4), (16, 4)] {
-        server.clear();
-        let mut sockets = Vec::new();
-        for _ in 0..callers {
-            sockets.push(tokio::net::TcpStream::connect(("127.0.0.1", server.port())).await.unwrap());
-        }
-        let work = sockets.into_iter().map(|mut socket| {
-            tokio::spawn(async move {
-                loop {
-                    ask(&mut socket).await;
-                }
-            })
-        });
-        let work: Vec<_> = work.collect();
-        tokio::time::sleep(Duration::from_millis(10_500)).await;
-        let answered = server.stats().answered;
-        work.iter().for_each(tokio::task::JoinHandle::abort);
-        assert_eq!(answered, per_second * 10, "{callers} callers");
-        while server.stats().in_flight > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-}
