@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -228,6 +229,123 @@ def test_refuses_what_exceeds_max_concurrent(connect: Connect, mock_server: Mock
     assert mock_server.stats.in_flight == 0
 
 
+@pytest.mark.mock_server(requests_per_minute=3, keys={"sk-a": {"requests_per_minute": 1}, "sk-b": {}})
+def test_each_key_has_limits_of_its_own(mock_server: MockServer, client: Client) -> None:
+    def statuses(key: str) -> list[int]:
+        return [client.ask("x", Authorization=f"Bearer {key}")[0] for _ in range(4)]
+
+    assert statuses("sk-a") == [200, 429, 429, 429]
+    assert statuses("sk-b") == [200, 200, 200, 429]
+    assert statuses("sk-c") == [401] * 4
+    stats = mock_server.key_stats
+    assert {key: (of.requests, of.rejected_429, of.max_in_flight) for key, of in stats.items()} == {
+        "sk-a": (4, 3, 1),
+        "sk-b": (4, 1, 1),
+    }
+    assert repr(stats["sk-b"]) == "KeyStats(requests=4, rejected_429=1, in_flight=0, max_in_flight=1)"
+    first, refused = mock_server.requests[:2]
+    assert (first.key, first.status, first.retry_after) == ("sk-a", 200, None)
+    assert first.answered is not None
+    assert first.arrived <= first.answered <= refused.arrived
+    assert refused.retry_after is not None
+    assert 59 <= refused.retry_after <= 60
+    assert mock_server.requests[-1].key is None
+
+
+def test_limits_change_while_it_runs(mock_server: MockServer, client: Client) -> None:
+    assert "x-ratelimit-limit-requests" not in client.ask("x")[1]
+    mock_server.set_limits(requests_per_minute=1)
+    assert [client.ask("x")[0] for _ in range(2)] == [200, 429]
+    mock_server.set_limits()
+    assert client.ask("x")[0] == 200
+    with pytest.raises(ValueError, match="key"):
+        mock_server.set_limits("sk-none", requests_per_minute=1)
+    with pytest.raises(ValueError, match="requests_per_minute"):
+        mock_server.set_limits(requests_per_minute=0)
+
+
+@pytest.mark.mock_server(
+    dialect="anthropic", requests_per_minute=1, input_tokens_per_minute=80_000, output_tokens_per_minute=16_000
+)
+def test_speaks_of_limits_in_the_words_of_anthropic(client: Client) -> None:
+    _, headers, _ = client.ask("x")
+    assert headers["anthropic-ratelimit-requests-remaining"] == "0"
+    assert headers["anthropic-ratelimit-input-tokens-limit"] == "80000"
+    assert headers["anthropic-ratelimit-output-tokens-remaining"] == "16000"
+    assert datetime.fromisoformat(headers["anthropic-ratelimit-requests-reset"]).tzinfo is not None
+    status, headers, body = client.ask("x")
+    assert (status, body["type"], body["error"]["type"]) == (429, "error", "rate_limit_error")
+    assert body["request_id"] == headers["request-id"]
+    assert 59 <= int(headers["retry-after"]) <= 60
+    assert "retry-after-ms" not in headers
+
+
+@pytest.mark.parametrize(
+    ("dialect", "limits", "said"),
+    [
+        ("mistral", {"requests_per_minute": 0}, {"x-ratelimit-limit-req-minute": "0"}),
+        ("groq", {"requests_per_day": 14_400}, {"x-ratelimit-reset-requests": "6s"}),
+        ("together", {"requests_per_minute": 600}, {"x-ratelimit-limit": "10", "x-ratelimit-remaining": "9"}),
+        ("azure", {"requests_per_minute": 600}, {"x-ratelimit-remaining-requests": "599"}),
+        ("none", {"requests_per_minute": 600}, {}),
+    ],
+)
+def test_speaks_of_limits_in_the_words_of_others(
+    connect: Connect, dialect: Any, limits: Any, said: dict[str, str]
+) -> None:
+    with MockServer(dialect=dialect, **limits) as server:
+        _, headers, _ = connect(server).ask("x")
+    told = {name: value for name, value in headers.items() if "ratelimit" in name}
+    assert said.items() <= told.items()
+    assert bool(told) == bool(said)
+
+
+def test_an_outage_fails_everything_until_it_is_over(mock_server: MockServer, client: Client) -> None:
+    mock_server.script(Answer(text="kept"))
+    mock_server.outage()
+    assert [client.ask("x")[0], client.get("/v1/models")[0]] == [503, 503]
+    mock_server.recover()
+    assert client.content("x") == "kept"
+    mock_server.outage(502, seconds=0.05)
+    until(lambda: client.ask("x")[0] == 200)
+    assert mock_server.stats.failed_in_outage >= 2
+    for arguments in ({"status": 100}, {"seconds": -1.0}):
+        with pytest.raises(ValueError):
+            mock_server.outage(**arguments)
+
+
+@pytest.mark.mock_server(slots=1)
+def test_beyond_its_slots_requests_queue(mock_server: MockServer, connect: Connect) -> None:
+    mock_server.when("hang", Answer(fault="hang_before"))
+    body = '{"messages":[{"role":"user","content":"%s"}]}'
+    working, queued = connect(mock_server), connect(mock_server)
+    working.http.request("POST", "/v1/chat/completions", body % "hang")
+    until(lambda: mock_server.stats.in_flight == 1)
+    queued.http.request("POST", "/v1/chat/completions", body % "x")
+    until(lambda: mock_server.stats.queued == 1)
+    mock_server.set_slots(2)
+    assert queued.answer()[0] == 200
+    mock_server.set_max_concurrent(1)
+    assert queued.ask("x")[0] == 429
+    for change in (mock_server.set_slots, mock_server.set_max_concurrent):
+        with pytest.raises(ValueError, match="at least 1"):
+            change(0)
+
+
+def test_a_forked_child_leaves_the_server_to_its_parent(mock_server: MockServer, client: Client) -> None:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        try:
+            mock_server.stop()
+            mock_server.stop()
+        except BaseException:  # a panic of Rust is none of Exception's
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert client.content("x") == "echo: x"
+
+
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
@@ -317,7 +435,16 @@ def test_a_taken_port_is_an_os_error(mock_server: MockServer) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"models": ()}, {"requests_per_minute": 0}, {"latency": -1.0}, {"latency": (0.1, float("nan"))}],
+    [
+        {"models": ()},
+        {"requests_per_minute": 0},
+        {"latency": -1.0},
+        {"latency": (0.1, float("nan"))},
+        {"keys": {"sk-a": {"tokens_per_minute": 0}}},
+        {"keys": {"sk-a": {"rpm": 1}}},
+        {"dialect": "klingon"},
+        {"slots": 0},
+    ],
 )
 def test_refuses_arguments_that_make_no_sense(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

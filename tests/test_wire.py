@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from millstream import BadRequestError, InsufficientQuotaError, InternalServerError, MillstreamError, RateLimitError
+from millstream import BadRequestError, InsufficientQuotaError, MillstreamError, OverloadedError, RateLimitError
 from millstream.testing import Answer, MockServer
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def test_an_answer_keeps_every_field_of_the_server(face: Face, mock_server: Mock
         ("anthropic_spend_limit.json", 429, InsufficientQuotaError),
         ("deepseek_insufficient_balance.json", 402, InsufficientQuotaError),
         ("openai_slow_down.json", 429, RateLimitError),
-        ("openai_overloaded.json", 503, InternalServerError),
-        ("anthropic_overloaded.json", 529, InternalServerError),
+        ("openai_overloaded.json", 503, OverloadedError),
+        ("anthropic_overloaded.json", 529, OverloadedError),
         ("tei_overloaded.json", 429, RateLimitError),
     ],
 )
@@ -52,7 +52,6 @@ def test_an_error_is_told_by_its_body(
         face.complete("hi")
     sent = json.loads(body)
     assert type(caught.value) is kind
-    inner = sent.get("error", sent)
-    assert caught.value.body == (inner if isinstance(inner, dict) else sent)
+    assert caught.value.body == sent.get("error", sent)
     final = kind in (BadRequestError, InsufficientQuotaError)
     assert mock_server.stats.requests == (1 if final else 3)

@@ -1,11 +1,12 @@
-//! The provider's JSON: chat completions, the list of models, errors.
+//! The provider's JSON: chat completions and the list of models.
 
 use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::StatusCode;
 use serde::{Deserialize, Serialize};
+
+use super::limits::Charge;
 
 /// What the mock reads of a chat request; everything else is accepted unseen.
 #[derive(Debug, Deserialize)]
@@ -66,10 +67,14 @@ impl ChatRequest<'_> {
         tokens_of(contents.map(|content| content.text().len()).sum())
     }
 
-    /// What the request costs of a tokens-per-minute limit: the larger of what it may produce and what it says.
-    pub(super) fn charge(&self) -> u64 {
-        let most = self.max_completion_tokens.or(self.max_tokens).unwrap_or(0);
-        most.max(self.prompt_tokens())
+    /// What the request costs: of a limit of all tokens, the larger of what it may produce and what it says.
+    pub(super) fn charge(&self) -> Charge {
+        let (input_tokens, most) = (self.prompt_tokens(), self.max_completion_tokens.or(self.max_tokens));
+        Charge {
+            tokens: most.unwrap_or(0).max(input_tokens),
+            input_tokens,
+            output_tokens: most.unwrap_or(input_tokens),
+        }
     }
 }
 
@@ -181,38 +186,6 @@ pub(super) fn models(ids: &[String]) -> Bytes {
     json(&Models { object: "list", data: ids.iter().map(|id| model(id)).collect() })
 }
 
-#[derive(Serialize)]
-struct ErrorBody<'a> {
-    error: ErrorFields<'a>,
-}
-
-#[derive(Serialize)]
-struct ErrorFields<'a> {
-    message: &'a str,
-    #[serde(rename = "type")]
-    kind: &'a str,
-    param: Option<&'a str>,
-    code: Option<&'a str>,
-}
-
-/// An error in the provider's form.
-pub(super) fn error(message: &str, kind: &str, code: Option<&str>) -> Bytes {
-    json(&ErrorBody { error: ErrorFields { message, kind, param: None, code } })
-}
-
-/// The error that the provider would send with this status.
-pub(super) fn error_for(status: StatusCode) -> Bytes {
-    let (kind, code) = match status.as_u16() {
-        401 => ("invalid_request_error", Some("invalid_api_key")),
-        403 => ("invalid_request_error", Some("unsupported_country_region_territory")),
-        404 => ("invalid_request_error", Some("model_not_found")),
-        429 => ("requests", Some("rate_limit_exceeded")),
-        500.. => ("server_error", None),
-        _ => ("invalid_request_error", None),
-    };
-    error(&format!("The mock server was told to answer {}.", status.as_u16()), kind, code)
-}
-
 fn json(value: &impl Serialize) -> Bytes {
     // These types hold only strings and numbers, which always serialize.
     serde_json::to_vec(value).map(Bytes::from).unwrap_or_default()
@@ -234,7 +207,7 @@ mod tests {
         let request = ChatRequest::parse(body).unwrap();
         assert_eq!(request.last_user_text(), "one two");
         assert_eq!(request.prompt_tokens(), 3);
-        assert_eq!(request.charge(), 3);
+        assert_eq!(request.charge(), Charge { tokens: 3, input_tokens: 3, output_tokens: 3 });
         let body = br#"{"messages":[{"role":"user","content":"caf\u00e9"}]}"#;
         assert_eq!(ChatRequest::parse(body).unwrap().last_user_text(), "café");
     }

@@ -42,6 +42,70 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// Whose headers and error bodies an answer has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// `x-ratelimit-*-requests` and `-tokens` with Go durations to the full refill; `retry-after` and `retry-after-ms`.
+    #[default]
+    OpenAi,
+    /// `anthropic-ratelimit-*` with moments, tokens rounded to thousands, `request-id`; `retry-after` in whole seconds.
+    Anthropic,
+    /// `x-ratelimit-*-req-minute` and `-tokens-minute`, no resets and no `Retry-After`. A limit of 0 is for good.
+    Mistral,
+    /// `OpenAI`'s names, but requests are those of the day; requests per minute are counted in silence.
+    Groq,
+    /// `x-ratelimit-limit` and `-limit-tokens` per second, and buckets of a second's size; 429 of the type `credit_limit`.
+    Together,
+    /// Only what is left, no limits; `retry-after` and `retry-after-ms`.
+    Azure,
+    /// No header speaks of a limit; `retry-after` and `retry-after-ms` on a 429.
+    None,
+}
+
+/// Limits of one key, or of everyone. A dimension that is `None` is not limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MockLimits {
+    /// Requests per minute.
+    pub requests_per_minute: Option<u32>,
+    /// Requests per day.
+    pub requests_per_day: Option<u32>,
+    /// Tokens per minute; a request is charged the larger of `max_tokens` and a quarter of its messages' bytes.
+    pub tokens_per_minute: Option<u32>,
+    /// Tokens of the prompts per minute.
+    pub input_tokens_per_minute: Option<u32>,
+    /// Tokens of the answers per minute, charged by `max_tokens` on arrival.
+    pub output_tokens_per_minute: Option<u32>,
+}
+
+impl MockLimits {
+    /// These, and `other`'s where these say nothing.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            requests_per_minute: self.requests_per_minute.or(other.requests_per_minute),
+            requests_per_day: self.requests_per_day.or(other.requests_per_day),
+            tokens_per_minute: self.tokens_per_minute.or(other.tokens_per_minute),
+            input_tokens_per_minute: self.input_tokens_per_minute.or(other.input_tokens_per_minute),
+            output_tokens_per_minute: self.output_tokens_per_minute.or(other.output_tokens_per_minute),
+        }
+    }
+
+    /// Refuse what nothing could ever pass, but for the dialect where that is said.
+    pub(super) fn check(&self, dialect: Dialect) -> io::Result<()> {
+        for (name, limit) in [
+            ("requests_per_minute", self.requests_per_minute.filter(|_| dialect != Dialect::Mistral)),
+            ("requests_per_day", self.requests_per_day),
+            ("tokens_per_minute", self.tokens_per_minute),
+            ("input_tokens_per_minute", self.input_tokens_per_minute),
+            ("output_tokens_per_minute", self.output_tokens_per_minute),
+        ] {
+            if limit == Some(0) {
+                return Err(invalid(&format!("{name} must be at least 1")));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a server is started with.
 #[derive(Debug, Clone)]
 pub struct MockConfig {
@@ -53,12 +117,25 @@ pub struct MockConfig {
     pub models: Vec<String>,
     /// The key to ask for (`Authorization: Bearer`, `api-key` or `x-api-key`), else 401. Default: none asked for.
     pub api_key: Option<String>,
+    /// Further keys, each with limits of its own; where it names none, the server's count, but for this key alone.
+    /// Any other key gets 401. Default: none.
+    pub keys: Vec<(String, MockLimits)>,
     /// Requests per minute. Default: no limit.
     pub requests_per_minute: Option<u32>,
+    /// Requests per day. Default: no limit.
+    pub requests_per_day: Option<u32>,
     /// Tokens per minute. Default: no limit.
     pub tokens_per_minute: Option<u32>,
+    /// Tokens of the prompts per minute. Default: no limit.
+    pub input_tokens_per_minute: Option<u32>,
+    /// Tokens of the answers per minute. Default: no limit.
+    pub output_tokens_per_minute: Option<u32>,
+    /// Whose headers and errors the answers have. Default: `OpenAI`'s.
+    pub dialect: Dialect,
     /// Most requests answered at once, 429 above. Default: no limit.
     pub max_concurrent: Option<u32>,
+    /// Requests that are worked at, for `latency`, at once; the others queue. Default: any number.
+    pub slots: Option<u32>,
     /// Keep each request. Without it only the counters of [`super::MockStats`] are kept. Default: true.
     pub record: bool,
     /// Speak HTTPS. Default: plain HTTP.
@@ -76,9 +153,15 @@ impl Default for MockConfig {
             latency: Latency::None,
             models: vec!["mock-model".to_owned()],
             api_key: None,
+            keys: Vec::new(),
             requests_per_minute: None,
+            requests_per_day: None,
             tokens_per_minute: None,
+            input_tokens_per_minute: None,
+            output_tokens_per_minute: None,
+            dialect: Dialect::OpenAi,
             max_concurrent: None,
+            slots: None,
             record: true,
             tls: None,
             port: 0,
@@ -88,16 +171,26 @@ impl Default for MockConfig {
 }
 
 impl MockConfig {
+    /// The limits of whoever has none of its own.
+    pub(super) fn limits(&self) -> MockLimits {
+        MockLimits {
+            requests_per_minute: self.requests_per_minute,
+            requests_per_day: self.requests_per_day,
+            tokens_per_minute: self.tokens_per_minute,
+            input_tokens_per_minute: self.input_tokens_per_minute,
+            output_tokens_per_minute: self.output_tokens_per_minute,
+        }
+    }
+
     /// Refuse what could never work.
     pub(super) fn check(&self) -> io::Result<()> {
         if self.models.is_empty() {
             return Err(invalid("models must name at least one model"));
         }
-        for (name, limit) in [
-            ("requests_per_minute", self.requests_per_minute),
-            ("tokens_per_minute", self.tokens_per_minute),
-            ("max_concurrent", self.max_concurrent),
-        ] {
+        for limits in self.keys.iter().map(|(_, limits)| limits).chain([&self.limits()]) {
+            limits.check(self.dialect)?;
+        }
+        for (name, limit) in [("max_concurrent", self.max_concurrent), ("slots", self.slots)] {
             if limit == Some(0) {
                 return Err(invalid(&format!("{name} must be at least 1")));
             }
@@ -131,7 +224,7 @@ fn standard_normal(random: &mut fastrand::Rng) -> f64 {
     radius * (std::f64::consts::TAU * random.f64()).cos()
 }
 
-fn invalid(message: &str) -> io::Error {
+pub(super) fn invalid(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message.to_owned())
 }
 

@@ -1,4 +1,4 @@
-//! One request from its head to its answer: key, limits, script, default reply, in this order.
+//! One request from its head to its answer: outage, key, limits, script or default reply, slot, latency, in this order.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,12 +17,12 @@ use super::body::{AnswerBody, Spoiling};
 use super::chat::{self, ChatRequest};
 use super::config::{MockConfig, Reply};
 use super::connection::{Connection, Doom};
-use super::limits::Limits;
-use super::record::{Head, Ledger, Ticket, lock};
+use super::limits::{Charge, Limits};
+use super::record::{Head, Ledger, Reply as RecordedReply, Ticket, lock};
 use super::script::{Answer, Fault, Script};
+use super::slots::Slots;
 use crate::traffic::Arrival;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -32,7 +32,11 @@ pub(super) struct Mock {
     config: MockConfig,
     pub(super) ledger: Arc<Ledger>,
     pub(super) script: Mutex<Script>,
-    limits: Mutex<Limits>,
+    pub(super) limits: Mutex<Limits>,
+    pub(super) slots: Slots,
+    pub(super) outage: Mutex<Option<Outage>>,
+    /// `u64::MAX`: any number.
+    max_concurrent: AtomicU64,
     random: Mutex<fastrand::Rng>,
     fixed: Bytes,
     serial: AtomicU64,
@@ -40,12 +44,23 @@ pub(super) struct Mock {
     started: OnceLock<Instant>,
 }
 
+/// All requests fail.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outage {
+    pub(super) status: StatusCode,
+    /// Until it is told to recover, if none.
+    pub(super) until: Option<Instant>,
+}
+
 impl Mock {
     pub(super) fn new(config: MockConfig) -> io::Result<Self> {
         config.check()?;
         let limits = Limits::new(&config, Instant::now());
         Ok(Self {
-            ledger: Arc::default(),
+            ledger: Arc::new(Ledger::new(config.keys.len())),
+            slots: Slots::new(config.slots),
+            outage: Mutex::default(),
+            max_concurrent: AtomicU64::new(config.max_concurrent.map_or(u64::MAX, u64::from)),
             script: Mutex::default(),
             limits: Mutex::new(limits),
             random: Mutex::new(fastrand::Rng::with_seed(config.seed)),
@@ -73,8 +88,15 @@ impl Mock {
         &self.config
     }
 
-    /// As new: no script, no records, counters at 0, full buckets.
+    pub(super) fn set_max_concurrent(&self, most: Option<u32>) {
+        self.max_concurrent.store(most.map_or(u64::MAX, u64::from), Relaxed);
+    }
+
+    /// As new: no script, no records, no outage, counters at 0, limits as configured and full.
     pub(super) fn clear(&self) {
+        *lock(&self.outage) = None;
+        self.slots.set(self.config.slots);
+        self.set_max_concurrent(self.config.max_concurrent);
         *lock(&self.script) = Script::default();
         *lock(&self.limits) = Limits::new(&self.config, Instant::now());
         self.ledger.clear();
@@ -84,17 +106,40 @@ impl Mock {
     fn needs_body(&self) -> bool {
         self.config.record
             || self.config.reply != Reply::Fixed
-            || self.config.tokens_per_minute.is_some()
+            || lock(&self.limits).count_tokens()
             || !lock(&self.script).is_empty()
     }
 
-    fn has_key(&self, headers: &HeaderMap) -> bool {
-        let Some(key) = &self.config.api_key else {
-            return true;
-        };
-        let is_key = |value: &HeaderValue| value.as_bytes() == key.as_bytes();
-        let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        bearer == Some(key) || ["api-key", "x-api-key"].iter().any(|name| headers.get(*name).is_some_and(is_key))
+    /// The key that a request carries, or why it may not come in. `None` where the server has no keys.
+    fn key(&self, headers: &HeaderMap) -> Key {
+        let MockConfig { api_key, keys, .. } = &self.config;
+        if api_key.is_none() && keys.is_empty() {
+            return Key::Anyone;
+        }
+        let bearer = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let others = ["x-api-key", "api-key"].iter().filter_map(|name| headers.get(*name).map(HeaderValue::as_bytes));
+        for shown in bearer.into_iter().chain(others) {
+            if let Some(index) = keys.iter().position(|(key, _)| key.as_bytes() == shown) {
+                return Key::Of(index);
+            }
+            if api_key.as_ref().is_some_and(|key| key.as_bytes() == shown) {
+                return Key::Anyone;
+            }
+        }
+        Key::Wrong
+    }
+
+    /// The `key`th of the keys.
+    fn key_name(&self, key: Option<usize>) -> Option<String> {
+        self.config.keys.get(key?).map(|(name, _)| name.clone())
+    }
+
+    fn outage(&self) -> Option<StatusCode> {
+        let mut outage = lock(&self.outage);
+        if outage.is_some_and(|outage| outage.until.is_some_and(|until| until <= Instant::now())) {
+            *outage = None;
+        }
+        outage.map(|outage| outage.status)
     }
 
     fn draw_latency(&self) -> Duration {
@@ -107,14 +152,18 @@ impl Mock {
 
     /// What to answer to a request that has arrived whole.
     fn decide(&self, asked: &Asked, body: &[u8], ticket: &mut Ticket) -> Draft {
-        if !asked.has_key {
-            let message = "Incorrect API key provided. The mock server knows one key only.";
-            let body = chat::error(message, "invalid_request_error", Some("invalid_api_key"));
-            return Draft::new(StatusCode::UNAUTHORIZED, body);
+        let dialect = self.config.dialect;
+        if let Some(status) = self.outage() {
+            ticket.failed_in_outage();
+            return Draft::new(status, dialect.error_for(status, &asked.id));
+        }
+        if asked.key == Key::Wrong {
+            let message = "Incorrect API key provided. The mock server knows other keys.";
+            return self.error(asked, StatusCode::UNAUTHORIZED, message, Some("invalid_api_key"));
         }
         let mut limits = HeaderMap::new();
         if asked.method == Method::POST {
-            match self.admit(body, ticket) {
+            match self.admit(asked, body, ticket) {
                 Ok(headers) => limits = headers,
                 Err(refusal) => return *refusal,
             }
@@ -124,32 +173,37 @@ impl Mock {
             Some(answer) => self.scripted(answer, asked, body),
             None => Draft { latency: self.draw_latency(), ..self.default_reply(asked, body) },
         };
+        draft.works = true;
         limits.extend(std::mem::take(&mut draft.headers));
         draft.headers = limits;
         draft
     }
 
     /// Headers for the answer, or the refusal.
-    fn admit(&self, body: &[u8], ticket: &mut Ticket) -> Result<HeaderMap, Box<Draft>> {
-        if !ticket.admit(self.config.max_concurrent) {
+    fn admit(&self, asked: &Asked, body: &[u8], ticket: &mut Ticket) -> Result<HeaderMap, Box<Draft>> {
+        let dialect = self.config.dialect;
+        if !ticket.admit(self.max_concurrent.load(Relaxed)) {
             ticket.refused();
-            let body = chat::error("Too many concurrent requests.", "requests", Some("rate_limit_exceeded"));
-            return Err(Box::new(Draft::new(StatusCode::TOO_MANY_REQUESTS, body)));
+            return Err(Box::new(Draft::new(StatusCode::TOO_MANY_REQUESTS, dialect.crowded(&asked.id))));
         }
-        let tokens = self.charge(body);
-        let (verdict, headers) = lock(&self.limits).admit(tokens, Instant::now());
+        let mut headers = HeaderMap::new();
+        let mut limits = lock(&self.limits);
+        let charge = if limits.count_tokens() { charge(body) } else { Charge::default() };
+        let buckets = limits.of(asked.key.index());
+        let verdict = buckets.admit(charge, Instant::now());
+        dialect.write_limits(buckets.all(), charge, &mut headers);
         let Err(refusal) = verdict else { return Ok(headers) };
+        if let Some(wait) = refusal.retry_after {
+            dialect.write_wait(wait, &mut headers);
+        }
         ticket.refused();
-        let body = chat::error(&refusal.message, refusal.dimension.name(), Some("rate_limit_exceeded"));
+        let body = dialect.refusal(&refusal, &asked.id);
         Err(Box::new(Draft { headers, ..Draft::new(StatusCode::TOO_MANY_REQUESTS, body) }))
     }
 
-    /// Tokens of a request; of one that is no chat, a quarter of its bytes.
-    fn charge(&self, body: &[u8]) -> u64 {
-        if self.config.tokens_per_minute.is_none() {
-            return 0;
-        }
-        ChatRequest::parse(body).map_or_else(|_| chat::tokens_of(body.len()), |request| request.charge())
+    /// An error of the client's.
+    fn error(&self, asked: &Asked, status: StatusCode, message: &str, code: Option<&str>) -> Draft {
+        Draft::new(status, self.config.dialect.error(status, message, "invalid_request_error", code, &asked.id))
     }
 
     fn scripted(&self, answer: Answer, asked: &Asked, body: &[u8]) -> Draft {
@@ -160,7 +214,7 @@ impl Mock {
                 Draft::new(answer.status, self.completion(&text, ChatRequest::parse(body).ok().as_ref()))
             }
             (None, None) if answer.status == StatusCode::OK => self.default_reply(asked, body),
-            (None, None) => Draft::new(answer.status, chat::error_for(answer.status)),
+            (None, None) => Draft::new(answer.status, self.config.dialect.error_for(answer.status, &asked.id)),
         };
         let (fault, drip_interval) = (answer.fault, answer.drip_interval);
         let mut headers = draft.headers;
@@ -174,23 +228,22 @@ impl Mock {
             Route::Models => Method::GET,
             Route::Unknown => {
                 let message = format!("Invalid URL ({} {})", asked.method, asked.path);
-                return Draft::new(StatusCode::NOT_FOUND, chat::error(&message, "invalid_request_error", None));
+                return self.error(asked, StatusCode::NOT_FOUND, &message, None);
             }
         };
         if asked.method != allowed {
             let message = format!("Method {} is not allowed here, only {allowed}", asked.method);
-            let body = chat::error(&message, "invalid_request_error", Some("method_not_allowed"));
-            let mut draft = Draft::new(StatusCode::METHOD_NOT_ALLOWED, body);
+            let mut draft = self.error(asked, StatusCode::METHOD_NOT_ALLOWED, &message, Some("method_not_allowed"));
             draft.headers.extend(HeaderValue::from_str(allowed.as_str()).map(|value| (ALLOW, value)));
             return draft;
         }
         if asked.route == Route::Models {
             return Draft::new(StatusCode::OK, chat::models(&self.config.models));
         }
-        self.chat_reply(body)
+        self.chat_reply(asked, body)
     }
 
-    fn chat_reply(&self, body: &[u8]) -> Draft {
+    fn chat_reply(&self, asked: &Asked, body: &[u8]) -> Draft {
         if self.config.reply == Reply::Fixed {
             return Draft::new(StatusCode::OK, self.fixed.clone());
         }
@@ -198,7 +251,7 @@ impl Mock {
             Ok(request) => request,
             Err(error) => {
                 let message = format!("We could not parse the JSON body of your request: {error}");
-                return Draft::new(StatusCode::BAD_REQUEST, chat::error(&message, "invalid_request_error", None));
+                return self.error(asked, StatusCode::BAD_REQUEST, &message, None);
             }
         };
         let text = match &self.config.reply {
@@ -216,13 +269,41 @@ impl Mock {
     }
 }
 
+/// Tokens of a request; of one that is no chat, a quarter of its bytes.
+fn charge(body: &[u8]) -> Charge {
+    let tokens = chat::tokens_of(body.len());
+    let unread = Charge { tokens, input_tokens: tokens, output_tokens: tokens };
+    ChatRequest::parse(body).map_or(unread, |request| request.charge())
+}
+
+/// The key that a request carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    /// One of [`MockConfig::keys`].
+    Of(usize),
+    /// [`MockConfig::api_key`], or none where none is asked for.
+    Anyone,
+    Wrong,
+}
+
+impl Key {
+    fn index(self) -> Option<usize> {
+        match self {
+            Self::Of(index) => Some(index),
+            Self::Anyone | Self::Wrong => None,
+        }
+    }
+}
+
 /// What is to be known of a request's head once it is filed.
 struct Asked {
+    /// The answer's name for the request.
+    id: String,
     method: Method,
     /// For the message of a 404.
     path: String,
     route: Route,
-    has_key: bool,
+    key: Key,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -248,6 +329,8 @@ struct Draft {
     headers: HeaderMap,
     body: Bytes,
     latency: Duration,
+    /// It is work, which a slot is needed for.
+    works: bool,
     fault: Option<Fault>,
     drip_interval: Duration,
 }
@@ -255,7 +338,8 @@ struct Draft {
 impl Draft {
     fn new(status: StatusCode, body: Bytes) -> Self {
         let headers = HeaderMap::new();
-        Self { status, headers, body, latency: Duration::ZERO, fault: None, drip_interval: Duration::ZERO }
+        let (latency, drip_interval) = (Duration::ZERO, Duration::ZERO);
+        Self { status, headers, body, latency, works: false, fault: None, drip_interval }
     }
 
     fn spoiling(&self) -> Spoiling {
@@ -266,11 +350,6 @@ impl Draft {
             Some(Fault::Drip) => Spoiling::Drip(self.drip_interval),
             Some(Fault::ResetBefore | Fault::CloseBefore | Fault::HangBefore) | None => Spoiling::None,
         }
-    }
-
-    /// Whether HTTP forbids this answer a body.
-    fn is_bodiless(&self, method: &Method) -> bool {
-        method == Method::HEAD || matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
     }
 }
 
@@ -287,32 +366,41 @@ pub(super) async fn answer(
     let (mut parts, incoming) = request.into_parts();
     let arrival = Arrival::of(&mut parts.headers);
     let asked = ask(&mock, &parts);
-    let head = mock.config.record.then(|| file(parts, arrived - mock.started()));
-    let mut ticket = mock.ledger.open(connection, head, arrival);
+    let key = asked.key.index();
+    let head = mock.config.record.then(|| file(parts, arrived - mock.started(), mock.key_name(key)));
+    let mut ticket = mock.ledger.open(connection, head, key, arrival);
     let body = read(incoming, mock.needs_body()).await?;
     ticket.set_body(&body);
     let draft = mock.decide(&asked, &body, &mut ticket);
+    let slot = if draft.works && asked.method == Method::POST {
+        let _waiting = ticket.wait();
+        Some(mock.slots.take().await)
+    } else {
+        None
+    };
     if !draft.latency.is_zero() {
         let _waiting = ticket.wait();
         sleep(draft.latency).await;
     }
     fail_before(draft.fault, &mut ticket).await;
-    Ok(respond(draft, &asked.method, &mock, arrived, ticket))
+    drop(slot);
+    Ok(respond(draft, asked, &mock, arrived, ticket))
 }
 
 fn ask(mock: &Mock, parts: &Parts) -> Asked {
     let route = Route::of(parts.uri.path());
     let path = if route == Route::Unknown { parts.uri.path().to_owned() } else { String::new() };
-    Asked { method: parts.method.clone(), path, route, has_key: mock.has_key(&parts.headers) }
+    let id = format!("req_mock_{}", mock.serial());
+    Asked { id, method: parts.method.clone(), path, route, key: mock.key(&parts.headers) }
 }
 
-fn file(parts: Parts, arrived: Duration) -> Head {
+fn file(parts: Parts, arrived: Duration, key: Option<String>) -> Head {
     // HTTP/2 always sends scheme and host apart from the path; only HTTP/1's absolute form means a proxy.
     let path = match parts.uri.path_and_query() {
         Some(path) if parts.version == Version::HTTP_2 => path.to_string(),
         _ => parts.uri.to_string(),
     };
-    Head { method: parts.method, path, headers: parts.headers, arrived }
+    Head { method: parts.method, path, headers: parts.headers, arrived, key }
 }
 
 /// Read a body to its end, which HTTP/1 needs before it can notice that a client leaves; keep it if wanted.
@@ -350,18 +438,31 @@ async fn fail_before(fault: Option<Fault>, ticket: &mut Ticket) {
     std::future::pending::<()>().await;
 }
 
-fn respond(draft: Draft, method: &Method, mock: &Mock, arrived: Instant, ticket: Ticket) -> Response<AnswerBody> {
-    let spoiling = draft.spoiling();
-    let body = if draft.is_bodiless(method) { Bytes::new() } else { draft.body };
-    ticket.set_status(draft.status.as_u16());
-    let mut response = Response::new(AnswerBody::new(body, spoiling, ticket));
-    *response.status_mut() = draft.status;
-    let headers = response.headers_mut();
+fn respond(draft: Draft, asked: Asked, mock: &Mock, arrived: Instant, ticket: Ticket) -> Response<AnswerBody> {
+    let (status, spoiling) = (draft.status, draft.spoiling());
+    let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, JSON);
-    if let Ok(id) = HeaderValue::try_from(format!("req_mock_{}", mock.serial())) {
-        headers.insert(REQUEST_ID, id);
+    if let Ok(id) = HeaderValue::try_from(asked.id) {
+        headers.insert(mock.config.dialect.request_id(), id);
     }
     headers.insert(PROCESSING_MS, HeaderValue::from(arrived.elapsed().as_millis() as u64));
     headers.extend(draft.headers);
+    ticket.set_reply(|| RecordedReply {
+        status: status.as_u16(),
+        at: mock.started().elapsed(),
+        retry_after: wait(&headers),
+    });
+    let bodiless = asked.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let body = if bodiless { Bytes::new() } else { draft.body };
+    let mut response = Response::new(AnswerBody::new(body, spoiling, ticket));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
     response
+}
+
+/// The wait that an answer asks for, if it is a number.
+fn wait(headers: &HeaderMap) -> Option<Duration> {
+    let number = |name| headers.get(name).and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
+    let seconds = number("retry-after-ms").map(|wait| wait / 1000.0).or_else(|| number("retry-after"))?;
+    Duration::try_from_secs_f64(seconds).ok()
 }

@@ -5,8 +5,8 @@
 //! client's. It answers chat completions, keeps requests-per-minute and tokens-per-minute limits as the provider does,
 //! misbehaves on demand at the level of the socket, and tells what it saw.
 //!
-//! The way of one request, in this order: API key (401), limits of `POST` requests (429), scripted answers ([`Answer`],
-//! first [`MockServer::when`], then [`MockServer::script`]), the default reply of its path. So a refused request uses up
+//! The way of one request, in this order: outage, API key (401), limits of `POST` requests (429), scripted answers ([`Answer`],
+//! first [`MockServer::when`], then [`MockServer::script`]) or the default reply of its path, a slot, the latency. So a refused request uses up
 //! no scripted answer.
 //!
 //! ```
@@ -32,21 +32,25 @@
 //! | `exchange` | one request from its head to its answer |
 //! | `body` | an answer's body, whole or spoilt |
 //! | `script` | scripted answers and whom they are for |
-//! | `limits` | the token buckets and their headers |
-//! | `chat` | JSON of the provider: completions, models, errors |
+//! | `limits` | the token buckets, for everyone or for each key |
+//! | `dialect` | headers and errors of each provider |
+//! | `slots` | requests worked at once, and the queue for them |
+//! | `chat` | JSON of the provider: completions and models |
 //! | `record` | what the server saw |
 
 mod body;
 mod chat;
 mod config;
 mod connection;
+mod dialect;
 mod exchange;
 mod limits;
 mod record;
 mod script;
 mod server;
+mod slots;
 
-pub use config::{Latency, MockConfig, Reply, TlsFiles};
-pub use record::{MockStats, RecordedRequest};
+pub use config::{Dialect, Latency, MockConfig, MockLimits, Reply, TlsFiles};
+pub use record::{KeyStats, MockStats, RecordedRequest};
 pub use script::{Answer, Fault};
 pub use server::MockServer;

@@ -3,7 +3,7 @@
 //! A [`Ticket`] stands for one request from its head to its end. hyper drops the future or the body that owns it when the
 //! client leaves, so dropping a ticket that was not completed *is* the detection of an abort.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -28,12 +28,18 @@ pub struct RecordedRequest {
     pub body: Bytes,
     /// Number of the connection that carried it, from 0.
     pub connection: u64,
-    /// When its head arrived, from the server's start.
+    /// Which of the server's keys it carried.
+    pub key: Option<String>,
+    /// When its head arrived, from the making of the server.
     pub arrived: Duration,
     /// Requests in flight at its arrival, itself included.
     pub in_flight: u64,
     /// Status of the answer's head; none if it got none.
     pub status: Option<u16>,
+    /// When that head was handed over, on the clock of `arrived`.
+    pub answered: Option<Duration>,
+    /// The wait that it asked for.
+    pub retry_after: Option<Duration>,
     /// The whole answer was handed to the socket.
     pub completed: bool,
     /// The client left before that.
@@ -63,6 +69,39 @@ pub struct MockStats {
     pub open_connections: u64,
     /// Requests refused by a limit (not scripted ones).
     pub rejected_429: u64,
+    /// Requests answered by an outage.
+    pub failed_in_outage: u64,
+    /// Requests that wait for a slot now.
+    pub queued: u64,
+}
+
+/// Counters of one of the server's keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeyStats {
+    /// Requests with this key whose head arrived.
+    pub requests: u64,
+    /// Those refused by a limit.
+    pub rejected_429: u64,
+    /// Those being answered now.
+    pub in_flight: u64,
+    /// Most in flight at once.
+    pub max_in_flight: u64,
+}
+
+#[derive(Debug, Default)]
+struct KeyCounters {
+    requests: AtomicU64,
+    rejected_429: AtomicU64,
+    in_flight: AtomicU64,
+    max_in_flight: AtomicU64,
+}
+
+/// The head of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) at: Duration,
+    pub(super) retry_after: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -72,8 +111,7 @@ struct Record {
     connection: u64,
     in_flight: u64,
     body: OnceLock<Bytes>,
-    /// 0: none yet.
-    status: AtomicU16,
+    reply: OnceLock<Reply>,
     end: AtomicU8,
 }
 
@@ -84,6 +122,7 @@ pub(super) struct Head {
     pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) arrived: Duration,
+    pub(super) key: Option<String>,
 }
 
 /// How a request ended.
@@ -97,8 +136,8 @@ enum End {
 
 impl Record {
     fn snapshot(&self) -> RecordedRequest {
-        let (status, end) = (self.status.load(Relaxed), self.end.load(Relaxed));
-        let Head { method, path, headers, arrived } = self.head.clone();
+        let (reply, end) = (self.reply.get(), self.end.load(Relaxed));
+        let Head { method, path, headers, arrived, key } = self.head.clone();
         RecordedRequest {
             index: self.index,
             method,
@@ -106,9 +145,12 @@ impl Record {
             headers,
             body: self.body.get().cloned().unwrap_or_default(),
             connection: self.connection,
+            key,
             arrived,
             in_flight: self.in_flight,
-            status: (status != 0).then_some(status),
+            status: reply.map(|reply| reply.status),
+            answered: reply.map(|reply| reply.at),
+            retry_after: reply.and_then(|reply| reply.retry_after),
             completed: end == End::Answered as u8,
             aborted: end == End::Aborted as u8,
         }
@@ -129,6 +171,9 @@ pub(super) struct Ledger {
     next_connection: AtomicU64,
     open_connections: AtomicU64,
     rejected_429: AtomicU64,
+    failed_in_outage: AtomicU64,
+    /// In the order of the configuration.
+    keys: Vec<KeyCounters>,
     stopping: AtomicBool,
     /// Counts clears, so that a request from before one does not disturb the numbers after it.
     epoch: AtomicU64,
@@ -136,6 +181,19 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
+    pub(super) fn new(keys: usize) -> Self {
+        Self { keys: (0..keys).map(|_| KeyCounters::default()).collect(), ..Self::default() }
+    }
+
+    pub(super) fn key_stats(&self) -> impl Iterator<Item = KeyStats> {
+        self.keys.iter().map(|counters| KeyStats {
+            requests: counters.requests.load(Relaxed),
+            rejected_429: counters.rejected_429.load(Relaxed),
+            in_flight: counters.in_flight.load(Relaxed),
+            max_in_flight: counters.max_in_flight.load(Relaxed),
+        })
+    }
+
     pub(super) fn stats(&self) -> MockStats {
         MockStats {
             requests: self.requests.load(Relaxed),
@@ -147,6 +205,8 @@ impl Ledger {
             connections: self.connections.load(Relaxed),
             open_connections: self.open_connections.load(Relaxed),
             rejected_429: self.rejected_429.load(Relaxed),
+            failed_in_outage: self.failed_in_outage.load(Relaxed),
+            queued: 0,
         }
     }
 
@@ -159,8 +219,14 @@ impl Ledger {
         let mut kept = lock(&self.kept);
         kept.clear();
         self.epoch.fetch_add(1, Relaxed);
-        for counter in [&self.requests, &self.answered, &self.aborted, &self.faulted, &self.rejected_429] {
+        let total =
+            [&self.requests, &self.answered, &self.aborted, &self.faulted, &self.rejected_429, &self.failed_in_outage];
+        let of_keys = self.keys.iter().flat_map(|key| [&key.requests, &key.rejected_429]);
+        for counter in total.into_iter().chain(of_keys) {
             counter.store(0, Relaxed);
+        }
+        for key in &self.keys {
+            key.max_in_flight.store(key.in_flight.load(Relaxed), Relaxed);
         }
         self.max_in_flight.store(self.in_flight.load(Relaxed), Relaxed);
         self.connections.store(self.open_connections.load(Relaxed), Relaxed);
@@ -182,19 +248,24 @@ impl Ledger {
         self.open_connections.fetch_sub(1, Relaxed);
     }
 
-    /// Book a request; `head` is given if it is to be kept.
+    /// Book a request with the `key`th of the keys; `head` is given if it is to be kept.
     pub(super) fn open(
         self: &Arc<Self>,
         connection: Arc<Connection>,
         head: Option<Head>,
+        key: Option<usize>,
         arrival: Option<Arrival>,
     ) -> Ticket {
         self.requests.fetch_add(1, Relaxed);
         let in_flight = self.in_flight.fetch_add(1, Relaxed) + 1;
         self.max_in_flight.fetch_max(in_flight, Relaxed);
+        if let Some(key) = key.and_then(|key| self.keys.get(key)) {
+            key.requests.fetch_add(1, Relaxed);
+            key.max_in_flight.fetch_max(key.in_flight.fetch_add(1, Relaxed) + 1, Relaxed);
+        }
         let record = head.map(|head| self.keep(head, connection.number(), in_flight));
         let epoch = self.epoch.load(Relaxed);
-        Ticket { ledger: Arc::clone(self), connection, record, epoch, admitted: false, ended: false, arrival }
+        Ticket { ledger: Arc::clone(self), connection, record, key, epoch, admitted: false, ended: false, arrival }
     }
 
     fn keep(&self, head: Head, connection: u64, in_flight: u64) -> Arc<Record> {
@@ -205,7 +276,7 @@ impl Ledger {
             connection,
             in_flight,
             body: OnceLock::new(),
-            status: AtomicU16::new(0),
+            reply: OnceLock::new(),
             end: AtomicU8::new(0),
         });
         kept.push(Arc::clone(&record));
@@ -219,6 +290,7 @@ pub(super) struct Ticket {
     ledger: Arc<Ledger>,
     connection: Arc<Connection>,
     record: Option<Arc<Record>>,
+    key: Option<usize>,
     epoch: u64,
     admitted: bool,
     ended: bool,
@@ -238,10 +310,9 @@ impl Ticket {
     }
 
     /// Take one of `most` places, if one is free. Held to the ticket's end.
-    pub(super) fn admit(&mut self, most: Option<u32>) -> bool {
-        let Some(most) = most else { return true };
+    pub(super) fn admit(&mut self, most: u64) -> bool {
         // No race: requests are admitted on the server's one thread.
-        if self.ledger.admitted.load(Relaxed) >= u64::from(most) {
+        if self.ledger.admitted.load(Relaxed) >= most {
             return false;
         }
         self.ledger.admitted.fetch_add(1, Relaxed);
@@ -251,6 +322,13 @@ impl Ticket {
 
     pub(super) fn refused(&self) {
         self.count(&self.ledger.rejected_429);
+        if let Some(key) = self.key.and_then(|key| self.ledger.keys.get(key)) {
+            self.count(&key.rejected_429);
+        }
+    }
+
+    pub(super) fn failed_in_outage(&self) {
+        self.count(&self.ledger.failed_in_outage);
     }
 
     pub(super) fn set_body(&self, body: &Bytes) {
@@ -260,9 +338,11 @@ impl Ticket {
         }
     }
 
-    pub(super) fn set_status(&self, status: u16) {
+    /// The head of the answer goes out now.
+    pub(super) fn set_reply(&self, reply: impl FnOnce() -> Reply) {
         if let Some(record) = &self.record {
-            record.status.store(status, Relaxed);
+            // An answer has one head.
+            let _ = record.reply.set(reply());
         }
     }
 
@@ -286,6 +366,9 @@ impl Ticket {
         }
         if self.admitted {
             self.ledger.admitted.fetch_sub(1, Relaxed);
+        }
+        if let Some(key) = self.key.and_then(|key| self.ledger.keys.get(key)) {
+            key.in_flight.fetch_sub(1, Relaxed);
         }
         self.ledger.in_flight.fetch_sub(1, Relaxed);
     }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use http::StatusCode;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -20,12 +21,13 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::{self, Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-use super::config::{MockConfig, TlsFiles};
+use super::config::{MockConfig, MockLimits, TlsFiles, invalid};
 use super::connection::serve;
-use super::exchange::Mock;
-use super::record::{MockStats, RecordedRequest, lock};
+use super::exchange::{Mock, Outage};
+use super::record::{KeyStats, MockStats, RecordedRequest, lock};
 use super::script::Answer;
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
@@ -43,6 +45,8 @@ pub struct MockServer {
 }
 
 struct Running {
+    /// The process that it runs in: a forked child inherits this value, but not the thread.
+    process: u32,
     stop: oneshot::Sender<()>,
     end: End,
 }
@@ -55,6 +59,14 @@ enum End {
         runtime: runtime::Id,
         ended: Receiver<()>,
     },
+}
+
+/// Forgets a server that runs in the process which this one was forked from: its thread cannot be joined here, and its sockets
+/// are not this process's to close.
+fn forget_inherited(running: &mut Option<Running>) {
+    if running.as_ref().is_some_and(|running| running.process != std::process::id()) {
+        std::mem::forget(running.take());
+    }
 }
 
 impl MockServer {
@@ -98,6 +110,7 @@ impl MockServer {
     /// If the port is taken, or no thread can be had.
     pub fn launch(&self) -> io::Result<()> {
         let mut running = lock(&self.running);
+        forget_inherited(&mut running);
         if running.is_some() {
             return Ok(());
         }
@@ -105,7 +118,7 @@ impl MockServer {
         let (stop, server) = self.prepare(runtime.handle())?;
         let thread = thread::Builder::new().name("millstream-mock".to_owned());
         let end = End::Thread(thread.spawn(move || runtime.block_on(server))?);
-        *running = Some(Running { stop, end });
+        *running = Some(Running { process: std::process::id(), stop, end });
         Ok(())
     }
 
@@ -115,6 +128,7 @@ impl MockServer {
     /// If the port is taken.
     pub fn launch_on(&self, runtime: &Handle) -> io::Result<()> {
         let mut running = lock(&self.running);
+        forget_inherited(&mut running);
         if running.is_some() {
             return Ok(());
         }
@@ -124,7 +138,8 @@ impl MockServer {
             server.await;
             let _ = end.send(());
         });
-        *running = Some(Running { stop, end: End::Task { runtime: runtime.id(), ended } });
+        let end = End::Task { runtime: runtime.id(), ended };
+        *running = Some(Running { process: std::process::id(), stop, end });
         Ok(())
     }
 
@@ -148,11 +163,14 @@ impl MockServer {
     }
 
     /// Close the listener and all connections, and wait until that is done, except on the runtime that it runs on, where it is
-    /// done once the caller awaits something. A no-op if stopped already.
+    /// done once the caller awaits something. A no-op if stopped already, and in a process forked from the server's.
     pub fn stop(&self) {
-        let Some(Running { stop, end }) = lock(&self.running).take() else {
+        let mut running = lock(&self.running);
+        forget_inherited(&mut running);
+        let Some(Running { stop, end, .. }) = running.take() else {
             return;
         };
+        drop(running);
         self.mock.ledger.set_stopping(true);
         drop(stop);
         match end {
@@ -202,10 +220,53 @@ impl MockServer {
 
     /// The counters.
     pub fn stats(&self) -> MockStats {
-        self.mock.ledger.stats()
+        MockStats { queued: self.mock.slots.queued(), ..self.mock.ledger.stats() }
     }
 
-    /// As new: forget scripts and requests, zero the counters, fill the rate limits. Connections stay open.
+    /// The counters of each of [`MockConfig::keys`].
+    pub fn key_stats(&self) -> Vec<(String, KeyStats)> {
+        let names = self.config().keys.iter().map(|(key, _)| key.clone());
+        names.zip(self.mock.ledger.key_stats()).collect()
+    }
+
+    /// From now on these limits and no others, for one of [`MockConfig::keys`], or for everyone and every key. What is left of
+    /// a limit is left, as far as the new one holds it; a limit that was not there starts full.
+    ///
+    /// # Errors
+    /// `InvalidInput` if nothing could ever pass, or the server has no such key.
+    pub fn set_limits(&self, key: Option<&str>, limits: &MockLimits) -> io::Result<()> {
+        limits.check(self.config().dialect)?;
+        let index = |name: &str| {
+            let found = self.config().keys.iter().position(|(key, _)| key == name);
+            found.ok_or_else(|| invalid("key must be one of the server's keys"))
+        };
+        let key = key.map(index).transpose()?;
+        lock(&self.mock.limits).set(key, limits, Instant::now());
+        Ok(())
+    }
+
+    /// From now on so many requests are answered at once, 429 above; `None`: any number.
+    pub fn set_max_concurrent(&self, most: Option<u32>) {
+        self.mock.set_max_concurrent(most);
+    }
+
+    /// From now on so many requests are worked at, the others queue; `None`: any number. Those at work are not stopped.
+    pub fn set_slots(&self, slots: Option<u32>) {
+        self.mock.slots.set(slots);
+    }
+
+    /// From now on every request is answered with `status` at once, for `lasting` or until [`MockServer::recover`].
+    pub fn outage(&self, status: StatusCode, lasting: Option<Duration>) {
+        let until = lasting.and_then(|lasting| Instant::now().checked_add(lasting));
+        *lock(&self.mock.outage) = Some(Outage { status, until });
+    }
+
+    /// The outage is over.
+    pub fn recover(&self) {
+        *lock(&self.mock.outage) = None;
+    }
+
+    /// As new: forget scripts, requests and outages, zero the counters, the limits as configured and full. Connections stay open.
     pub fn clear(&self) {
         self.mock.clear();
     }

@@ -2,6 +2,7 @@
 //!
 //! `millstream.testing` is its typed face; nothing here decides anything.
 
+use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
@@ -28,9 +29,8 @@ pub(crate) struct Answer<'py> {
 
 impl Answer<'_> {
     fn into_engine(self) -> PyResult<mock::Answer> {
-        let status = StatusCode::from_u16(self.status).ok().filter(|status| (200..600).contains(&status.as_u16()));
         Ok(mock::Answer {
-            status: status.ok_or_else(|| PyValueError::new_err("status must be 200 to 599"))?,
+            status: status(self.status)?,
             text: self.text,
             body: self.body.map(raw_body).transpose()?,
             headers: headers(&self.headers)?,
@@ -40,6 +40,11 @@ impl Answer<'_> {
             times: self.times,
         })
     }
+}
+
+fn status(status: u16) -> PyResult<StatusCode> {
+    let status = StatusCode::from_u16(status).ok().filter(|status| (200..600).contains(&status.as_u16()));
+    status.ok_or_else(|| PyValueError::new_err("status must be 200 to 599"))
 }
 
 fn raw_body(body: Bound<'_, PyAny>) -> PyResult<Bytes> {
@@ -102,6 +107,49 @@ impl Latency {
     }
 }
 
+/// `millstream.testing.Limits`, every name of it.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(crate) struct Limits {
+    requests_per_minute: Option<u32>,
+    requests_per_day: Option<u32>,
+    tokens_per_minute: Option<u32>,
+    input_tokens_per_minute: Option<u32>,
+    output_tokens_per_minute: Option<u32>,
+}
+
+impl Limits {
+    fn into_engine(self) -> mock::MockLimits {
+        mock::MockLimits {
+            requests_per_minute: self.requests_per_minute,
+            requests_per_day: self.requests_per_day,
+            tokens_per_minute: self.tokens_per_minute,
+            input_tokens_per_minute: self.input_tokens_per_minute,
+            output_tokens_per_minute: self.output_tokens_per_minute,
+        }
+    }
+}
+
+fn dialect(name: &str) -> PyResult<mock::Dialect> {
+    Ok(match name {
+        "openai" => mock::Dialect::OpenAi,
+        "anthropic" => mock::Dialect::Anthropic,
+        "mistral" => mock::Dialect::Mistral,
+        "groq" => mock::Dialect::Groq,
+        "together" => mock::Dialect::Together,
+        "azure" => mock::Dialect::Azure,
+        "none" => mock::Dialect::None,
+        _ => return Err(PyValueError::new_err(format!("no such dialect: {name:?}"))),
+    })
+}
+
+fn at_least_one(name: &str, number: Option<u32>) -> PyResult<Option<u32>> {
+    if number == Some(0) {
+        return Err(PyValueError::new_err(format!("{name} must be at least 1")));
+    }
+    Ok(number)
+}
+
 fn raise(error: io::Error) -> PyErr {
     match error.kind() {
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => PyValueError::new_err(error.to_string()),
@@ -116,16 +164,18 @@ pub(crate) struct MockServer(mock::MockServer);
 #[pymethods]
 impl MockServer {
     #[new]
-    #[pyo3(signature = (*, reply, latency, models, api_key, requests_per_minute, tokens_per_minute, max_concurrent, record, tls, port, seed))]
+    #[pyo3(signature = (*, reply, latency, models, api_key, keys, limits, dialect, max_concurrent, slots, record, tls, port, seed))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments, each a field of MockConfig")]
     fn new(
         reply: String,
         latency: Latency,
         models: Vec<String>,
         api_key: Option<String>,
-        requests_per_minute: Option<u32>,
-        tokens_per_minute: Option<u32>,
+        keys: Vec<(String, Limits)>,
+        limits: Limits,
+        dialect: &str,
         max_concurrent: Option<u32>,
+        slots: Option<u32>,
         record: bool,
         tls: Option<(std::path::PathBuf, std::path::PathBuf)>,
         port: u16,
@@ -141,9 +191,15 @@ impl MockServer {
             latency: latency.into_engine()?,
             models,
             api_key,
-            requests_per_minute,
-            tokens_per_minute,
+            keys: keys.into_iter().map(|(key, limits)| (key, limits.into_engine())).collect(),
+            requests_per_minute: limits.requests_per_minute,
+            requests_per_day: limits.requests_per_day,
+            tokens_per_minute: limits.tokens_per_minute,
+            input_tokens_per_minute: limits.input_tokens_per_minute,
+            output_tokens_per_minute: limits.output_tokens_per_minute,
+            dialect: self::dialect(dialect)?,
             max_concurrent,
+            slots,
             record,
             tls: tls.map(|(certificate, key)| mock::TlsFiles { certificate, key }),
             port,
@@ -196,6 +252,35 @@ impl MockServer {
     #[getter]
     fn stats(&self) -> MockStats {
         self.0.stats().into()
+    }
+
+    #[getter]
+    fn key_stats(&self) -> HashMap<String, KeyStats> {
+        self.0.key_stats().into_iter().map(|(key, stats)| (key, stats.into())).collect()
+    }
+
+    fn set_limits(&self, key: Option<&str>, limits: Limits) -> PyResult<()> {
+        self.0.set_limits(key, &limits.into_engine()).map_err(raise)
+    }
+
+    fn set_max_concurrent(&self, max_concurrent: Option<u32>) -> PyResult<()> {
+        self.0.set_max_concurrent(at_least_one("max_concurrent", max_concurrent)?);
+        Ok(())
+    }
+
+    fn set_slots(&self, slots: Option<u32>) -> PyResult<()> {
+        self.0.set_slots(at_least_one("slots", slots)?);
+        Ok(())
+    }
+
+    fn outage(&self, status: u16, lasting: Option<f64>) -> PyResult<()> {
+        let lasting = lasting.map(|lasting| self::seconds("seconds", lasting)).transpose()?;
+        self.0.outage(self::status(status)?, lasting);
+        Ok(())
+    }
+
+    fn recover(&self) {
+        self.0.recover();
     }
 
     fn clear(&self, py: Python<'_>) {
@@ -260,6 +345,12 @@ impl RecordedRequest {
         self.0.connection
     }
 
+    /// Which of the server's ``keys`` it carried, or ``None``.
+    #[getter]
+    fn key(&self) -> Option<&str> {
+        self.0.key.as_deref()
+    }
+
     /// When its head arrived, in seconds from the making of the server.
     #[getter]
     fn arrived(&self) -> f64 {
@@ -276,6 +367,18 @@ impl RecordedRequest {
     #[getter]
     fn status(&self) -> Option<u16> {
         self.0.status
+    }
+
+    /// When that head was handed over, in seconds on the clock of ``arrived``.
+    #[getter]
+    fn answered(&self) -> Option<f64> {
+        self.0.answered.map(|answered| answered.as_secs_f64())
+    }
+
+    /// The seconds of wait that the answer asked for, or ``None``.
+    #[getter]
+    fn retry_after(&self) -> Option<f64> {
+        self.0.retry_after.map(|wait| wait.as_secs_f64())
     }
 
     /// The whole answer was handed to the socket.
@@ -319,6 +422,41 @@ pub(crate) struct MockStats {
     open_connections: u64,
     /// Requests refused by a limit (not scripted ones).
     rejected_429: u64,
+    /// Requests answered by an outage.
+    failed_in_outage: u64,
+    /// Requests that wait for a slot now.
+    queued: u64,
+}
+
+/// Counters of one of a mock server's keys.
+#[pyclass(frozen, get_all, eq, module = "millstream._millstream")]
+#[derive(PartialEq)]
+pub(crate) struct KeyStats {
+    /// Requests with this key whose head arrived.
+    requests: u64,
+    /// Those refused by a limit.
+    rejected_429: u64,
+    /// Those being answered now.
+    in_flight: u64,
+    /// Most in flight at once.
+    max_in_flight: u64,
+}
+
+impl From<mock::KeyStats> for KeyStats {
+    fn from(stats: mock::KeyStats) -> Self {
+        let mock::KeyStats { requests, rejected_429, in_flight, max_in_flight } = stats;
+        Self { requests, rejected_429, in_flight, max_in_flight }
+    }
+}
+
+#[pymethods]
+impl KeyStats {
+    fn __repr__(&self) -> String {
+        format!(
+            "KeyStats(requests={}, rejected_429={}, in_flight={}, max_in_flight={})",
+            self.requests, self.rejected_429, self.in_flight, self.max_in_flight
+        )
+    }
 }
 
 impl From<mock::MockStats> for MockStats {
@@ -333,6 +471,8 @@ impl From<mock::MockStats> for MockStats {
             connections: stats.connections,
             open_connections: stats.open_connections,
             rejected_429: stats.rejected_429,
+            failed_in_outage: stats.failed_in_outage,
+            queued: stats.queued,
         }
     }
 }
@@ -342,7 +482,7 @@ impl MockStats {
     fn __repr__(&self) -> String {
         format!(
             "MockStats(requests={}, answered={}, aborted={}, faulted={}, in_flight={}, max_in_flight={}, \
-             connections={}, open_connections={}, rejected_429={})",
+             connections={}, open_connections={}, rejected_429={}, failed_in_outage={}, queued={})",
             self.requests,
             self.answered,
             self.aborted,
@@ -351,7 +491,9 @@ impl MockStats {
             self.max_in_flight,
             self.connections,
             self.open_connections,
-            self.rejected_429
+            self.rejected_429,
+            self.failed_in_outage,
+            self.queued
         )
     }
 }

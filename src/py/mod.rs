@@ -29,7 +29,7 @@ mod _millstream {
     #[pymodule_export]
     use super::limiter::{NativeRateLimiter, Reservation};
     #[pymodule_export]
-    use super::mock::{MockServer, MockStats, RecordedRequest};
+    use super::mock::{KeyStats, MockServer, MockStats, RecordedRequest};
     #[pymodule_export]
     use super::process::after_fork_in_child;
     #[pymodule_export]

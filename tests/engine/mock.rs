@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use millstream::mock::{Answer, Fault, Latency, MockConfig, MockServer, MockStats, Reply};
+use millstream::mock::{Answer, Dialect, Fault, Latency, MockConfig, MockLimits, MockServer, MockStats, Reply};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,6 +85,14 @@ impl Client {
             }
             assert_ne!(self.more(), Ok(0), "closed without an answer");
         }
+    }
+
+    fn ask_with(&mut self, header: &str, text: &str) -> Received {
+        let body = chat(text);
+        let length = body.len();
+        let head = format!("POST /v1/chat/completions HTTP/1.1\r\nHost: mock\r\n{header}\r\nContent-Length: {length}");
+        self.socket.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
+        self.read_reply()
     }
 
     fn ask(&mut self, text: &str) -> Received {
@@ -434,4 +442,178 @@ fn holds_many_connections_at_once() {
     assert_eq!((stats.connections, stats.open_connections, stats.answered), (300, 300, 300));
     drop(clients);
     until(&server, |stats| stats.open_connections == 0);
+}
+
+#[test]
+fn each_key_has_limits_and_counters_of_its_own() {
+    let two = MockLimits { requests_per_minute: Some(2), ..MockLimits::default() };
+    let config = MockConfig {
+        requests_per_minute: Some(3),
+        keys: vec![("sk-a".to_owned(), two), ("sk-b".to_owned(), MockLimits::default())],
+        ..MockConfig::default()
+    };
+    let server = MockServer::start(config).unwrap();
+    let mut client = Client::connect(&server);
+    let mut statuses = |header: &str| (0..4).map(|_| client.ask_with(header, "x").status).collect::<Vec<_>>();
+    assert_eq!(statuses("Authorization: Bearer sk-a"), [200, 200, 429, 429]);
+    assert_eq!(statuses("x-api-key: sk-b"), [200, 200, 200, 429]);
+    assert_eq!(statuses("Authorization: Bearer sk-c"), [401; 4]);
+    let counted: Vec<_> = server.key_stats().into_iter().map(|(key, of)| (key, of.requests, of.rejected_429)).collect();
+    assert_eq!(counted, [("sk-a".to_owned(), 4, 2), ("sk-b".to_owned(), 4, 1)]);
+    let keys: Vec<_> = server.requests().into_iter().map(|request| request.key).collect();
+    assert_eq!((keys[0].as_deref(), keys[4].as_deref(), &keys[8]), (Some("sk-a"), Some("sk-b"), &None));
+}
+
+#[test]
+fn limits_change_while_it_runs() {
+    let keys = vec![("sk-a".to_owned(), MockLimits::default())];
+    let server = MockServer::start(MockConfig { keys, ..MockConfig::default() }).unwrap();
+    let mut client = Client::connect(&server);
+    let mut ask = || client.ask_with("api-key: sk-a", "x");
+    assert_eq!(ask().header("x-ratelimit-limit-requests"), None);
+    let one = MockLimits { requests_per_minute: Some(1), ..MockLimits::default() };
+    server.set_limits(Some("sk-a"), &one).unwrap();
+    assert_eq!([ask().status, ask().status], [200, 429]);
+    server.set_limits(None, &MockLimits::default()).unwrap();
+    assert_eq!(ask().status, 200);
+    for (key, limits) in [
+        (Some("sk-b"), MockLimits::default()),
+        (None, MockLimits { requests_per_minute: Some(0), ..MockLimits::default() }),
+    ] {
+        assert_eq!(server.set_limits(key, &limits).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+}
+
+#[test]
+fn a_refusal_is_in_the_words_of_its_provider() {
+    for (dialect, id, told, expected) in [
+        (Dialect::OpenAi, "x-request-id", [true, true], json!("requests")),
+        (Dialect::Anthropic, "request-id", [true, false], json!("rate_limit_error")),
+        (Dialect::Mistral, "x-request-id", [false, false], json!("rate_limited")),
+        (Dialect::Groq, "x-request-id", [true, false], json!("requests")),
+        (Dialect::Together, "x-request-id", [false, false], json!("credit_limit")),
+        (Dialect::Azure, "x-request-id", [true, true], json!("requests")),
+        (Dialect::None, "x-request-id", [true, true], json!("requests")),
+    ] {
+        let config = MockConfig { requests_per_minute: Some(1), dialect, ..MockConfig::default() };
+        let server = MockServer::start(config).unwrap();
+        let mut client = Client::connect(&server);
+        client.ask("a");
+        let refused = client.ask("b");
+        let body = refused.json();
+        assert_eq!(refused.status, 429, "{dialect:?}");
+        assert_eq!(["retry-after", "retry-after-ms"].map(|name| refused.header(name).is_some()), told, "{dialect:?}");
+        let error = if body["error"].is_object() { &body["error"] } else { &body };
+        assert_eq!(error["type"], expected, "{dialect:?}");
+        assert!(refused.header(id).unwrap().starts_with("req_mock_"), "{dialect:?}");
+        if dialect == Dialect::Anthropic {
+            assert_eq!((&body["type"], body["request_id"].as_str()), (&json!("error"), refused.header("request-id")));
+        }
+    }
+}
+
+#[test]
+fn mistrals_zero_refuses_for_good() {
+    let config = MockConfig { requests_per_minute: Some(0), dialect: Dialect::Mistral, ..MockConfig::default() };
+    let server = MockServer::start(config).unwrap();
+    let refused = Client::connect(&server).ask("x");
+    assert_eq!((refused.status, refused.header("x-ratelimit-limit-req-minute")), (429, Some("0")));
+    assert_eq!(refused.header("retry-after"), None);
+    assert!(MockServer::new(MockConfig { requests_per_minute: Some(0), ..MockConfig::default() }).is_err());
+}
+
+#[test]
+fn an_outage_fails_everything_until_it_is_over() {
+    let server = start();
+    let mut client = Client::connect(&server);
+    server.script([Answer::text("kept")]);
+    server.outage(StatusCode::SERVICE_UNAVAILABLE, None);
+    assert_eq!([client.ask("a").status, client.ask("b").status], [503, 503]);
+    server.recover();
+    assert_eq!(client.ask("c").content(), "kept");
+    server.outage(StatusCode::BAD_GATEWAY, None);
+    server.clear();
+    assert_eq!(client.ask("d").status, 200);
+    server.outage(StatusCode::BAD_GATEWAY, Some(Duration::ZERO));
+    assert_eq!(client.ask("e").status, 200);
+    assert_eq!(server.stats().failed_in_outage, 0);
+    server.outage(StatusCode::BAD_GATEWAY, Some(PATIENCE));
+    assert_eq!(client.ask("f").json()["error"]["type"], "server_error");
+    assert_eq!(server.stats().failed_in_outage, 1);
+}
+
+#[test]
+fn beyond_its_slots_requests_queue_and_none_is_refused() {
+    let config = MockConfig { slots: Some(1), ..MockConfig::default() };
+    let server = MockServer::start(config).unwrap();
+    server.when("hang", [Answer::fault(Fault::HangBefore)]);
+    let mut working = Client::connect(&server);
+    working.send("/v1/chat/completions", &chat("hang"));
+    until(&server, |stats| stats.in_flight == 1);
+    let mut queued: Vec<_> = (0..3).map(|_| Client::connect(&server)).collect();
+    for client in &mut queued {
+        client.send("/v1/chat/completions", &chat("x"));
+    }
+    until(&server, |stats| stats.queued == 3);
+    drop(queued.pop());
+    until(&server, |stats| stats.queued == 2 && stats.aborted == 1);
+    server.set_slots(Some(2));
+    for client in &mut queued {
+        assert_eq!(client.read_reply().status, 200);
+    }
+    drop(working);
+    until(&server, |stats| stats.in_flight == 0);
+    assert_eq!(server.stats().rejected_429, 0);
+}
+
+#[test]
+fn max_concurrent_changes_while_it_runs() {
+    let server = start();
+    server.when("hang", [Answer::fault(Fault::HangBefore)]);
+    let mut hanging = Client::connect(&server);
+    hanging.send("/v1/chat/completions", &chat("hang"));
+    until(&server, |stats| stats.in_flight == 1);
+    let mut client = Client::connect(&server);
+    let mut status = |most| {
+        server.set_max_concurrent(most);
+        client.ask("x").status
+    };
+    assert_eq!([status(Some(1)), status(Some(2)), status(None)], [429, 200, 200]);
+}
+
+/// One caller on the server's own runtime.
+async fn ask(socket: &mut tokio::net::TcpStream) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let body = chat("x");
+    let head = format!("POST /v1/chat/completions HTTP/1.1\r\nHost: mock\r\nContent-Length: {}\r\n\r\n", body.len());
+    socket.write_all((head + &body).as_bytes()).await.unwrap();
+    let mut answer = vec![0; 8192];
+    let length = socket.read(&mut answer).await.unwrap();
+    String::from_utf8(answer[..length].to_vec()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_of_limits_passes_in_a_moment_where_time_is_paused() {
+    let latency = Latency::Fixed(Duration::from_secs(2));
+    let config = MockConfig { latency, requests_per_minute: Some(20), ..MockConfig::default() };
+    let server = MockServer::start_here(config).unwrap();
+    let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", server.port())).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(3600) {
+        let answer = ask(&mut socket).await;
+        if let Some((_, wait)) = answer.split_once("retry-after-ms: ") {
+            let wait = wait.split("\r\n").next().unwrap().parse().unwrap();
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+        }
+    }
+    // Two seconds each from the burst of 20; then one slot in three seconds, told by refusals that take no time.
+    let seen = server.requests();
+    let refused: Vec<_> = seen.iter().filter(|request| request.status == Some(429)).collect();
+    let passed = seen.len() - refused.len();
+    assert!((1200..=1221).contains(&passed), "{passed}");
+    assert!(refused.iter().all(|request| request.answered == Some(request.arrived)));
+    assert!(refused.iter().all(|request| request.retry_after.is_some_and(|wait| wait <= Duration::from_secs(3))));
+    server.stop();
+    tokio::task::yield_now().await;
+    assert!(tokio::net::TcpStream::connect(("127.0.0.1", server.port())).await.is_err());
 }

@@ -125,3 +125,19 @@ async fn an_outage_is_ridden_out_on_the_clock() {
     let seconds = seconds_since(start);
     assert!((45.0..54.0).contains(&seconds), "{seconds}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_mocks_throughput_has_its_knee_at_its_slots() {
+    let _traffic = Traffic::watch();
+    let latency = Latency::Fixed(Duration::from_secs(1));
+    let server = here(MockConfig { latency, slots: Some(4), ..MockConfig::default() });
+    for (callers, per_second) in [(2, 2.0), (4, 4.0), (16, 4.0)] {
+        let pipeline = Pipeline { window: None, ..pipeline(&server) };
+        let prompts = (0..40).map(|index| Prompt::Text(format!("item {index}"))).collect();
+        let start = Instant::now();
+        batch(pipeline, callers).run(prompts, OnError::Stop).await.unwrap();
+        let seconds = seconds_since(start);
+        assert!((seconds - 40.0 / per_second).abs() < 0.1, "{callers} callers: {seconds}");
+    }
+    assert_eq!(server.stats().rejected_429, 0);
+}

@@ -17,10 +17,10 @@ process of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from millstream import _millstream
-from millstream._millstream import MockStats, RecordedRequest
+from millstream._millstream import KeyStats, MockStats, RecordedRequest
 
 if TYPE_CHECKING:
     import os
@@ -28,7 +28,24 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Answer", "Fault", "MockServer", "MockStats", "RecordedRequest"]
+__all__ = ["Answer", "Dialect", "Fault", "KeyStats", "Limits", "MockServer", "MockStats", "RecordedRequest"]
+
+Dialect = Literal["openai", "anthropic", "mistral", "groq", "together", "azure", "none"]
+"""Whose rate-limit headers and error bodies the answers have. The chat format is always OpenAI's.
+
+- ``openai``: ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``, resets as Go durations to the *full* refill;
+  ``retry-after`` and ``retry-after-ms``.
+- ``anthropic``: ``anthropic-ratelimit-*`` with resets in RFC 3339 and tokens rounded to thousands, ``request-id``,
+  ``{"type": "error", ...}``; ``retry-after`` in whole seconds.
+- ``mistral``: ``x-ratelimit-*-req-minute`` and ``-tokens-minute``, no resets, no ``Retry-After``. A limit of 0 is for
+  good: the model is not in the plan.
+- ``groq``: OpenAI's names, but ``-requests`` speaks of ``requests_per_day``; requests per minute are counted in
+  silence. ``retry-after`` in whole seconds.
+- ``together``: ``x-ratelimit-limit`` and ``-limit-tokens`` per *second*; buckets hold a second, not a minute; 429 with
+  the type ``credit_limit`` and no ``Retry-After``.
+- ``azure``: ``x-ratelimit-remaining-*`` alone; ``retry-after`` and ``retry-after-ms``.
+- ``none``: no header speaks of a limit; ``retry-after`` and ``retry-after-ms``.
+"""
 
 Fault = Literal["reset_before", "close_before", "reset_in_body", "truncate", "hang_before", "hang_in_body", "drip"]
 """A way to misbehave, at the level of the socket.
@@ -72,12 +89,48 @@ class Answer:
     times: int = 1
 
 
+class Limits(TypedDict, total=False):
+    """Limits of a server or of one key: continuous token buckets that start full. What is not named is not limited.
+
+    Attributes:
+        requests_per_minute: Requests per minute.
+        requests_per_day: Requests per day.
+        tokens_per_minute: Tokens per minute; a request is charged the larger of ``max_tokens`` and a quarter of its
+            messages' bytes.
+        input_tokens_per_minute: Tokens of the prompts per minute.
+        output_tokens_per_minute: Tokens of the answers per minute, charged by ``max_tokens`` on arrival.
+    """
+
+    requests_per_minute: int | None
+    requests_per_day: int | None
+    tokens_per_minute: int | None
+    input_tokens_per_minute: int | None
+    output_tokens_per_minute: int | None
+
+
+def _limits(limits: Limits) -> Limits:
+    """``limits`` with every name of them, as the native module takes them."""
+    if unknown := limits.keys() - Limits.__annotations__.keys():
+        raise ValueError(f"no such limit: {sorted(unknown)}")
+    return {
+        "requests_per_minute": limits.get("requests_per_minute"),
+        "requests_per_day": limits.get("requests_per_day"),
+        "tokens_per_minute": limits.get("tokens_per_minute"),
+        "input_tokens_per_minute": limits.get("input_tokens_per_minute"),
+        "output_tokens_per_minute": limits.get("output_tokens_per_minute"),
+    }
+
+
 class MockServer:
     """A loopback HTTP server that plays an OpenAI-compatible provider.
 
     It answers ``POST /v1/chat/completions`` and ``GET /v1/models``, and any path for which an answer is
-    scripted. The way of one request, in this order: API key (401), limits of ``POST`` requests (429), answers
-    of `when`, answers of `script`, the default reply. So a refused request uses up no scripted answer.
+    scripted. The way of one request, in this order: `outage`, API key (401), limits of ``POST`` requests (429),
+    answers of `when`, answers of `script` or the default reply, a slot, the latency. So a refused request uses up no
+    scripted answer.
+
+    What tests of limits ask, on the server's own clock: ``server.requests`` with ``arrived``, ``answered``, ``status``,
+    ``retry_after`` and ``key`` of each.
     """
 
     __slots__ = ("_native",)
@@ -89,9 +142,15 @@ class MockServer:
         latency: float | tuple[float, float] = 0.0,
         models: Sequence[str] = ("mock-model",),
         api_key: str | None = None,
+        keys: Mapping[str, Limits] | None = None,
         requests_per_minute: int | None = None,
+        requests_per_day: int | None = None,
         tokens_per_minute: int | None = None,
+        input_tokens_per_minute: int | None = None,
+        output_tokens_per_minute: int | None = None,
+        dialect: Dialect = "openai",
         max_concurrent: int | None = None,
+        slots: int | None = None,
         record: bool = True,
         tls: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
         port: int = 0,
@@ -107,10 +166,18 @@ class MockServer:
                 lognormal.
             models: Ids that ``GET /v1/models`` lists. A request may name any model.
             api_key: The key to ask for (``Authorization: Bearer``, ``api-key`` or ``x-api-key``), else 401.
+            keys: Further keys to accept, each with buckets of its own: ``{"sk-a": {"requests_per_minute": 60}}``.
+                Limits that a key does not name are the server's, but counted for this key alone.
             requests_per_minute: A continuous token bucket: capacity the limit, refill limit / 60 s.
+            requests_per_day: The same, refilled in a day.
             tokens_per_minute: The same for tokens; a request is charged the larger of ``max_tokens`` and a
                 quarter of its messages' bytes.
+            input_tokens_per_minute: The same for the prompt's tokens alone.
+            output_tokens_per_minute: The same for the answer's, charged by ``max_tokens`` on arrival.
+            dialect: Whose rate-limit headers and errors the answers have, see `Dialect`.
             max_concurrent: Most requests answered at once, 429 above.
+            slots: Requests worked at (for ``latency``) at once; the others queue, first come first served, and none
+                is refused. The throughput has its knee there: ``slots / latency``. Default: any number.
             record: Keep each request. Without it only `stats` are kept.
             tls: Paths of a PEM certificate chain and its private key. The server then speaks HTTPS, and
                 HTTP/2 by ALPN.
@@ -125,9 +192,17 @@ class MockServer:
             latency=latency,
             models=list(models),
             api_key=api_key,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
+            keys=[(key, _limits(limits)) for key, limits in (keys or {}).items()],
+            limits={
+                "requests_per_minute": requests_per_minute,
+                "requests_per_day": requests_per_day,
+                "tokens_per_minute": tokens_per_minute,
+                "input_tokens_per_minute": input_tokens_per_minute,
+                "output_tokens_per_minute": output_tokens_per_minute,
+            },
+            dialect=dialect,
             max_concurrent=max_concurrent,
+            slots=slots,
             record=record,
             tls=tls,
             port=port,
@@ -146,7 +221,7 @@ class MockServer:
     def stop(self) -> None:
         """Close the listener and all connections, and wait until that is done.
 
-        Does nothing if stopped already.
+        Does nothing if stopped already, nor in a process that was forked from the server's.
         """
         self._native.stop()
 
@@ -214,8 +289,79 @@ class MockServer:
         """The counters, since the making of the server or the last `clear`."""
         return self._native.stats
 
+    @property
+    def key_stats(self) -> dict[str, KeyStats]:
+        """The counters of each of ``keys``."""
+        return self._native.key_stats
+
+    def set_limits(
+        self,
+        key: str | None = None,
+        *,
+        requests_per_minute: int | None = None,
+        requests_per_day: int | None = None,
+        tokens_per_minute: int | None = None,
+        input_tokens_per_minute: int | None = None,
+        output_tokens_per_minute: int | None = None,
+    ) -> None:
+        """Replace the limits while the server runs: from now on these and no others.
+
+        What is left of a limit is left, as far as the new one holds it; a limit that was not there starts full.
+
+        Args:
+            key: One of ``keys``. Default: everyone and every key.
+            requests_per_minute: As in the constructor, like the others.
+            requests_per_day: Requests per day.
+            tokens_per_minute: Tokens per minute.
+            input_tokens_per_minute: Tokens of the prompts per minute.
+            output_tokens_per_minute: Tokens of the answers per minute.
+
+        Raises:
+            ValueError: No such key, or a limit that nothing could pass.
+        """
+        self._native.set_limits(
+            key,
+            {
+                "requests_per_minute": requests_per_minute,
+                "requests_per_day": requests_per_day,
+                "tokens_per_minute": tokens_per_minute,
+                "input_tokens_per_minute": input_tokens_per_minute,
+                "output_tokens_per_minute": output_tokens_per_minute,
+            },
+        )
+
+    def set_max_concurrent(self, max_concurrent: int | None) -> None:
+        """Answer so many requests at once from now on, 429 above; ``None`` for any number."""
+        self._native.set_max_concurrent(max_concurrent)
+
+    def set_slots(self, slots: int | None) -> None:
+        """Work at so many requests at once from now on, the others queue; ``None`` for any number.
+
+        Requests at work are not stopped, so fewer slots take effect as they get done.
+        """
+        self._native.set_slots(slots)
+
+    def outage(self, status: int = 503, seconds: float | None = None) -> None:
+        """Answer every request with an error from now on, at once and before anything else is looked at.
+
+        Args:
+            status: HTTP status, 200 to 599.
+            seconds: How long. Default: until `recover`.
+
+        Raises:
+            ValueError: An argument makes no sense.
+        """
+        self._native.outage(status, seconds)
+
+    def recover(self) -> None:
+        """End the outage."""
+        self._native.recover()
+
     def clear(self) -> None:
-        """Forget scripts and requests, zero the counters, fill the rate limits. Connections stay open."""
+        """Make it as new: forget scripts, requests and outages, zero the counters, limits as at first and full.
+
+        Connections stay open.
+        """
         self._native.clear()
 
     def __repr__(self) -> str:

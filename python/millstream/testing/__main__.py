@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from millstream.testing import MockServer
+from millstream.testing import Dialect, MockServer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         api_key=options.api_key,
         requests_per_minute=options.rpm,
         tokens_per_minute=options.tpm,
+        dialect=options.dialect,
         max_concurrent=options.max_concurrent,
+        slots=options.slots,
         record=False,
         tls=tls,
         port=options.port,
@@ -69,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rpm", type=int, help="requests per minute; default: no limit")
     parser.add_argument("--tpm", type=int, help="tokens per minute; default: no limit")
     parser.add_argument("--max-concurrent", type=int, help="requests at once, 429 above; default: no limit")
+    parser.add_argument("--slots", type=int, help="requests worked at at once, the others queue; default: any number")
+    parser.add_argument(
+        "--dialect", choices=get_args(Dialect), default="openai", help="whose rate-limit headers; default: openai"
+    )
     parser.add_argument("--tls-cert", help="PEM certificate chain: speak HTTPS (with --tls-key)")
     parser.add_argument("--tls-key", help="PEM private key")
     parser.add_argument("--seed", type=int, default=0, help="seed of the drawn latencies; default: 0")
