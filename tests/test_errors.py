@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 BY_STATUS = {
     400: "BadRequestError",
     401: "AuthenticationError",
-    402: "APIStatusError",
+    402: "InsufficientQuotaError",
     403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "APIStatusError",
