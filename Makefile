@@ -61,6 +61,10 @@ $(REAL)/.packages: $(REAL)/.made pyproject.toml
 	$(REAL_PYTHON) -m pip install --quiet --no-deps --group real
 	@touch $@
 
+$(REAL)/.examiner: $(REAL)/.packages
+	$(REAL_PYTHON) -m pip install --quiet --group examiner
+	@touch $@
+
 $(BENCH)/.made: tools/find_python.sh
 	$(call venv,$(BENCH))
 	@touch $@
@@ -153,7 +157,7 @@ types: $(VENV)/.dev $(VENV)/.installed
 
 # Against the installed wheel: the sources are under python/, which is not on the path.
 .PHONY: pytest
-pytest: $(VENV)/.dev $(VENV)/.installed $(REAL)/.packages
+pytest: $(VENV)/.dev $(VENV)/.installed $(REAL)/.examiner
 	$(call step,"pytest: all tests and the real server")
 	MILLSTREAM_REQUIRE_REAL=1 MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) -m pytest -q $(PYTEST_ARGS)
 

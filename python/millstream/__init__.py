@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from millstream._client import AsyncClient, Client
 from millstream._limits import RateLimiter
-from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, Reservation
+from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, Endpoint, Reservation
 from millstream._not_given import NOT_GIVEN
 from millstream.exceptions import (
     APIConnectionError,
@@ -85,6 +85,7 @@ __all__ = [
     "ConfigurationError",
     "ConflictError",
     "DeadlineExceeded",
+    "Endpoint",
     "InputTooLargeError",
     "InsufficientQuotaError",
     "InternalError",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
-    from millstream._millstream import BatchTexts, ChatCompletion, _Options
+    from millstream._millstream import BatchTexts, ChatCompletion, Endpoint, _Options
     from millstream._retry import RetryPolicy
     from millstream.types import ClientStats, ModelList
 
@@ -39,10 +39,10 @@ _SLICE = 4096
 class _Secrets:
     """Key and headers on their way to the native client, so that no traceback with variables shows them."""
 
-    __slots__ = ("headers", "key")
+    __slots__ = ("headers", "keys")
 
-    def __init__(self, key: str | None, headers: Mapping[str, str] | None) -> None:
-        self.key = key
+    def __init__(self, key: str | Sequence[str] | None, headers: Mapping[str, str] | None) -> None:
+        self.keys = None if key is None else [key] if isinstance(key, str) else list(key)
         self.headers = headers
 
 
@@ -58,16 +58,21 @@ class _Settings(NamedTuple):
     queue_timeout: float | None
     retry: RetryPolicy
     idempotency_key: bool
-    max_concurrency: int | None
+    max_concurrency: int | Literal["auto"] | None
     rate_limiter: RateLimiter | None
+    hedge_after: float | Literal["p95"] | None
+    fallback_models: tuple[str, ...]
     http2: bool
     allow_http: bool
 
-    def native(self, parent: NativeClient | None, secrets: _Secrets) -> NativeClient:
+    def native(
+        self, parent: NativeClient | None, secrets: _Secrets, endpoints: list[Endpoint] | None = None
+    ) -> NativeClient:
         return NativeClient(
             parent=parent,
             base_url=self.base_url,
-            api_key=secrets.key,
+            endpoints=endpoints,
+            api_keys=secrets.keys,
             inherit_key=self.inherit_key,
             headers=None if secrets.headers is None else _pairs(secrets.headers),
             timeout=self.timeout,
@@ -77,6 +82,8 @@ class _Settings(NamedTuple):
             idempotency_key=self.idempotency_key,
             max_concurrency=self.max_concurrency,
             rate_limiter=None if self.rate_limiter is None else self.rate_limiter._native,
+            hedge_after=self.hedge_after,
+            fallback_models=list(self.fallback_models),
             http2=self.http2,
             allow_http=self.allow_http,
         )
@@ -90,9 +97,11 @@ class _Base:
     def __init__(
         self,
         *,
-        api_key: str | None = None,
+        api_key: str | Sequence[str] | None = None,
         base_url: str | None = None,
+        endpoints: Sequence[Endpoint] | None = None,
         model: str | None = None,
+        fallback_models: Sequence[str] = (),
         config: CompletionConfig | None = None,
         timeout: float | Timeout | None = 600.0,
         connect_timeout: float | None = 5.0,
@@ -100,8 +109,9 @@ class _Base:
         max_retries: int | None = None,
         retry: RetryPolicy | None = None,
         idempotency_key: bool = True,
-        max_concurrency: int | None = None,
+        max_concurrency: int | Literal["auto"] | None = None,
         rate_limiter: RateLimiter | None = None,
+        hedge_after: float | Literal["p95"] | None = None,
         default_headers: Mapping[str, str] | None = None,
         http2: bool = False,
         allow_http: bool = False,
@@ -111,8 +121,13 @@ class _Base:
         Args:
             api_key: Sent as ``Authorization: Bearer``. Default: ``OPENAI_API_KEY``, which is used only for OpenAI's
                 own host or for the one in ``OPENAI_BASE_URL``, never for another. A server without keys needs none.
+                Several keys: each has its own limits and breaker, every attempt goes by the readiest, and an item
+                moves to another when its key fails. (Vendors limit accounts, so keys of one account share limits.)
             base_url: Where the API is, up to and with its ``/v1``. Default: ``OPENAI_BASE_URL``, else OpenAI's.
+            endpoints: Several servers and keys, in place of ``base_url`` and ``api_key``.
             model: Model for calls that name none.
+            fallback_models: Models to ask, in their order, when the one before has failed every attempt, is not
+                there, or is out of quota.
             config: Request fields for calls that do not set them.
             timeout: Seconds that a request may take from its admission on (the wait for a place in flight and for
                 the rate limit is not in it), over all attempts and the waits between them. None: no limit. Default
@@ -125,9 +140,14 @@ class _Base:
             retry: How often and when a failed attempt is made again.
             idempotency_key: Send an ``Idempotency-Key`` with every POST, the same over all attempts of one item, so
                 that a server that knows it does the work once. One in your own headers stays as it is.
-            max_concurrency: Requests in flight at once, first come, first served. Default 64, which the
-                ``max_concurrent`` of a batch replaces; a number given here always holds.
-            rate_limiter: Requests and tokens per minute; may be shared with other clients.
+            max_concurrency: Requests in flight at once, by priority and then first come, first served. ``"auto"``,
+                the default, starts at 64 and finds what the server takes, see ``docs/concurrency.md``; left out, the
+                ``max_concurrent`` of a batch replaces it, while ``"auto"`` or a number given here always holds.
+            rate_limiter: Requests and tokens per minute; may be shared with other clients. Limits that the server
+                names in its headers are kept without it, for each key and model.
+            hedge_after: Send a request a second time when it has taken so many seconds, or longer than 95 % of the
+                last ones (``"p95"``); the first answer counts and the other is cancelled. Both may be billed. At
+                most one request in twenty. Default: never.
             default_headers: Headers for every request. They may replace ``Authorization``, not ``Host`` or
                 ``Content-Length``.
             http2: Offer HTTP/2 to https servers. Off by default, as in httpx: one HTTP/2 connection carries about a
@@ -139,13 +159,20 @@ class _Base:
         """
         secrets = _Secrets(api_key, default_headers)
         del api_key, default_headers
+        if endpoints is not None and (base_url is not None or secrets.keys is not None):
+            raise ConfigurationError("endpoints= names servers and keys itself; leave base_url= and api_key= out")
         environment_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
         base_url = environment_url if base_url is None else str(base_url)
-        key_from_environment = secrets.key is None
-        if key_from_environment and _host(base_url) in (_host(environment_url), _host(OPENAI_BASE_URL)):
-            secrets.key = os.environ.get("OPENAI_API_KEY") or None
-        if secrets.key is None and _host(base_url) == _host(OPENAI_BASE_URL) and not _authorize(secrets.headers):
-            raise ConfigurationError("no API key: give api_key= or set OPENAI_API_KEY")
+        key_from_environment = secrets.keys is None
+        if endpoints is not None:
+            endpoints = [_with_environment_key(each, environment_url, secrets.headers) for each in endpoints]
+            base_url = endpoints[0].base_url if endpoints else base_url
+        elif key_from_environment:
+            key = _environment_key(base_url, environment_url)
+            secrets.keys = None if key is None else [key]
+            del key
+            if secrets.keys is None:
+                _check_key_is_not_needed(base_url, secrets.headers)
         self._settings = _Settings(
             base_url=base_url,
             # A key from the environment stays with the host that it is for.
@@ -159,25 +186,29 @@ class _Base:
             idempotency_key=idempotency_key,
             max_concurrency=max_concurrency,
             rate_limiter=rate_limiter,
+            hedge_after=hedge_after,
+            fallback_models=_names("fallback_models", fallback_models),
             http2=http2,
             allow_http=allow_http,
         )
-        self._native = self._settings.native(None, secrets)
+        self._native = self._settings.native(None, secrets, endpoints)
 
     def with_options(
         self,
         *,
-        api_key: str | None = None,
+        api_key: str | Sequence[str] | None = None,
         base_url: str | None = None,
         model: str | None = None,
+        fallback_models: Sequence[str] | None = None,
         config: CompletionConfig | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         max_retries: int | None = None,
         retry: RetryPolicy | None = None,
         idempotency_key: bool | None = None,
-        max_concurrency: int | None = None,
+        max_concurrency: int | Literal["auto"] | None = None,
         rate_limiter: RateLimiter | NotGiven | None = NOT_GIVEN,
+        hedge_after: float | Literal["p95"] | NotGiven | None = NOT_GIVEN,
         default_headers: Mapping[str, str] | None = None,
     ) -> Self:
         """A client that differs in what is given and shares the rest: pool, counters, window.
@@ -200,6 +231,7 @@ class _Base:
             "retry": _with_max_retries(retry or settings.retry, max_retries),
             "idempotency_key": idempotency_key,
             "max_concurrency": max_concurrency,
+            "fallback_models": None if fallback_models is None else _names("fallback_models", fallback_models),
         }
         changes = {name: value for name, value in changes.items() if value is not None}
         if not isinstance(timeout, NotGiven):
@@ -214,10 +246,12 @@ class _Base:
             changes["queue_timeout"] = queue_timeout
         if not isinstance(rate_limiter, NotGiven):
             changes["rate_limiter"] = rate_limiter
+        if not isinstance(hedge_after, NotGiven):
+            changes["hedge_after"] = hedge_after
         settings = settings._replace(**changes)
         other = object.__new__(type(self))
         other._native = settings._replace(inherit_key=inherits).native(self._native, secrets)
-        other._settings = settings._replace(inherit_key=settings.inherit_key or secrets.key is not None)
+        other._settings = settings._replace(inherit_key=settings.inherit_key or secrets.keys is not None)
         return other
 
     @property
@@ -244,6 +278,7 @@ class _Base:
         queue_timeout: float | NotGiven | None,
         extra_headers: Mapping[str, str] | None,
         params: dict[str, Any],
+        priority: int = 0,
     ) -> _Options:
         """The request's fields; the nearest word wins: argument, call's config, client's config, client's model."""
         settings = self._settings
@@ -262,7 +297,7 @@ class _Base:
         model = settings.model if model is None else model
         given = None if isinstance(timeout, NotGiven) else (timeout,)
         queue = None if isinstance(queue_timeout, NotGiven) else (queue_timeout,)
-        return model, fields, given, None if extra_headers is None else _pairs(extra_headers), queue
+        return model, fields, given, None if extra_headers is None else _pairs(extra_headers), queue, priority
 
     def __repr__(self) -> str:
         if not hasattr(self, "_native"):
@@ -295,6 +330,33 @@ def _host(url: str) -> tuple[str, str | None, int | None]:
         return "", url, None
     # The engine takes a backslash for a slash and may find another host than Python does: such a URL is like no other.
     return ("", url, None) if "\\" in url or parts.hostname is None else host
+
+
+def _environment_key(base_url: str, environment_url: str) -> str | None:
+    """The key of the environment, if that is for this host."""
+    ours = _host(base_url) in (_host(environment_url), _host(OPENAI_BASE_URL))
+    return os.environ.get("OPENAI_API_KEY") or None if ours else None
+
+
+def _check_key_is_not_needed(base_url: str, headers: Mapping[str, str] | None) -> None:
+    if _host(base_url) == _host(OPENAI_BASE_URL) and not _authorize(headers):
+        raise ConfigurationError("no API key: give api_key= or set OPENAI_API_KEY")
+
+
+def _with_environment_key(endpoint: Endpoint, environment_url: str, headers: Mapping[str, str] | None) -> Endpoint:
+    if endpoint.has_key:
+        return endpoint
+    key = _environment_key(endpoint.base_url, environment_url)
+    if key is None:
+        _check_key_is_not_needed(endpoint.base_url, headers)
+        return endpoint
+    return endpoint._with_key(key)
+
+
+def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise TypeError(f"{argument} must be a list of names, not str")
+    return tuple(names)
 
 
 def _authorize(headers: Mapping[str, str] | None) -> bool:
@@ -346,6 +408,7 @@ class AsyncClient(_Base):
         config: CompletionConfig | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> str:
@@ -358,6 +421,8 @@ class AsyncClient(_Base):
             config: Request fields, over the client's own.
             timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
             queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
+                first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for this request.
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
@@ -369,7 +434,7 @@ class AsyncClient(_Base):
             APIError: No answer after every retry; the class says why, see `millstream.exceptions`.
             InputTooLargeError: The request is larger than the rate limiter's whole minute.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params)
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
         return await wait(self._native.chat, prompt, system, options, text_only=True)
 
     @overload
@@ -384,6 +449,7 @@ class AsyncClient(_Base):
         config: CompletionConfig | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[str]: ...
@@ -400,6 +466,7 @@ class AsyncClient(_Base):
         config: CompletionConfig | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
@@ -415,6 +482,7 @@ class AsyncClient(_Base):
         config: CompletionConfig | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[Any]:
@@ -431,6 +499,8 @@ class AsyncClient(_Base):
             timeout: Seconds for each item over all its attempts, or a `Timeout`; None for no limit. Default: the
                 client's.
             queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
+                first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for each request.
             **params: Request fields, sent untouched.
 
@@ -442,7 +512,7 @@ class AsyncClient(_Base):
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: An item failed, without ``return_exceptions``.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params)
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
         outcomes: BatchTexts = await wait(
             self._native.batch_chat,
             _prompts(prompts),
@@ -530,6 +600,7 @@ class AsyncCompletions:
         model: str | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
@@ -541,6 +612,8 @@ class AsyncCompletions:
             model: Model to ask. Default: the client's.
             timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
             queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
+                first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for this request.
             extra_body: Further request fields, as openai-python wants them; here they may as well stand in
                 ``params``.
@@ -554,7 +627,7 @@ class AsyncCompletions:
             APIError: No answer after every retry.
         """
         fields = {**params, **(extra_body or {})}
-        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields)
+        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields, priority)
         return await wait(self._client._native.chat, _messages(messages), None, options, text_only=False)
 
 
@@ -582,11 +655,12 @@ class Client(_Base):
         config: CompletionConfig | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> str:
         """Ask one prompt; see `AsyncClient.complete`."""
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params)
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
         return self._native.chat(None, prompt, system, options, text_only=True)
 
     @overload
@@ -601,6 +675,7 @@ class Client(_Base):
         config: CompletionConfig | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[str]: ...
@@ -617,6 +692,7 @@ class Client(_Base):
         config: CompletionConfig | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
@@ -632,11 +708,12 @@ class Client(_Base):
         config: CompletionConfig | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[Any]:
         """Ask many prompts at once; see `AsyncClient.batch_complete`."""
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params)
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
         outcomes: BatchTexts = self._native.batch_chat(
             None,
             _prompts(prompts),
@@ -712,11 +789,12 @@ class Completions:
         model: str | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion:
         """Ask for a chat completion; see `AsyncCompletions.create`."""
         fields = {**params, **(extra_body or {})}
-        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields)
+        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields, priority)
         return self._client._native.chat(None, _messages(messages), None, options, text_only=False)

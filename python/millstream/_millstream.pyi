@@ -2,8 +2,8 @@
 
 import os
 from asyncio import Future
-from collections.abc import Sequence
-from typing import Any, Final, Literal, TypeAlias, final, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, NoReturn, TypeAlias, final, overload
 
 from millstream._config import Timeout
 from millstream.testing import Answer, Limits
@@ -15,6 +15,7 @@ __all__ = [
     "ChatCompletion",
     "ChatMessage",
     "Choice",
+    "Endpoint",
     "FunctionCall",
     "KeyStats",
     "MockServer",
@@ -45,6 +46,7 @@ _Options: TypeAlias = tuple[
     tuple[float | Timeout | None] | None,
     list[tuple[str, str]] | None,
     tuple[float | None] | None,
+    int,
 ]
 
 def echo(pending: Pending) -> bool | None: ...
@@ -79,13 +81,67 @@ class NativeAdaptiveBatchPolicy:
 # called), and the result goes to the future of `pending`; it is typed as the result all the same, so that
 # `_bridge.wait` can say what the await gives.
 @final
+class Endpoint:
+    """One server and one key of several.
+
+    Give a client ``endpoints=[...]`` and every attempt goes by the readiest of them: the one whose limits, Retry-After
+    and breaker let it go soonest, and among those that are ready by weight. An item moves to another when one fails.
+
+    Args:
+        base_url: Where the API is, up to and with its ``/v1``.
+        api_key: Its key; never shown. Default: none, or ``OPENAI_API_KEY`` for the host that it is for.
+        weight: Its share of the traffic while others are ready, too.
+        rpm: Requests per minute, if you know; what the server's headers say is kept besides.
+        tpm: Tokens per minute, prompt and answer together.
+        model_map: Its own names of models, by the names that calls use.
+
+    Raises:
+        ConfigurationError: An argument is not valid; its name is in the text.
+    """
+
+    def __new__(
+        cls,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        weight: float = 1.0,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        model_map: Mapping[str, str] | None = None,
+    ) -> Endpoint: ...
+    @property
+    def base_url(self) -> str:
+        """As given."""
+    @property
+    def has_key(self) -> bool:
+        """Whether it has a key."""
+    @property
+    def key_id(self) -> str:
+        """The key's fingerprint, as statistics and errors name it; ``none`` without a key."""
+    @property
+    def weight(self) -> float:
+        """Its share of the traffic."""
+    @property
+    def rpm(self) -> float | None:
+        """Requests per minute."""
+    @property
+    def tpm(self) -> float | None:
+        """Tokens per minute."""
+    @property
+    def model_map(self) -> dict[str, str]:
+        """Its own names of models."""
+    def _with_key(self, api_key: str) -> Endpoint: ...
+    def __reduce__(self) -> NoReturn: ...
+
+@final
 class NativeClient:
     def __new__(
         cls,
         *,
         parent: NativeClient | None,
         base_url: str,
-        api_key: str | None,
+        endpoints: list[Endpoint] | None,
+        api_keys: list[str] | None,
         inherit_key: bool,
         headers: list[tuple[str, str]] | None,
         timeout: float | Timeout | None,
@@ -93,8 +149,10 @@ class NativeClient:
         queue_timeout: float | None,
         retry: NativeRetryPolicy,
         idempotency_key: bool,
-        max_concurrency: int | None,
+        max_concurrency: int | Literal["auto"] | None,
         rate_limiter: NativeRateLimiter | None,
+        hedge_after: float | Literal["p95"] | None,
+        fallback_models: list[str],
         http2: bool,
         allow_http: bool,
     ) -> NativeClient: ...

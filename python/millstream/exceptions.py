@@ -5,7 +5,6 @@ The names are openai-python's, so that existing ``except`` clauses read on::
     MillstreamError
     ├─ ConfigurationError (ValueError)             a bad argument; raised before anything is sent
     │   └─ InputTooLargeError                      one request needs more than a rate limit ever lets through
-    ├─ QueueTimeoutError (TimeoutError)            the rate limit did not, or would not, let it go within ``max_wait``
     ├─ ClientClosedError (RuntimeError)            a call on a closed client
     ├─ InternalError (RuntimeError)                a fault of millstream's; please report it
     └─ APIError
@@ -85,10 +84,6 @@ class InputTooLargeError(ConfigurationError):
     """One request needs more than a rate limit ever lets through at once; waiting would never help."""
 
 
-class QueueTimeoutError(MillstreamError, TimeoutError):
-    """The rate limit did not let it go within ``max_wait``, or would not: then this is raised at once."""
-
-
 class ClientClosedError(MillstreamError, RuntimeError):
     """A call on a client that was closed."""
 
@@ -110,6 +105,7 @@ class APIError(MillstreamError):
         request_id: The server's name for the request, for its support.
         attempts: HTTP requests made for this call, the first included.
         elapsed: Seconds from the call's admission to the error.
+        key_id: The fingerprint of the key that was used, never the key; None if nothing was sent.
     """
 
     status_code: int | None = None
@@ -120,6 +116,7 @@ class APIError(MillstreamError):
     request_id: str | None = None
     attempts: int = 0
     elapsed: float = 0.0
+    key_id: str | None = None
 
 
 class APIResponseValidationError(APIError):
@@ -182,7 +179,7 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 
 
 class QueueTimeoutError(APITimeoutError):
-    """Not admitted within ``queue_timeout``: others were before it. Nothing was sent."""
+    """Not admitted within ``queue_timeout`` (or a limiter's ``max_wait``): others were before it. Nothing was sent."""
 
 
 class DeadlineExceeded(APITimeoutError):
@@ -192,7 +189,6 @@ class DeadlineExceeded(APITimeoutError):
 _BY_KIND: dict[str, type[MillstreamError]] = {
     "configuration": ConfigurationError,
     "input_too_large": InputTooLargeError,
-    "queue_timeout": QueueTimeoutError,
     "connection": APIConnectionError,
     "timeout": APITimeoutError,
     "queue_timeout": QueueTimeoutError,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from millstream._millstream import ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Self
 
 __all__ = [
@@ -214,6 +214,11 @@ class RateLimiterSnapshot:
     limits: tuple[LimitLevel, ...]
     waiting: int
 
+    @classmethod
+    def _of(cls, limits: Iterable[tuple[str, float, float, float, float]], waiting: int) -> Self:
+        """From the native module's tuples."""
+        return cls(tuple(LimitLevel(*level) for level in limits), waiting)
+
 
 @dataclass(frozen=True, slots=True)
 class LaneStats(_Stats):
@@ -297,14 +302,15 @@ class ClientStats(_Stats):
     first_byte: TimingStats
     waits: WaitStats
     lanes: tuple[LaneStats, ...]
-    concurrency: ConcurrencyStats | None = None
+    concurrency: ConcurrencyStats
     limiter: RateLimiterSnapshot | None = None
 
     @classmethod
     def _of(cls, fields: dict[str, Any]) -> Self:
         """From the native module's plain dict."""
         lanes = tuple(LaneStats(**_typed(lane)) for lane in fields["lanes"])
-        return cls(**{**_typed(fields), "lanes": lanes})
+        concurrency = ConcurrencyStats(*fields["concurrency"])
+        return cls(**{**_typed(fields), "lanes": lanes, "concurrency": concurrency})
 
 
 def _typed(fields: dict[str, Any]) -> dict[str, Any]:
@@ -316,4 +322,5 @@ def _typed(fields: dict[str, Any]) -> dict[str, Any]:
         "latency": TimingStats(**fields["latency"]),
         "first_byte": TimingStats(**fields["first_byte"]),
         "waits": WaitStats(**{cause: TimingStats(**timing) for cause, timing in fields["waits"].items()}),
+        "limiter": None if fields["limiter"] is None else RateLimiterSnapshot._of(*fields["limiter"]),
     }

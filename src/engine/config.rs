@@ -16,8 +16,22 @@ use url::{Host, Url};
 use super::error::Error;
 use super::secret::{ApiKey, KeyId};
 
-/// Requests in flight at once when the user names no number.
-pub const DEFAULT_MAX_CONCURRENCY: usize = 64;
+/// The most requests in flight at once that a window finds by itself, where the process may open enough files.
+const MOST_IN_FLIGHT: usize = 1000;
+/// The same where nobody tells how many files that are.
+#[cfg(not(unix))]
+const MOST_IN_FLIGHT_UNKNOWN: usize = 256;
+/// The ceiling of a window that steers itself: half of the files that this process may open, since each request in flight has a
+/// connection, and others want files too.
+pub fn most_in_flight() -> usize {
+    #[cfg(unix)]
+    return rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .map_or(MOST_IN_FLIGHT, |files| usize::try_from(files / 2).unwrap_or(MOST_IN_FLIGHT).clamp(1, MOST_IN_FLIGHT));
+    #[cfg(not(unix))]
+    return MOST_IN_FLIGHT_UNKNOWN;
+}
+
 /// Where requests go when the user names no server.
 pub const DEFAULT_BASE_URL: &str = "https://api.openai.com/v1";
 
@@ -317,8 +331,10 @@ mod tests {
 
     #[test]
     fn numbers_are_checked_by_name() {
-        assert!(seconds("max_wait", Some(f64::NAN)).is_err() && seconds("max_wait", Some(-1.0)).is_err());
-        assert_eq!(seconds("max_wait", Some(0.0)).unwrap(), Some(Duration::ZERO));
+        assert!(
+            seconds_or_none("max_wait", Some(f64::NAN)).is_err() && seconds_or_none("max_wait", Some(-1.0)).is_err()
+        );
+        assert_eq!(seconds_or_none("max_wait", Some(0.0)).unwrap(), Some(Duration::ZERO));
         assert!(positive_seconds("timeout", Some(f64::NAN)).unwrap_err().to_string().contains("timeout"));
         assert!(
             positive_seconds("timeout", Some(0.0)).is_err() && positive_seconds("timeout", None).unwrap().is_none()

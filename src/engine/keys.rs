@@ -13,7 +13,7 @@ use http::Method;
 
 use super::config::Endpoint;
 use super::error::Error;
-use super::limit::{Breaker, Cost, Gate, RateLimiter, RateLimits};
+use super::limit::{Breaker, Cost, Gate, RateLimiter, RateLimits, Snapshot};
 use super::metrics::{LaneMetrics, Metrics};
 use super::provider::openai::{chat_url, models_url};
 use super::secret::KeyId;
@@ -243,8 +243,25 @@ impl Keys {
         &self.upstreams
     }
 
-    /// Every model asked so far, with its lanes.
-    pub fn models(&self) -> Vec<Lanes> {
-        self.models.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    /// What the servers' headers said of each model asked so far.
+    pub fn limits(&self) -> Vec<LearntLimits> {
+        let models: Vec<_> = self.models.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let limits = |lane: &Arc<Lane>| LearntLimits {
+            key_id: lane.upstream.key_id,
+            model: Arc::clone(&lane.model),
+            limits: lane.limiter.snapshot(),
+        };
+        models.iter().flat_map(|lanes| lanes.iter().map(limits)).collect()
     }
+}
+
+/// What was learnt of one lane's limits.
+#[derive(Debug, Clone)]
+pub struct LearntLimits {
+    /// Whose.
+    pub key_id: KeyId,
+    /// The model's name there.
+    pub model: Arc<str>,
+    /// Every limit with its level.
+    pub limits: Snapshot,
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use std::vec;
 
 use http::HeaderMap;
@@ -11,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::bridge::{Pending, dispatch};
+use super::endpoint::Endpoint;
 use super::errors::{self, OrRaise};
 use super::json::{to_fields, to_json, to_text};
 use super::limiter::{self, NativeRateLimiter};
@@ -20,54 +22,103 @@ use super::retry::{NativeRetryPolicy, TimeoutArgument};
 use super::runtime::Runtime;
 use super::stats;
 use crate::engine::batch::{Batch, ChatCalls, OnError};
-use crate::engine::config::{self, DEFAULT_MAX_CONCURRENCY, Endpoint, Timeouts};
+use crate::engine::config::{self, Timeouts};
 use crate::engine::error::Error;
 use crate::engine::keys::{Keys, Route, UpstreamConfig};
-use crate::engine::limit::Window;
+use crate::engine::limit::{AutoConcurrency, Window};
 use crate::engine::metrics::Metrics;
-use crate::engine::pipeline::{Bulk, Call, Pipeline};
+use crate::engine::pipeline::{Bulk, Call, Hedge, Pipeline};
 use crate::engine::provider::openai::ChatTemplate;
-use crate::engine::retry::{IdempotencyKeys, RetryBudget, RetryPolicy};
+use crate::engine::retry::{HedgeAfter, HedgeBudget, HedgePolicy, IdempotencyKeys, RetryBudget, RetryPolicy};
 use crate::engine::secret::ApiKey;
 use crate::engine::transport::{Transport, TransportConfig};
-use crate::engine::types::{self, Model, Outcome, Prompt};
+use crate::engine::types::{self, Model, Outcome, Priority, Prompt};
 
 /// A pool of connections that clients may share.
 struct Pool {
     config: TransportConfig,
     transport: PerProcess<Transport>,
-    closed: AtomicBool,
 }
 
 impl Pool {
     fn new(config: TransportConfig) -> Self {
-        Self { config, transport: PerProcess::new(), closed: AtomicBool::new(false) }
+        Self { config, transport: PerProcess::new() }
     }
 
     fn transport(&self) -> Result<Arc<Transport>, Error> {
-        if self.closed.load(Relaxed) {
-            return Err(Error::closed());
-        }
         self.transport.get_or_make(|| Ok(Transport::new(&Runtime::get()?.tls()?, self.config)))
     }
+}
+
+/// Requests in flight, as the user asked for them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Concurrency {
+    /// Nothing said: a window that steers itself, which an explicit `max_concurrent` of a batch replaces.
+    Default,
+    /// `"auto"`: such a window, whatever a batch says.
+    Auto,
+    /// So many.
+    Fixed(usize),
+}
+
+impl Concurrency {
+    fn window(self) -> Window {
+        match self {
+            Self::Fixed(size) => Window::fixed(size),
+            Self::Default | Self::Auto => {
+                Window::auto(AutoConcurrency { max: config::most_in_flight(), ..AutoConcurrency::default() })
+            }
+        }
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Concurrency {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if value.is_none() {
+            return Ok(Self::Default);
+        }
+        if let Ok(word) = value.cast::<PyString>() {
+            return if word == "auto" {
+                Ok(Self::Auto)
+            } else {
+                Err(Error::configuration(format!("max_concurrency must be a number or \"auto\", not {word:?}")))
+                    .or_raise(value.py())
+            };
+        }
+        let size = config::concurrency("max_concurrency", Some(value.extract()?)).or_raise(value.py())?;
+        Ok(size.map_or(Self::Default, Self::Fixed))
+    }
+}
+
+/// One key or several, in place of the parent's.
+enum Keyring {
+    Inherited(Option<ApiKey>),
+    Given(Vec<ApiKey>),
 }
 
 /// The engine's side of `AsyncClient` and `Client`.
 #[pyclass(frozen, module = "millstream._millstream")]
 pub(crate) struct NativeClient {
     /// The first of the upstreams'.
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<config::Endpoint>,
     upstreams: Vec<UpstreamConfig>,
+    /// One for each upstream; those that are made alike are one.
+    pools: Vec<Arc<Pool>>,
     /// The user's own headers, for a client derived from this one. They may hold a secret, so Python does not keep them.
     headers: Vec<(String, String)>,
-    pool: Arc<Pool>,
-    /// What the user asked for; `None` is the default, which an explicit `max_concurrent` of a batch replaces.
-    max_concurrency: Option<usize>,
+    connect_timeout: Option<Duration>,
+    closed: Arc<AtomicBool>,
+    max_concurrency: Concurrency,
     keys: Arc<PerProcess<Keys>>,
     window: Arc<PerProcess<Window>>,
     limiter: Option<Arc<limiter::Shared>>,
     retry: RetryPolicy,
     budget: Arc<PerProcess<RetryBudget>>,
+    hedge: Option<HedgePolicy>,
+    hedge_budget: Arc<PerProcess<HedgeBudget>>,
+    fallback_models: Vec<String>,
     idempotency: Arc<PerProcess<IdempotencyKeys>>,
     idempotency_key: bool,
     timeouts: Timeouts,
@@ -78,8 +129,9 @@ pub(crate) struct NativeClient {
 impl NativeClient {
     /// A client; with `parent` one that shares its pool, counters, headers and key as far as the arguments leave them the same.
     #[new]
-    #[pyo3(signature = (*, parent, base_url, api_key, inherit_key, headers, timeout, connect_timeout, queue_timeout,
-                        retry, idempotency_key, max_concurrency, rate_limiter, http2, allow_http))]
+    #[pyo3(signature = (*, parent, base_url, endpoints, api_keys, inherit_key, headers, timeout, connect_timeout,
+                        queue_timeout, retry, idempotency_key, max_concurrency, rate_limiter, hedge_after,
+                        fallback_models, http2, allow_http))]
     #[expect(
         clippy::too_many_arguments,
         clippy::fn_params_excessive_bools,
@@ -89,7 +141,8 @@ impl NativeClient {
         py: Python<'_>,
         parent: Option<&Bound<'_, Self>>,
         base_url: &str,
-        api_key: Option<&Bound<'_, PyString>>,
+        endpoints: Option<Vec<Py<Endpoint>>>,
+        api_keys: Option<Vec<Bound<'_, PyString>>>,
         inherit_key: bool,
         headers: Option<Vec<(String, String)>>,
         timeout: TimeoutArgument,
@@ -97,42 +150,74 @@ impl NativeClient {
         queue_timeout: Option<f64>,
         retry: &Bound<'_, NativeRetryPolicy>,
         idempotency_key: bool,
-        max_concurrency: Option<i64>,
+        max_concurrency: Concurrency,
         rate_limiter: Option<&Bound<'_, NativeRateLimiter>>,
+        hedge_after: Option<HedgeArgument>,
+        fallback_models: Vec<String>,
         http2: bool,
         allow_http: bool,
     ) -> PyResult<Self> {
         let parent = parent.map(Bound::get);
-        let api_key = match api_key {
-            Some(key) => Some(to_text("api_key", key).and_then(|key| ApiKey::new(&key).or_raise(py))?),
-            None => parent.filter(|_| inherit_key).and_then(|parent| parent.endpoint.api_key.clone()),
-        };
         let headers = headers.or_else(|| parent.map(|parent| parent.headers.clone())).unwrap_or_default();
-        let endpoint = Endpoint::new(base_url, api_key, &headers, allow_http).or_raise(py)?;
-        let connect_timeout = config::positive_seconds("connect_timeout", connect_timeout).or_raise(py)?;
-        let queue = config::positive_seconds("queue_timeout", queue_timeout).or_raise(py)?;
-        let transport = TransportConfig {
-            connect_timeout: timeout.connect().map_or(connect_timeout, |limit| limit.0),
-            http2,
-            direct: config::is_loopback(&endpoint.base_url),
+        let upstreams = if let Some(endpoints) = endpoints {
+            let upstream = |endpoint: &Py<Endpoint>| endpoint.get().upstream(&headers, allow_http);
+            endpoints.iter().map(upstream).collect::<Result<Vec<_>, _>>().or_raise(py)?
+        } else {
+            let keys = api_keys.map(|keys| keys.iter().map(|key| to_key(key)).collect::<PyResult<_>>()).transpose()?;
+            let inherited = || parent.filter(|_| inherit_key).and_then(|parent| parent.endpoint.api_key.clone());
+            let keyring = keys.map_or_else(|| Keyring::Inherited(inherited()), Keyring::Given);
+            let same_host = parent.filter(|parent| inherit_key && parent.endpoint.base_url.as_str() == base_url);
+            match (keyring, same_host) {
+                // All of the parent's keys, for what differs is not where requests go.
+                (Keyring::Inherited(_), Some(parent)) if parent.headers == headers => parent.upstreams.clone(),
+                (Keyring::Inherited(key), _) => vec![upstream(base_url, key, &headers, allow_http).or_raise(py)?],
+                (Keyring::Given(keys), _) => keys
+                    .into_iter()
+                    .map(|key| upstream(base_url, Some(key), &headers, allow_http))
+                    .collect::<Result<Vec<_>, _>>()
+                    .or_raise(py)?,
+            }
         };
-        let endpoint = Arc::new(endpoint);
-        let upstreams = vec![UpstreamConfig::new(Arc::clone(&endpoint))];
-        let max_concurrency = config::concurrency("max_concurrency", max_concurrency).or_raise(py)?;
-        let same_pool = parent.filter(|parent| parent.pool.config == transport);
-        let same_upstreams = same_pool.filter(|parent| parent.upstreams == upstreams);
+        let Some(first) = upstreams.first() else {
+            return Err(Error::configuration("endpoints and api_key must name at least one")).or_raise(py);
+        };
+        let endpoint = Arc::clone(&first.endpoint);
+        let connect_timeout = config::positive_seconds("connect_timeout", connect_timeout).or_raise(py)?;
+        let connect_timeout = timeout.connect().map_or(connect_timeout, |limit| limit.0);
+        let queue = config::positive_seconds("queue_timeout", queue_timeout).or_raise(py)?;
+        let mut pools: Vec<Arc<Pool>> = Vec::with_capacity(upstreams.len());
+        for upstream in &upstreams {
+            let direct = config::is_loopback(&upstream.endpoint.base_url);
+            let config = TransportConfig { connect_timeout, http2, direct };
+            let known = pools.iter().chain(parent.iter().flat_map(|parent| &parent.pools));
+            let pool = known.clone().find(|pool| pool.config == config).map(Arc::clone);
+            pools.push(pool.unwrap_or_else(|| Arc::new(Pool::new(config))));
+        }
+        let same_pools = |parent: &&Self| {
+            parent.pools.len() == pools.len()
+                && parent.pools.iter().zip(&pools).all(|(one, other)| Arc::ptr_eq(one, other))
+        };
+        let same_upstreams = parent.filter(same_pools).filter(|parent| parent.upstreams == upstreams);
         let same_window = parent.filter(|parent| parent.max_concurrency == max_concurrency);
+        let hedge = hedge_after.map(|after| HedgePolicy::new(after.0).validated()).transpose().or_raise(py)?;
+        let same_hedge = parent.filter(|parent| parent.hedge == hedge);
         Ok(Self {
             endpoint,
             upstreams,
             headers,
-            pool: same_pool.map_or_else(|| Arc::new(Pool::new(transport)), |parent| Arc::clone(&parent.pool)),
+            // A client that shares no connections with its parent outlives it.
+            closed: parent.filter(same_pools).map_or_else(Arc::default, |parent| Arc::clone(&parent.closed)),
+            pools,
+            connect_timeout,
             max_concurrency,
             keys: shared(same_upstreams, |parent| &parent.keys),
             window: shared(same_window, |parent| &parent.window),
             limiter: rate_limiter.map(|limiter| Arc::clone(&limiter.get().0)),
             retry: retry.get().0.clone(),
             budget: shared(same_upstreams, |parent| &parent.budget),
+            hedge,
+            hedge_budget: shared(same_hedge, |parent| &parent.hedge_budget),
+            fallback_models,
             idempotency: shared(parent, |parent| &parent.idempotency),
             idempotency_key,
             timeouts: timeout.over(Timeouts { queue, ..Timeouts::default() }),
@@ -160,7 +245,7 @@ impl NativeClient {
         let name = if text_only { "prompt" } else { "messages" };
         let prompt = to_prompt(prompt, || name.to_owned())?;
         let pipeline = self.pipeline(&options).or_raise(py)?;
-        let calls = options.calls(py, &pipeline.keys, system)?;
+        let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
         let call = calls.call(&prompt);
         if text_only {
             let work = Box::pin(async move { pipeline.run::<types::Text>(&call).await });
@@ -192,13 +277,13 @@ impl NativeClient {
             .map(|(index, prompt)| to_prompt(&prompt, || format!("prompts[{index}]")))
             .collect::<PyResult<_>>()?;
         let mut pipeline = self.pipeline(&options).or_raise(py)?;
-        if max_concurrent.is_some() && self.max_concurrency.is_none() {
+        if max_concurrent.is_some() && self.max_concurrency == Concurrency::Default {
             // The default gives way to what is asked for.
             pipeline.window = None;
         }
         pipeline.retry = pipeline.retry.in_bulk();
         pipeline.bulk = Some(Bulk { window: max_concurrent.map(Window::fixed), parking: Arc::default() });
-        let calls = options.calls(py, &pipeline.keys, system)?;
+        let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
         let batch = Batch { pipeline, calls };
         let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
         let work = async move { batch.run(prompts, on_error).await };
@@ -220,18 +305,21 @@ impl NativeClient {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let metrics = self.metrics().or_raise(py)?;
         let now = py.detach(|| metrics.snapshot());
-        stats::client(py, &now)
+        let (window, limiter) = (self.window().or_raise(py)?, self.limiter.as_ref().map(|limiter| limiter.get()));
+        let limiter = limiter.transpose().or_raise(py)?.map(|limiter| limiter.snapshot());
+        let learnt = self.keys.get().map(|keys| keys.limits()).unwrap_or_default();
+        stats::client(py, &now, &window, limiter.as_ref(), &learnt)
     }
 
     /// Refuses new calls and closes idle connections; those in flight end by themselves.
     fn close(&self) {
-        self.pool.closed.store(true, Relaxed);
-        self.pool.transport.clear();
+        self.closed.store(true, Relaxed);
+        self.pools.iter().for_each(|pool| pool.transport.clear());
     }
 
     #[getter]
     fn closed(&self) -> bool {
-        self.pool.closed.load(Relaxed)
+        self.closed.load(Relaxed)
     }
 }
 
@@ -242,20 +330,29 @@ impl NativeClient {
     }
 
     fn keys(&self) -> Result<Arc<Keys>, Error> {
-        if self.pool.closed.load(Relaxed) {
+        if self.closed.load(Relaxed) {
             return Err(Error::closed());
         }
         self.keys.get_or_make(|| {
-            let transport = self.pool.transport()?;
-            let upstreams = self.upstreams.iter().map(|upstream| (upstream.clone(), Arc::clone(&transport)));
-            Keys::new(upstreams.collect(), self.metrics()?)
+            let upstreams = self.upstreams.iter().zip(&self.pools);
+            let upstreams = upstreams.map(|(upstream, pool)| Ok((upstream.clone(), pool.transport()?)));
+            Keys::new(upstreams.collect::<Result<_, Error>>()?, self.metrics()?)
         })
+    }
+
+    fn window(&self) -> Result<Arc<Window>, Error> {
+        self.window.get_or_make(|| Ok(self.max_concurrency.window()))
+    }
+
+    fn hedge(&self, policy: HedgePolicy) -> Result<Hedge, Error> {
+        let budget = self.hedge_budget.get_or_make(|| Ok::<_, Error>(HedgeBudget::new(policy.share)))?;
+        Ok(Hedge { after: policy.after, budget })
     }
 
     fn pipeline(&self, options: &Options) -> Result<Pipeline, Error> {
         let mut timeouts = self.timeouts;
         if let Some(timeout) = options.timeout {
-            if timeout.connect().is_some_and(|limit| limit.0 != self.pool.config.connect_timeout) {
+            if timeout.connect().is_some_and(|limit| limit.0 != self.connect_timeout) {
                 return Err(Error::configuration(
                     "timeout.connect is a matter of the client's pool of connections: give it to the client or to \
                      with_options(timeout=...)",
@@ -266,16 +363,14 @@ impl NativeClient {
         if let Some(queue_timeout) = options.queue_timeout {
             timeouts.queue = config::positive_seconds("queue_timeout", queue_timeout)?;
         }
-        let window = self
-            .window
-            .get_or_make(|| Ok::<_, Error>(Window::fixed(self.max_concurrency.unwrap_or(DEFAULT_MAX_CONCURRENCY))))?;
+        let window = self.window()?;
         Ok(Pipeline {
             keys: self.keys()?,
             window: Some((*window).clone()),
             limiter: self.limiter.as_ref().map(|limiter| limiter.get()).transpose()?,
             retry: self.retry.clone(),
             budget: self.budget.get_or_make(|| Ok::<_, Error>(RetryBudget::default()))?,
-            hedge: None,
+            hedge: self.hedge.map(|policy| self.hedge(policy)).transpose()?,
             idempotency: self
                 .idempotency_key
                 .then(|| self.idempotency.get_or_make(|| Ok::<_, Error>(IdempotencyKeys::default())))
@@ -295,7 +390,7 @@ fn shared<T>(
     parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(value(parent)))
 }
 
-/// What one call can be told: `(model, fields, timeout, headers, queue timeout)`.
+/// What one call can be told: `(model, fields, timeout, headers, queue timeout, priority)`.
 #[derive(Default)]
 struct Options {
     model: Option<String>,
@@ -307,6 +402,7 @@ struct Options {
     /// `None`: the client's. `Some(None)`: no limit.
     #[expect(clippy::option_option, reason = "Python's None is a value here")]
     queue_timeout: Option<Option<f64>>,
+    priority: Priority,
 }
 
 impl<'py> FromPyObject<'_, 'py> for Options {
@@ -319,8 +415,9 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             Option<(TimeoutArgument,)>,
             Option<Vec<(String, String)>>,
             Option<(Option<f64>,)>,
+            Priority,
         );
-        let (model, fields, timeout, headers, queue_timeout): Parts<'py> = options.extract()?;
+        let (model, fields, timeout, headers, queue_timeout, priority): Parts<'py> = options.extract()?;
         let limit = |name| fields.get_item(name).ok().flatten().and_then(|value| value.extract::<u64>().ok());
         let (max_tokens, fields) = if fields.is_empty() {
             (None, String::new())
@@ -333,13 +430,20 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             fields,
             timeout: timeout.map(|(timeout,)| timeout),
             queue_timeout: queue_timeout.map(|(seconds,)| seconds),
+            priority,
             headers: headers.map(|headers| config::header_map(&headers).or_raise(options.py())).transpose()?,
         })
     }
 }
 
 impl Options {
-    fn calls(self, py: Python<'_>, keys: &Keys, system: Option<&Bound<'_, PyString>>) -> PyResult<ChatCalls> {
+    fn calls(
+        self,
+        py: Python<'_>,
+        keys: &Keys,
+        fallback_models: &[String],
+        system: Option<&Bound<'_, PyString>>,
+    ) -> PyResult<ChatCalls> {
         let model = config::model(self.model.as_deref()).or_raise(py)?;
         let system = system.map(|system| to_text("system", system)).transpose()?;
         let template = ChatTemplate::new(model, system.as_deref(), &self.fields);
@@ -350,8 +454,45 @@ impl Options {
             }
             calls.headers = Some(Arc::new(headers));
         }
+        if !fallback_models.is_empty() {
+            calls.fallbacks =
+                fallback_models.iter().filter(|name| *name != model).map(|name| keys.lanes(name)).collect();
+        }
         calls.max_tokens = self.max_tokens;
+        calls.priority = self.priority;
         Ok(calls)
+    }
+}
+
+fn to_key(key: &Bound<'_, PyString>) -> PyResult<ApiKey> {
+    to_text("api_key", key).and_then(|text| ApiKey::new(&text).or_raise(key.py()))
+}
+
+fn upstream(
+    base_url: &str,
+    key: Option<ApiKey>,
+    headers: &[(String, String)],
+    allow_http: bool,
+) -> Result<UpstreamConfig, Error> {
+    Ok(UpstreamConfig::new(Arc::new(config::Endpoint::new(base_url, key, headers, allow_http)?)))
+}
+
+/// `hedge_after`: seconds, or `"p95"`.
+struct HedgeArgument(HedgeAfter);
+
+impl<'py> FromPyObject<'_, 'py> for HedgeArgument {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(word) = value.cast::<PyString>() {
+            if word == "p95" {
+                return Ok(Self(HedgeAfter::P95));
+            }
+            let error = Error::configuration(format!("hedge_after must be seconds or \"p95\", not {word:?}"));
+            return Err(errors::raise(value.py(), &error));
+        }
+        let seconds = config::positive_seconds("hedge_after", Some(value.extract()?)).or_raise(value.py())?;
+        Ok(Self(HedgeAfter::Fixed(seconds.unwrap_or_default())))
     }
 }
 

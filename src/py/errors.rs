@@ -22,6 +22,7 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
     facts.set_item("retryable", error.verdict() != Verdict::Final)?;
     facts.set_item("retry_after", error.retry_after().map(|wait| wait.as_secs_f64()))?;
     facts.set_item("attempts", error.attempts())?;
+    facts.set_item("key_id", error.key_id())?;
     facts.set_item("elapsed", error.elapsed().as_secs_f64())?;
     if let Some(http) = error.http() {
         facts.set_item("body", &http.body)?;

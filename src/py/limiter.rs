@@ -126,9 +126,13 @@ impl NativeRateLimiter {
 
     /// Every limit with its level, and how many wait.
     fn snapshot(&self, py: Python<'_>) -> PyResult<(Vec<Level>, usize)> {
-        let snapshot = self.0.get().or_raise(py)?.snapshot();
-        Ok((snapshot.limits.iter().map(level).collect(), snapshot.waiting))
+        Ok(levels(&self.0.get().or_raise(py)?.snapshot()))
     }
+}
+
+/// Every limit with its level, and how many wait.
+pub(super) fn levels(snapshot: &limit::Snapshot) -> (Vec<Level>, usize) {
+    (snapshot.limits.iter().map(level).collect(), snapshot.waiting)
 }
 
 /// What was taken of a limiter.

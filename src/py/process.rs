@@ -64,6 +64,12 @@ impl<T> PerProcess<T> {
         Ok(value)
     }
 
+    /// This process's value, if it was made.
+    pub(crate) fn get(&self) -> Option<Arc<T>> {
+        let current = self.current.load();
+        current.as_ref().filter(|owned| owned.process == self::current()).map(|owned| Arc::clone(&owned.value))
+    }
+
     /// Drops this process's value, if there is one.
     pub(crate) fn clear(&self) {
         forget_inherited(self.current.swap(None));

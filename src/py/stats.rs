@@ -4,11 +4,20 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyDict, PyList};
 
+use super::limiter;
+use crate::engine::keys::LearntLimits;
+use crate::engine::limit::{self, Window};
 use crate::engine::metrics::{LaneSnapshot, RetryCounts, Snapshot, TimingSnapshot, WaitCause, WaitsSnapshot};
 
 /// A client's counters; the names are the fields of `ClientStats`.
-pub(crate) fn client<'py>(py: Python<'py>, now: &Snapshot) -> PyResult<Bound<'py, PyDict>> {
-    let lanes: PyResult<Vec<_>> = now.lanes.iter().map(|each| lane(py, each)).collect();
+pub(crate) fn client<'py>(
+    py: Python<'py>,
+    now: &Snapshot,
+    window: &Window,
+    limiter: Option<&limit::Snapshot>,
+    learnt: &[LearntLimits],
+) -> PyResult<Bound<'py, PyDict>> {
+    let lanes: PyResult<Vec<_>> = now.lanes.iter().map(|each| lane(py, each, learnt)).collect();
     dict(
         py,
         [
@@ -28,11 +37,15 @@ pub(crate) fn client<'py>(py: Python<'py>, now: &Snapshot) -> PyResult<Bound<'py
             ("first_byte", timing(py, &now.first_byte)?),
             ("waits", waits(py, &now.waits)?),
             ("lanes", PyList::new(py, lanes?)?.into_py_any(py)?),
+            ("concurrency", (window.limit(), window.in_flight(), window.waiting()).into_py_any(py)?),
+            ("limiter", limiter.map(limiter::levels).into_py_any(py)?),
         ],
     )
 }
 
-fn lane<'py>(py: Python<'py>, now: &LaneSnapshot) -> PyResult<Bound<'py, PyDict>> {
+fn lane<'py>(py: Python<'py>, now: &LaneSnapshot, learnt: &[LearntLimits]) -> PyResult<Bound<'py, PyDict>> {
+    let learnt = learnt.iter().find(|learnt| learnt.key_id == now.key_id && *learnt.model == *now.model);
+    let learnt = learnt.filter(|learnt| !learnt.limits.limits.is_empty());
     dict(
         py,
         [
@@ -51,6 +64,7 @@ fn lane<'py>(py: Python<'py>, now: &LaneSnapshot) -> PyResult<Bound<'py, PyDict>
             ("latency", timing(py, &now.latency)?),
             ("first_byte", timing(py, &now.first_byte)?),
             ("waits", waits(py, &now.waits)?),
+            ("limiter", learnt.map(|learnt| limiter::levels(&learnt.limits)).into_py_any(py)?),
         ],
     )
 }

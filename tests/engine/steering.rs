@@ -17,6 +17,16 @@ use super::pipeline::{batch, pipeline};
 
 const MINUTE: f64 = 60.0;
 
+/// Shows a figure for the docs: `cargo test --no-default-features --test engine steering -- --nocapture`.
+macro_rules! figure {
+    ($($text:tt)*) => { figure(&format!($($text)*)) };
+}
+
+#[expect(clippy::print_stderr, reason = "for whoever asks to see it")]
+fn figure(text: &str) {
+    eprintln!("{text}");
+}
+
 /// What came of a run.
 struct Run {
     seconds: f64,
@@ -86,7 +96,7 @@ async fn a_limit_that_nobody_told_is_learnt_and_used_to_95_percent_with_hardly_a
     assert_eq!(run.failed, 0);
     let used = share(THREE_MINUTES as f64, 600.0, run.seconds);
     let (refused, all) = run.refused_from(MINUTE);
-    eprintln!(
+    figure!(
         "rpm untold: {used:.4} of the limit, {refused} of {all} refused after the first minute, {:?} in all",
         run.refused_from(0.0)
     );
@@ -102,7 +112,7 @@ async fn a_limit_that_was_told_is_used_to_98_percent_without_a_single_refusal() 
     let pipeline = Pipeline { limiter: Some(Arc::new(limiter)), ..patient(&server) };
     let run = run(&server, pipeline, prompts(THREE_MINUTES, |_| 20)).await;
     let used = share(THREE_MINUTES as f64, 600.0, run.seconds);
-    eprintln!("rpm told: {used:.4} of the limit");
+    figure!("rpm told: {used:.4} of the limit");
     assert_eq!((run.failed, run.refused_from(0.0).0), (0, 0));
     assert!(used >= 0.98, "{used}");
 }
@@ -130,7 +140,7 @@ async fn tokens_a_minute_with_mixed_sizes_are_learnt_and_used_to_95_percent() {
     assert_eq!(run.failed, 0);
     let used = share(tokens_of(1200), 150_000.0, run.seconds);
     let (refused, all) = run.refused_from(MINUTE);
-    eprintln!("tpm untold: {used:.4} in {:.0} s, {refused} of {all}, {:?} in all", run.seconds, run.refused_from(0.0));
+    figure!("tpm untold: {used:.4} in {:.0} s, {refused} of {all}, {:?} in all", run.seconds, run.refused_from(0.0));
     assert!(used >= 0.95, "{used}");
     assert!(refused as f64 <= 0.02 * all as f64, "{refused} of {all}");
 }
@@ -143,7 +153,7 @@ async fn tokens_a_minute_that_were_told_are_used_to_98_percent_without_a_refusal
     let pipeline = Pipeline { limiter: Some(Arc::new(limiter)), ..patient(&server) };
     let run = run(&server, pipeline, prompts(1200, mixed)).await;
     let used = share(tokens_of(1200), 150_000.0, run.seconds);
-    eprintln!("tpm told: {used:.4} in {:.0} s, {:?} refused", run.seconds, run.refused_from(0.0));
+    figure!("tpm told: {used:.4} in {:.0} s, {:?} refused", run.seconds, run.refused_from(0.0));
     assert_eq!((run.failed, run.refused_from(0.0).0), (0, 0));
     assert!(used >= 0.98, "{used}");
 }

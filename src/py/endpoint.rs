@@ -1,0 +1,118 @@
+//! `Endpoint`: one server and one key of several, as the user names them. The key stays on this side, so that nothing in Python
+//! can show it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use super::errors::OrRaise;
+use super::json::to_text;
+use crate::engine::config;
+use crate::engine::error::Error;
+use crate::engine::keys::UpstreamConfig;
+use crate::engine::limit::{RateLimiter, RateLimits};
+use crate::engine::secret::{ApiKey, KeyId};
+
+/// One server and key of several.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct Endpoint {
+    base_url: String,
+    api_key: Option<ApiKey>,
+    weight: f64,
+    rpm: Option<f64>,
+    tpm: Option<f64>,
+    model_map: HashMap<String, String>,
+}
+
+#[pymethods]
+impl Endpoint {
+    #[new]
+    #[pyo3(signature = (base_url, api_key=None, *, weight=1.0, rpm=None, tpm=None, model_map=None))]
+    fn new(
+        py: Python<'_>,
+        base_url: String,
+        api_key: Option<&Bound<'_, PyString>>,
+        weight: f64,
+        rpm: Option<f64>,
+        tpm: Option<f64>,
+        model_map: Option<HashMap<String, String>>,
+    ) -> PyResult<Self> {
+        let key = api_key.map(|key| to_text("api_key", key).and_then(|key| ApiKey::new(&key).or_raise(py)));
+        if !(weight.is_finite() && weight > 0.0) {
+            return Err(Error::configuration(format!("weight must be a positive number, not {weight}"))).or_raise(py);
+        }
+        RateLimiter::new(RateLimits::per_minute(rpm, tpm)).or_raise(py)?;
+        Ok(Self { base_url, api_key: key.transpose()?, weight, rpm, tpm, model_map: model_map.unwrap_or_default() })
+    }
+
+    #[getter]
+    fn base_url(&self) -> &str {
+        &self.base_url
+    }
+
+    #[getter]
+    fn key_id(&self) -> String {
+        self.api_key.as_ref().map_or(KeyId::NONE, ApiKey::fingerprint).to_string()
+    }
+
+    #[getter]
+    fn has_key(&self) -> bool {
+        self.api_key.is_some()
+    }
+
+    /// The same with a key.
+    fn _with_key(&self, py: Python<'_>, api_key: &Bound<'_, PyString>) -> PyResult<Self> {
+        let key = to_text("api_key", api_key).and_then(|key| ApiKey::new(&key).or_raise(py))?;
+        Ok(Self { base_url: self.base_url.clone(), api_key: Some(key), model_map: self.model_map.clone(), ..*self })
+    }
+
+    #[getter]
+    fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    #[getter]
+    fn rpm(&self) -> Option<f64> {
+        self.rpm
+    }
+
+    #[getter]
+    fn tpm(&self) -> Option<f64> {
+        self.tpm
+    }
+
+    #[getter]
+    fn model_map(&self) -> HashMap<String, String> {
+        self.model_map.clone()
+    }
+
+    #[expect(clippy::unused_self, reason = "what pickle calls")]
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(PyTypeError::new_err("an Endpoint holds a key, so it cannot be pickled; make one in each process"))
+    }
+
+    fn __repr__(&self) -> String {
+        let key = self.api_key.as_ref().map_or("None".to_owned(), |key| format!("<{}>", key.fingerprint()));
+        format!(
+            "Endpoint({:?}, api_key={key}, weight={}, rpm={:?}, tpm={:?})",
+            self.base_url, self.weight, self.rpm, self.tpm
+        )
+    }
+}
+
+impl Endpoint {
+    /// The engine's form.
+    pub(crate) fn upstream(&self, headers: &[(String, String)], allow_http: bool) -> Result<UpstreamConfig, Error> {
+        let endpoint = config::Endpoint::new(&self.base_url, self.api_key.clone(), headers, allow_http)?;
+        let limits = RateLimits::per_minute(self.rpm, self.tpm);
+        Ok(UpstreamConfig {
+            endpoint: Arc::new(endpoint),
+            weight: self.weight,
+            limits: (!limits.limits.is_empty()).then_some(limits),
+            model_map: self.model_map.clone(),
+        })
+    }
+}
