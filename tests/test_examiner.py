@@ -1,7 +1,7 @@
 """An independent mock server that grades its clients: LLMock plays a provider with true limits and random faults.
 
-Its verdict names what a client did wrong: undercut a Retry-After, retried what cannot be retried, stormed, gave up. It is
-a third party's, so it shares none of our assumptions. The official client completes 662 of these 700.
+Its verdict names what a client did wrong: undercut a Retry-After, retried what cannot be retried, stormed, gave up.
+It is a third party's, so it shares none of our assumptions. The official client completes 662 of these 700.
 """
 
 from __future__ import annotations
