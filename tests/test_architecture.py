@@ -95,7 +95,15 @@ def rooms_named_in(path: Path) -> set[str]:
 def test_the_search_finds_imports_of_every_form(tmp_path: Path) -> None:
     text = "use a::{b, c::{d, e as f}, g};\npub use super::h::*;\nuse i;\n"
     assert list(split_imports(text)) == ["a::b", "a::c::d", "a::c::easf", "a::g", "super::h::*", "i"]
-    assert rooms_named_in(ENGINE / "pipeline" / "mod.rs") >= {"config", "error", "keys", "limit", "provider", "retry", "transport"}
+    assert rooms_named_in(ENGINE / "pipeline" / "mod.rs") >= {
+        "config",
+        "error",
+        "keys",
+        "limit",
+        "provider",
+        "retry",
+        "transport",
+    }
     assert rooms_named_in(ENGINE / "provider" / "openai.rs") >= {"error", "types"}
     assert "provider" not in rooms_named_in(ENGINE / "provider" / "openai.rs")
 

@@ -128,12 +128,21 @@ class BatchTexts:
     def take(self, count: int) -> list[Any]: ...
     def __len__(self) -> int: ...
 
+# Requests, tokens, input tokens, output tokens.
+_Amounts: TypeAlias = tuple[float, float, float, float]
+# What is counted, how many, in how many seconds, and how many at once.
+_Rule: TypeAlias = tuple[str, float, float, float | None]
+
 @final
 class NativeRateLimiter:
-    def __new__(cls, requests_per_minute: float | None, tokens_per_minute: float | None) -> NativeRateLimiter: ...
-    def acquire(self, pending: Pending | None, requests: float, tokens: float) -> Reservation: ...
-    def try_acquire(self, requests: float, tokens: float) -> Reservation | None: ...
-    def levels(self) -> tuple[float | None, float | None, int]: ...
+    def __new__(cls, rules: list[_Rule], sliding: bool) -> NativeRateLimiter: ...
+    def acquire(
+        self, pending: Pending | None, amounts: _Amounts, priority: int, max_wait: float | None, held: bool
+    ) -> Reservation: ...
+    def try_acquire(self, amounts: _Amounts) -> Reservation | None: ...
+    def estimated_wait(self, amounts: _Amounts) -> float: ...
+    def set_limits(self, rules: list[_Rule], sliding: bool) -> None: ...
+    def snapshot(self) -> tuple[list[tuple[str, float, float, float, float]], int]: ...
 
 @final
 class NativeRetryPolicy:
@@ -156,7 +165,11 @@ class NativeRetryPolicy:
 
 @final
 class Reservation:
-    """Requests and tokens that were taken from a `RateLimiter`."""
+    """What was taken of a `RateLimiter`.
+
+    One that `RateLimiter.acquire` gave stays taken; one of `RateLimiter.reserve` is given back when it is dropped,
+    unless it was committed or settled.
+    """
 
     @property
     def requests(self) -> float:
@@ -166,8 +179,27 @@ class Reservation:
     def tokens(self) -> float:
         """Tokens taken, as estimated."""
 
-    def settle(self, tokens: int) -> None:
-        """Correct the tokens taken to those truly used. Only the first call counts."""
+    @property
+    def input_tokens(self) -> float:
+        """Tokens of the prompt taken, as estimated."""
+
+    @property
+    def output_tokens(self) -> float:
+        """Tokens of the answer taken, as estimated."""
+
+    def settle(
+        self, tokens: int | None = None, *, input_tokens: int | None = None, output_tokens: int | None = None
+    ) -> None:
+        """Correct what was taken to what was truly used; what is not given stays as estimated.
+
+        Only the first call counts.
+        """
+
+    def commit(self) -> None:
+        """Keep what was taken, whatever happens: the request goes out now. It can still be settled."""
+
+    def release(self) -> None:
+        """Give back what was taken, unless it was committed or settled."""
 
 @final
 class ChatCompletion:

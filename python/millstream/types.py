@@ -22,8 +22,10 @@ __all__ = [
     "FunctionCall",
     "LaneStats",
     "LimiterStats",
+    "LimitLevel",
     "Model",
     "ModelList",
+    "RateLimiterSnapshot",
     "Record",
     "TimingStats",
     "ToolCall",
@@ -303,3 +305,35 @@ def _typed(fields: dict[str, Any]) -> dict[str, Any]:
         "first_byte": TimingStats(**fields["first_byte"]),
         "waits": WaitStats(**{cause: TimingStats(**timing) for cause, timing in fields["waits"].items()}),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class LimitLevel:
+    """One limit of a `RateLimiter` and how much of it is left.
+
+    Attributes:
+        unit: What is counted: ``requests``, ``tokens``, ``input_tokens`` or ``output_tokens``.
+        per: Length of the window in seconds.
+        amount: How many per window.
+        capacity: How many may go at once.
+        level: How many could go now; negative while in debt.
+    """
+
+    unit: str
+    per: float
+    amount: float
+    capacity: float
+    level: float
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimiterSnapshot:
+    """How full a `RateLimiter` is at one moment.
+
+    Attributes:
+        limits: Every limit with its level.
+        waiting: How many acquisitions wait.
+    """
+
+    limits: tuple[LimitLevel, ...]
+    waiting: int

@@ -156,6 +156,15 @@ async def limits() -> None:
     reservation = limiter.acquire_blocking()
     assert_type(reservation.tokens, float)
     reservation.settle(5)
+    reservation.settle(input_tokens=5, output_tokens=6)
+    limiter.set_limits(tokens_per_day=1e6, algorithm="sliding_window")
+    assert_type(limiter.snapshot().limits[0].level, float)
+    assert_type(limiter.estimated_wait(tokens=5), float)
+    assert_type(await limiter.reserve(tokens=5, priority=1, max_wait=2), Reservation)
+    async with limiter.reserve(input_tokens=5) as held:
+        assert_type(held, Reservation)
+    with limiter.reserve() as held_blocking:
+        assert_type(held_blocking, Reservation)
 
 
 def errors(client: Client) -> None:

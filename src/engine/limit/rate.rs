@@ -25,11 +25,17 @@ use super::reservation::{Reservation, Sent, Tally};
 use crate::engine::error::{Error, Kind};
 use crate::engine::types::{Priority, RateReading, Unit};
 
+/// Less than a clock can tell would be no wait at all: the head would ask again and again at the same moment.
+const SHORTEST_NAP_S: f64 = 1e-6;
+
 /// The head of the line looks again after this at the latest.
 const LONGEST_NAP_S: f64 = 3600.0;
 
 /// A server that names a new window in every answer must not fill the memory.
 const MOST_LIMITS: usize = 32;
+
+/// Beyond it a header is not about a limit.
+const LARGEST_LIMIT: f64 = 1e12;
 
 /// One limit of a [`Snapshot`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -94,7 +100,7 @@ impl State {
             wait = wait.max(meter.seconds_until(meter.charge(amount), now));
         }
         if wait > 0.0 {
-            return Err(Hold::For(Duration::from_secs_f64(wait.min(LONGEST_NAP_S))));
+            return Err(Hold::For(Duration::from_secs_f64(wait.clamp(SHORTEST_NAP_S, LONGEST_NAP_S))));
         }
         for meter in &mut self.meters {
             meter.take(cost.of(meter.limit().unit), now);
@@ -138,17 +144,15 @@ impl State {
     }
 
     fn learn(&mut self, reading: &RateReading, finding: Option<Finding>, now: Instant) {
-        let amount = reading.limit.filter(|limit| limit.is_finite() && *limit >= 1.0);
+        let amount = reading.limit.filter(|limit| (1.0..=LARGEST_LIMIT).contains(limit));
         let per = reading.window.filter(|window| !window.is_zero());
-        let learnt = |meter: &Meter| meter.is_learnt() && meter.limit().unit == reading.unit;
-        let place = self.meters.iter().position(|meter| learnt(meter) && meter.limit().per == per.unwrap_or(MINUTE));
-        // Who does not say which window means the one that is known.
-        let place = place.or_else(|| if per.is_none() { self.meters.iter().position(learnt) } else { None });
+        let per = per.unwrap_or(MINUTE);
+        let place = self.meters.iter().position(|meter| meter.is_learnt() && meter.is(reading.unit, per));
         let room = self.meters.len() < MOST_LIMITS;
         match (place.and_then(|place| self.meters.get_mut(place)), amount) {
             (Some(meter), amount) => meter.learn(amount, finding, now),
             (None, Some(amount)) if room => {
-                let limit = Limit { unit: reading.unit, amount, per: per.unwrap_or(MINUTE), burst: None };
+                let limit = Limit { unit: reading.unit, amount, per, burst: None };
                 self.meters.push(Meter::learnt(limit, finding, now));
             }
             // Nobody knows how fast it refills.
@@ -924,6 +928,159 @@ mod tests {
             let took = start.elapsed().as_secs_f64();
             assert!((seconds * 0.99..seconds * 1.01).contains(&took), "{took}");
         }
+    }
+
+    fn reading(limit: f64, remaining: f64) -> RateReading {
+        let (limit, remaining) = (Some(limit), Some(remaining));
+        RateReading { unit: Unit::Requests, limit, remaining, reset: None, window: None }
+    }
+
+    async fn send(limiter: &Arc<RateLimiter>) -> Sent {
+        limiter.reserve(Cost::request(0), 0).await.unwrap().commit()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn passes_everything_until_headers_tell_a_limit() {
+        let limiter = Arc::new(RateLimiter::learning());
+        take(&limiter, requests(1e9)).await;
+        assert_eq!(limiter.snapshot(), Snapshot::default());
+        assert_eq!(limiter.estimated_wait(requests(1e9)), Duration::ZERO);
+        let sent = send(&limiter).await;
+        limiter.learn(&sent, &[]);
+        limiter.learn(&sent, &[RateReading { limit: None, ..reading(0.0, 5.0) }]);
+        assert!(limiter.snapshot().limits.is_empty(), "no limit, no rate");
+        limiter.learn(&sent, &[reading(60.0, 3.0)]);
+        let limits = limiter.snapshot().limits;
+        assert_eq!((limits.len(), limits[0].learnt, limits[0].limit.per), (1, true, MINUTE));
+        let start = Instant::now();
+        for _ in 0..5 {
+            take(&limiter, Cost::request(0)).await;
+        }
+        assert_eq!(start.elapsed().as_secs(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_server_could_not_have_seen_is_not_there_either() {
+        let limiter = Arc::new(RateLimiter::learning());
+        let sent = send(&limiter).await;
+        let waits_to_go = limiter.reserve(requests(5.0), 0).await.unwrap();
+        let never_went = limiter.reserve(requests(7.0), 0).await.unwrap();
+        take(&limiter, requests(10.0)).await;
+        drop(limiter.reserve(requests(100.0), 0).await.unwrap());
+        limiter.learn(&sent, &[reading(60.0, 59.0)]);
+        assert_eq!(level(&limiter, Unit::Requests), 59 - 5 - 7 - 10);
+        drop(never_went);
+        assert_eq!(level(&limiter, Unit::Requests), 59 - 5 - 10);
+        waits_to_go.keep();
+        assert_eq!(level(&limiter, Unit::Requests), 59 - 5 - 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn headers_lower_the_level_and_raise_it_only_as_far_as_our_own_account() {
+        let limiter = Arc::new(RateLimiter::learning());
+        let sent = send(&limiter).await;
+        limiter.learn(&sent, &[reading(600.0, 500.0)]);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let sent = send(&limiter).await;
+        limiter.learn(&sent, &[reading(600.0, 100.0)]);
+        assert_eq!(level(&limiter, Unit::Requests), 100);
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let sent = send(&limiter).await;
+            limiter.learn(&sent, &[reading(600.0, 599.0)]);
+        }
+        // 500, refilled for three seconds, less three.
+        assert_eq!(level(&limiter, Unit::Requests), 500 + 30 - 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_answer_that_comes_late_changes_nothing() {
+        let limiter = Arc::new(RateLimiter::learning());
+        let slow = send(&limiter).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let quick = send(&limiter).await;
+        limiter.learn(&quick, &[reading(600.0, 400.0)]);
+        limiter.learn(&slow, &[reading(600.0, 0.0)]);
+        assert_eq!(level(&limiter, Unit::Requests), 400);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn follows_the_server_to_a_larger_limit_at_once_and_to_a_smaller_one() {
+        let limiter = Arc::new(RateLimiter::learning());
+        let mark = send(&limiter).await;
+        limiter.learn(&mark, &[reading(60.0, 0.0)]);
+        let waiter = tokio::spawn({
+            let limiter = Arc::clone(&limiter);
+            async move { take(&limiter, requests(60.0)).await }
+        });
+        tokio::task::yield_now().await;
+        // It was under way before the server said anything.
+        limiter.learn(&mark, &[reading(6000.0, 5000.0)]);
+        let start = Instant::now();
+        waiter.await.unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        limiter.learn(&mark, &[reading(10.0, 9.0)]);
+        let limits = limiter.snapshot().limits;
+        assert_eq!((limits.len(), limits[0].capacity.round() as u32), (1, 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_learnt_limit_takes_a_cost_beyond_it_for_all_of_it() {
+        let limiter = Arc::new(RateLimiter::learning());
+        limiter.learn(&send(&limiter).await, &[RateReading { unit: Unit::Tokens, ..reading(1000.0, 1000.0) }]);
+        let large = limiter.reserve(Cost::request(50_000), 0).await.unwrap();
+        assert_eq!(level(&limiter, Unit::Tokens), 0);
+        large.settle(Actual::tokens(100));
+        let start = Instant::now();
+        take(&limiter, Cost::request(50_000)).await;
+        assert!(start.elapsed() <= MINUTE + Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_header_however_absurd_holds_anyone_for_longer_than_a_window() {
+        let absurd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -5.0, 0.0, 1e-300, 0.5, 1e300, f64::MAX];
+        for limit in absurd {
+            for remaining in absurd {
+                let limiter = Arc::new(RateLimiter::learning());
+                limiter.learn(&send(&limiter).await, &[reading(limit, remaining)]);
+                take(&limiter, requests(1000.0)).await;
+                limiter.learn(&send(&limiter).await, &[reading(limit, remaining)]);
+                limiter.learn(&send(&limiter).await, &[reading(60.0, remaining), reading(limit, remaining)]);
+                let start = Instant::now();
+                take(&limiter, Cost::request(0)).await;
+                assert!(
+                    start.elapsed() <= MINUTE + Duration::from_secs(2),
+                    "{limit} {remaining}: {:?}",
+                    start.elapsed()
+                );
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_of_the_day_and_one_of_the_minute_are_two() {
+        let limiter = Arc::new(RateLimiter::learning());
+        let day = RateReading { window: Some(Duration::from_secs(86_400)), ..reading(1000.0, 2.0) };
+        let sent = send(&limiter).await;
+        limiter.learn(&sent, &[day, reading(60.0, 59.0)]);
+        assert_eq!(limiter.snapshot().limits.len(), 2);
+        assert_eq!(level(&limiter, Unit::Requests), 2);
+        for number in 0..100 {
+            let window = Some(Duration::from_secs(61 + number));
+            limiter.learn(&sent, &[RateReading { window, ..reading(60.0, 59.0) }]);
+        }
+        assert!(limiter.snapshot().limits.len() <= MOST_LIMITS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_users_limits_are_not_moved_by_headers() {
+        let limiter = limiter(Some(60.0), None);
+        let sent = send(&limiter).await;
+        limiter.learn(&sent, &[reading(600.0, 599.0)]);
+        limiter.set_limits(RateLimits::per_minute(Some(30.0), None)).unwrap();
+        let limits = limiter.snapshot().limits;
+        let seen: Vec<_> = limits.iter().map(|state| (state.learnt, state.capacity.round() as u32)).collect();
+        assert_eq!(seen, [(false, 30), (true, 600)]);
     }
 
     #[test]
