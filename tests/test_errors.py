@@ -73,7 +73,6 @@ BASES: dict[str, tuple[type[BaseException], ...]] = {
     "MillstreamError": (Exception,),
     "ConfigurationError": (MillstreamError, ValueError),
     "InputTooLargeError": (ConfigurationError,),
-    "QueueTimeoutError": (MillstreamError, TimeoutError),
     "ClientClosedError": (MillstreamError, RuntimeError),
     "InternalError": (MillstreamError, RuntimeError),
     "APIError": (MillstreamError,),

@@ -5,7 +5,6 @@ The names are openai-python's, so that existing ``except`` clauses read on::
     MillstreamError
     ├─ ConfigurationError (ValueError)             a bad argument; raised before anything is sent
     │   └─ InputTooLargeError                      one request needs more than a rate limit ever lets through
-    ├─ QueueTimeoutError (TimeoutError)            the rate limit did not, or would not, let it go within ``max_wait``
     ├─ ClientClosedError (RuntimeError)            a call on a closed client
     ├─ InternalError (RuntimeError)                a fault of millstream's; please report it
     └─ APIError
@@ -83,10 +82,6 @@ class ConfigurationError(MillstreamError, ValueError):
 
 class InputTooLargeError(ConfigurationError):
     """One request needs more than a rate limit ever lets through at once; waiting would never help."""
-
-
-class QueueTimeoutError(MillstreamError, TimeoutError):
-    """The rate limit did not let it go within ``max_wait``, or would not: then this is raised at once."""
 
 
 class ClientClosedError(MillstreamError, RuntimeError):
@@ -192,7 +187,6 @@ class DeadlineExceeded(APITimeoutError):
 _BY_KIND: dict[str, type[MillstreamError]] = {
     "configuration": ConfigurationError,
     "input_too_large": InputTooLargeError,
-    "queue_timeout": QueueTimeoutError,
     "connection": APIConnectionError,
     "timeout": APITimeoutError,
     "queue_timeout": QueueTimeoutError,
