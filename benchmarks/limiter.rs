@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use millstream::engine::limit::{Cost, RateLimiter, RateLimits};
+use millstream::engine::limit::{Cost, RateLimiter, RateLimits, Reservation};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
 
@@ -28,7 +28,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let start = cpu_seconds();
     for _ in 0..WAITERS {
         let limiter = Arc::clone(&limiter);
-        waiters.spawn(async move { limiter.reserve(Cost::request(10), 0).await.map(|reservation| reservation.keep()) });
+        waiters.spawn(async move { limiter.reserve(Cost::request(10), 0).await.map(Reservation::keep) });
     }
     while let Some(waiter) = waiters.join_next().await {
         waiter??;
