@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 from millstream._bridge import wait
 from millstream._millstream import NativeRateLimiter, Reservation
 from millstream.exceptions import ConfigurationError
-from millstream.types import LimitLevel, RateLimiterSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from types import TracebackType
+
+    from millstream.types import RateLimiterSnapshot
 
 _Algorithm: TypeAlias = Literal["token_bucket", "sliding_window"]
 
@@ -230,8 +231,9 @@ class RateLimiter:
 
     def snapshot(self) -> RateLimiterSnapshot:
         """Every limit with its level, and how many wait."""
-        limits, waiting = self._native.snapshot()
-        return RateLimiterSnapshot(tuple(LimitLevel(*limit) for limit in limits), waiting)
+        from millstream.types import RateLimiterSnapshot  # not at the top, see `millstream.__getattr__`
+
+        return RateLimiterSnapshot._of(*self._native.snapshot())
 
     @property
     def waiting(self) -> int:

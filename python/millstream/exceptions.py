@@ -179,7 +179,10 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 
 
 class QueueTimeoutError(APITimeoutError):
-    """Not admitted within ``queue_timeout`` (or a limiter's ``max_wait``): others were before it. Nothing was sent."""
+    """Not admitted within ``queue_timeout``, or a `RateLimiter`'s ``max_wait``: others were before it.
+
+    Nothing was sent.
+    """
 
 
 class DeadlineExceeded(APITimeoutError):

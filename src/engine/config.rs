@@ -212,20 +212,6 @@ pub fn count(name: &str, value: i64, least: usize) -> Result<usize, Error> {
         .ok_or_else(|| Error::configuration(format!("{name} must be at least {least}, not {value}")))
 }
 
-/// A time in seconds that may be zero; `None` stays no limit.
-///
-/// # Errors
-/// A configuration error naming `name` if it is negative or not a number.
-pub fn seconds_or_none(name: &str, seconds: Option<f64>) -> Result<Option<Duration>, Error> {
-    match seconds {
-        None => Ok(None),
-        Some(seconds) if seconds >= 0.0 => Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))),
-        Some(seconds) => Err(Error::configuration(format!(
-            "{name} must be a number of seconds of at least 0, or None, not {seconds}"
-        ))),
-    }
-}
-
 /// A number of requests in flight.
 ///
 /// # Errors
@@ -331,10 +317,6 @@ mod tests {
 
     #[test]
     fn numbers_are_checked_by_name() {
-        assert!(
-            seconds_or_none("max_wait", Some(f64::NAN)).is_err() && seconds_or_none("max_wait", Some(-1.0)).is_err()
-        );
-        assert_eq!(seconds_or_none("max_wait", Some(0.0)).unwrap(), Some(Duration::ZERO));
         assert!(positive_seconds("timeout", Some(f64::NAN)).unwrap_err().to_string().contains("timeout"));
         assert!(
             positive_seconds("timeout", Some(0.0)).is_err() && positive_seconds("timeout", None).unwrap().is_none()

@@ -94,7 +94,7 @@ impl NativeRateLimiter {
         held: bool,
     ) -> PyResult<Py<PyAny>> {
         let limiter = self.0.get().or_raise(py)?;
-        let max_wait = config::seconds_or_none("max_wait", max_wait).or_raise(py)?;
+        let max_wait = max_wait.map(|max_wait| config::seconds("max_wait", max_wait)).transpose().or_raise(py)?;
         let work = async move {
             match max_wait {
                 Some(max_wait) => limiter.reserve_within(cost(amounts), priority, max_wait).await,
