@@ -48,7 +48,7 @@ impl Pool {
         if self.closed.load(Relaxed) {
             return Err(Error::closed());
         }
-        self.transport.get_or_make(|| Ok(Transport::new(&Runtime::get()?.tls()?, self.config)))
+        self.transport.get_or_make(|| Ok(Transport::new(&Runtime::tls()?, self.config)))
     }
 }
 
@@ -136,7 +136,7 @@ impl NativeClient {
             idempotency: shared(parent, |parent| &parent.idempotency),
             idempotency_key,
             timeouts: timeout.over(Timeouts { queue, ..Timeouts::default() }),
-            metrics: shared(parent, |parent| &parent.metrics),
+            metrics: parent.map_or_else(|| Arc::new(PerProcess::for_any_clock()), |parent| Arc::clone(&parent.metrics)),
         })
     }
 

@@ -8,6 +8,7 @@
 mod batch_policy;
 mod bridge;
 mod client;
+mod clock;
 mod errors;
 mod json;
 mod limiter;
@@ -26,6 +27,8 @@ mod _millstream {
     use super::bridge::{Pending, Port, echo, quiesce};
     #[pymodule_export]
     use super::client::{BatchTexts, NativeClient};
+    #[pymodule_export]
+    use super::clock::NativeVirtualClock;
     #[pymodule_export]
     use super::limiter::{NativeRateLimiter, Reservation};
     #[pymodule_export]
