@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Answer", "Dialect", "Fault", "KeyStats", "Limits", "MockServer", "MockStats", "RecordedRequest", "VirtualClock"]
+__all__ = [
+    "Answer",
+    "Dialect",
+    "Fault",
+    "KeyStats",
+    "Limits",
+    "MockServer",
+    "MockStats",
+    "RecordedRequest",
+    "VirtualClock",
+]
 
 Dialect = Literal["openai", "anthropic", "mistral", "groq", "together", "azure", "none"]
 """Whose rate-limit headers and error bodies the answers have. The chat format is always OpenAI's.
