@@ -41,7 +41,7 @@ pub struct Traffic {
 struct State {
     exchanges: HashMap<u64, Phase>,
     next_exchange: u64,
-    /// How much is under way: exchanges that do not wait, and what [`Traffic::hold`] holds.
+    /// How many of them do not wait.
     under_way: usize,
     /// Who may do something yet, and until when that is believed.
     leases: HashMap<usize, Instant>,
@@ -107,14 +107,8 @@ impl Traffic {
     }
 
     /// The traffic that is watched on this thread.
-    pub(crate) fn current() -> Option<Arc<Self>> {
+    pub fn current() -> Option<Arc<Self>> {
         WATCHED.try_with(|watched| watched.borrow().clone()).ok().flatten()
-    }
-
-    /// Holds time still until dropped.
-    pub fn hold(self: &Arc<Self>) -> Hold {
-        self.change(|state| state.under_way += 1);
-        Hold(Arc::clone(self))
     }
 
     /// Counts a call as under way until dropped.
@@ -190,16 +184,6 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.traffic.change(|state| state.closed = true);
         WATCHED.with_borrow_mut(|watched| *watched = None);
-    }
-}
-
-/// Holds time still.
-#[derive(Debug)]
-pub struct Hold(Arc<Traffic>);
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.0.change(|state| state.under_way -= 1);
     }
 }
 

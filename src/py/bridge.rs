@@ -15,7 +15,7 @@ use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::mem;
 use std::sync::atomic::{
-    AtomicBool, AtomicUsize,
+    AtomicBool, AtomicU32, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -33,6 +33,7 @@ use super::errors::{self, OrRaise};
 use super::process::{self, PerProcess};
 use super::runtime::{Bell, Job, Runtime, block_on, job};
 use crate::engine::error::Error;
+use crate::traffic::Traffic;
 
 #[cfg(unix)]
 type Socket = std::os::unix::net::UnixStream;
@@ -44,6 +45,11 @@ const RESULTS_PER_TURN: usize = 1000;
 
 /// Calls that are started without waiting for the loop's next turn once so many are queued.
 const CALLS_PER_WAKE: usize = 256;
+
+/// On a virtual clock, after a call was made or answered: so many turns of the loop may pass before time does, so that what
+/// Python does next still belongs to this moment, and this much real time at most, since the loop may have been stopped.
+const TURNS_TO_SETTLE: u32 = 16;
+const LONGEST_SETTLING: Duration = Duration::from_millis(250);
 
 /// Makes the Python object of a result, in the loop's thread.
 type Delivery = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send>;
@@ -63,6 +69,9 @@ struct Queue {
 
 impl Inbox {
     fn push(self: Arc<Self>, id: Id, delivery: Delivery, bells: &UnboundedSender<Arc<dyn Bell>>) {
+        if let Some(traffic) = Traffic::current() {
+            traffic.lease(self.tenant(), LONGEST_SETTLING);
+        }
         let mut queue = lock(&self.queue);
         queue.results.push_back((id, delivery));
         let signal = !mem::replace(&mut queue.signalled, true);
@@ -70,6 +79,13 @@ impl Inbox {
         if signal {
             let _ = bells.send(self);
         }
+    }
+}
+
+impl Inbox {
+    /// Names this port to the virtual clock.
+    fn tenant(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 }
 
@@ -88,6 +104,8 @@ pub(crate) struct Port {
     waiting: Mutex<Waiting>,
     /// Calls of this turn of the loop that the engine does not know of yet.
     outbox: Mutex<Vec<Job>>,
+    /// Turns until Python has settled, on a virtual clock.
+    turns: AtomicU32,
 }
 
 /// Futures that wait, each in a place that is used again once it is free. An id names the place and its turn, so the late result
@@ -141,6 +159,22 @@ impl Waiting {
 
 #[pymethods]
 impl Port {
+    /// Holds a virtual clock, if there is one, until Python has done what it does now.
+    fn stir(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let this = slf.get();
+        let Some(runtime) = Runtime::with_virtual_clock() else { return Ok(()) };
+        let Some(clock) = runtime.clock() else { return Ok(()) };
+        clock.traffic.lease(this.inbox.tenant(), LONGEST_SETTLING);
+        if this.turns.swap(TURNS_TO_SETTLE, Relaxed) > 0 { Ok(()) } else { Self::next_turn(slf) }
+    }
+
+    fn next_turn(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let the_loop = py.import(intern!(py, "asyncio"))?.call_method0(intern!(py, "get_running_loop"))?;
+        let settle = slf.getattr(intern!(py, "settle"))?;
+        the_loop.call_method1(intern!(py, "call_soon"), (settle,)).map(drop)
+    }
+
     #[new]
     fn new() -> PyResult<Self> {
         let (wake, watched) = socket_pair()?;
@@ -151,6 +185,7 @@ impl Port {
             watched,
             waiting: Mutex::default(),
             outbox: Mutex::default(),
+            turns: AtomicU32::new(0),
         })
     }
 
@@ -163,11 +198,13 @@ impl Port {
     }
 
     /// Completes the futures whose results have come.
-    fn drain(&self, py: Python<'_>) -> PyResult<()> {
+    fn drain(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (this, py) = (slf.get(), slf.py());
         let _draining = Draining::begin(py);
-        let _ = (&self.watched).read(&mut [0; 64]);
+        Self::stir(slf)?;
+        let _ = (&this.watched).read(&mut [0; 64]);
         let (results, more) = {
-            let mut queue = lock(&self.inbox.queue);
+            let mut queue = lock(&this.inbox.queue);
             if queue.results.len() > RESULTS_PER_TURN {
                 (queue.results.drain(..RESULTS_PER_TURN).collect(), true)
             } else {
@@ -176,12 +213,12 @@ impl Port {
             }
         };
         if more {
-            self.inbox.ring();
+            this.inbox.ring();
         }
         // A signal handler may raise in any of these calls. The other results are handed over all the same.
         let mut raised = Ok(());
         for (id, delivery) in results {
-            let Some(future) = lock(&self.waiting).remove(id) else { continue };
+            let Some(future) = lock(&this.waiting).remove(id) else { continue };
             if let Err(error) = complete(future.bind(py), delivery) {
                 raised = Err(error);
             }
@@ -196,6 +233,18 @@ impl Port {
             return Ok(());
         }
         Runtime::get().and_then(|runtime| runtime.start(jobs)).or_raise(py)
+    }
+
+    /// One of the turns that [`Self::stir`] asked for.
+    fn settle(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let this = slf.get();
+        if this.turns.fetch_sub(1, Relaxed) > 1 {
+            return Self::next_turn(slf);
+        }
+        if let Some(clock) = Runtime::with_virtual_clock().as_deref().and_then(Runtime::clock) {
+            clock.traffic.end_lease(this.inbox.tenant());
+        }
+        Ok(())
     }
 
     /// Lets go of every future that waits; for a loop that was closed under them.
@@ -234,7 +283,7 @@ fn complete(future: &Bound<'_, PyAny>, delivery: Delivery) -> PyResult<()> {
 }
 
 /// How many threads are inside [`Port::drain`].
-static DRAINING: PerProcess<AtomicUsize> = PerProcess::new();
+static DRAINING: PerProcess<AtomicUsize> = PerProcess::for_any_clock();
 
 /// The thread that ends the interpreter, once it does.
 static EXITING: OnceLock<ThreadId> = OnceLock::new();
@@ -357,10 +406,13 @@ where
         return Err(PyRuntimeError::new_err("a pending call can be started once"));
     };
     let (port, id) = (pending.port.get(), pending.id);
+    Port::stir(pending.port.bind(py))?;
     let inbox = Arc::clone(&port.inbox);
     let runtime = Runtime::get().or_raise(py)?;
     let bells = runtime.bells();
+    let lost = Lost(Runtime::with_virtual_clock().map(|_| (Arc::clone(&inbox), id)));
     let job = job(work, registration, move |outcome| {
+        lost.was_answered();
         inbox.push(
             id,
             Box::new(move |py| match outcome {
@@ -383,6 +435,25 @@ where
     }
     // Only the first of them asks for a flush.
     (queued == 1).into_py_any(py)
+}
+
+/// A call on a virtual clock that has not ended. Dropped, the clock was left under it, which whoever awaits it must learn.
+struct Lost(Option<(Arc<Inbox>, Id)>);
+
+impl Lost {
+    fn was_answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        let Some((inbox, id)) = self.0.take() else { return };
+        let error = Error::internal("the VirtualClock was left while the call was under way");
+        lock(&inbox.queue).results.push_back((id, Box::new(move |py| Err(errors::raise(py, &error)))));
+        // The runtime, which rings the bells, is going.
+        inbox.ring();
+    }
 }
 
 /// Completes `pending` from the engine's thread with nothing in between: what the bridge itself costs.

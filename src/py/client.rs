@@ -46,7 +46,7 @@ impl Pool {
     }
 
     fn transport(&self) -> Result<Arc<Transport>, Error> {
-        self.transport.get_or_make(|| Ok(Transport::new(&Runtime::get()?.tls()?, self.config)))
+        self.transport.get_or_make(|| Ok(Transport::new(&Runtime::tls()?, self.config)))
     }
 }
 
@@ -221,7 +221,7 @@ impl NativeClient {
             idempotency: shared(parent, |parent| &parent.idempotency),
             idempotency_key,
             timeouts: timeout.over(Timeouts { queue, ..Timeouts::default() }),
-            metrics: shared(parent, |parent| &parent.metrics),
+            metrics: parent.map_or_else(|| Arc::new(PerProcess::for_any_clock()), |parent| Arc::clone(&parent.metrics)),
         })
     }
 
@@ -282,7 +282,8 @@ impl NativeClient {
             pipeline.window = None;
         }
         pipeline.retry = pipeline.retry.in_bulk();
-        pipeline.bulk = Some(Bulk { window: max_concurrent.map(Window::fixed), parking: Arc::default() });
+        let window = max_concurrent.map(|size| Runtime::on_its_clock(|| Window::fixed(size)));
+        pipeline.bulk = Some(Bulk { window, parking: Arc::default() });
         let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
         let batch = Batch { pipeline, calls };
         let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
@@ -306,8 +307,10 @@ impl NativeClient {
         let metrics = self.metrics().or_raise(py)?;
         let now = py.detach(|| metrics.snapshot());
         let (window, limiter) = (self.window().or_raise(py)?, self.limiter.as_ref().map(|limiter| limiter.get()));
-        let limiter = limiter.transpose().or_raise(py)?.map(|limiter| limiter.snapshot());
-        let learnt = self.keys.get().map(|keys| keys.limits()).unwrap_or_default();
+        let limiter = limiter.transpose().or_raise(py)?;
+        let (limiter, learnt) = Runtime::on_its_clock(|| {
+            (limiter.map(|limiter| limiter.snapshot()), self.keys.get().map(|keys| keys.limits()).unwrap_or_default())
+        });
         stats::client(py, &now, &window, limiter.as_ref(), &learnt)
     }
 

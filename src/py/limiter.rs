@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use super::bridge::{Pending, dispatch};
 use super::errors::OrRaise;
 use super::process::{self, PerProcess};
+use super::runtime::Runtime;
 use crate::engine::config;
 use crate::engine::error::Error;
 use crate::engine::limit::{self, Actual, Algorithm, Cost, Limit, LimitState, RateLimits};
@@ -106,27 +107,31 @@ impl NativeRateLimiter {
 
     /// A reservation if it may go at once, else `None`.
     fn try_acquire(&self, py: Python<'_>, amounts: Amounts) -> PyResult<Option<Reservation>> {
-        let taken = self.0.get().and_then(|limiter| limiter.try_reserve(cost(amounts))).or_raise(py)?;
+        let limiter = self.0.get().or_raise(py)?;
+        let taken = Runtime::on_its_clock(|| limiter.try_reserve(cost(amounts))).or_raise(py)?;
         Ok(taken.map(|reservation| Reservation::of(reservation, false)))
     }
 
     /// Seconds that `amounts` would wait if they came now.
     fn estimated_wait(&self, py: Python<'_>, amounts: Amounts) -> PyResult<f64> {
-        let wait = self.0.get().or_raise(py)?.estimated_wait(cost(amounts));
+        let limiter = self.0.get().or_raise(py)?;
+        let wait = Runtime::on_its_clock(|| limiter.estimated_wait(cost(amounts)));
         Ok(if wait == Duration::MAX { f64::INFINITY } else { wait.as_secs_f64() })
     }
 
     /// Replaces the limits, also for those who wait.
     fn set_limits(&self, py: Python<'_>, rules: Vec<Rule>, sliding: bool) -> PyResult<()> {
         let limits = rate_limits(rules, sliding).or_raise(py)?;
-        self.0.get().and_then(|limiter| limiter.set_limits(limits.clone())).or_raise(py)?;
+        let limiter = self.0.get().or_raise(py)?;
+        Runtime::on_its_clock(|| limiter.set_limits(limits.clone())).or_raise(py)?;
         self.0.limits.store(Arc::new(limits));
         Ok(())
     }
 
     /// Every limit with its level, and how many wait.
     fn snapshot(&self, py: Python<'_>) -> PyResult<(Vec<Level>, usize)> {
-        Ok(levels(&self.0.get().or_raise(py)?.snapshot()))
+        let limiter = self.0.get().or_raise(py)?;
+        Ok(levels(&Runtime::on_its_clock(|| limiter.snapshot())))
     }
 }
 
@@ -147,7 +152,7 @@ impl Reservation {
     fn of(mut reservation: limit::Reservation, held: bool) -> Self {
         if !held {
             // In Python it is usual to throw the reservation away and go: that must not give it back.
-            reservation.commit();
+            Runtime::on_its_clock(|| reservation.commit());
         }
         Self { cost: reservation.cost(), process: process::current(), held: Mutex::new(Some(reservation)) }
     }
@@ -166,6 +171,7 @@ impl Drop for Reservation {
         if self.process != process::current() {
             mem::forget(mem::take(self.held.get_mut().unwrap_or_else(PoisonError::into_inner)));
         }
+        Runtime::on_its_clock(|| drop(self.held.get_mut().unwrap_or_else(PoisonError::into_inner).take()));
     }
 }
 
@@ -195,7 +201,7 @@ impl Reservation {
     #[pyo3(signature = (tokens = None, *, input_tokens = None, output_tokens = None))]
     fn settle(&self, tokens: Option<u64>, input_tokens: Option<u64>, output_tokens: Option<u64>) {
         if let Some(reservation) = self.take() {
-            reservation.settle(Actual { tokens, input_tokens, output_tokens });
+            Runtime::on_its_clock(|| reservation.settle(Actual { tokens, input_tokens, output_tokens }));
         }
     }
 
@@ -204,13 +210,14 @@ impl Reservation {
         if self.process == process::current()
             && let Some(reservation) = &mut *self.held.lock().unwrap_or_else(PoisonError::into_inner)
         {
-            reservation.commit();
+            Runtime::on_its_clock(|| reservation.commit());
         }
     }
 
     /// Gives back what was taken and not committed.
     fn release(&self) {
-        drop(self.take());
+        let reservation = self.take();
+        Runtime::on_its_clock(|| drop(reservation));
     }
 
     fn __repr__(&self) -> String {

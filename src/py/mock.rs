@@ -12,6 +12,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
+use super::runtime::Runtime;
 use crate::mock;
 
 /// `millstream.testing.Answer`, read by its attributes.
@@ -209,7 +210,11 @@ impl MockServer {
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.0.launch()).map_err(raise)
+        py.detach(|| match Runtime::with_virtual_clock().as_deref().and_then(Runtime::clock) {
+            Some(clock) => self.0.launch_on(&clock.runtime),
+            None => self.0.launch(),
+        })
+        .map_err(raise)
     }
 
     fn stop(&self, py: Python<'_>) {
@@ -284,7 +289,9 @@ impl MockServer {
     }
 
     fn clear(&self, py: Python<'_>) {
-        py.detach(|| self.0.clear());
+        py.detach(|| {
+            Runtime::on_its_clock(|| self.0.clear());
+        });
     }
 }
 

@@ -8,6 +8,7 @@
 mod batch_policy;
 mod bridge;
 mod client;
+mod clock;
 mod endpoint;
 mod errors;
 mod json;
@@ -27,6 +28,8 @@ mod _millstream {
     use super::bridge::{Pending, Port, echo, quiesce};
     #[pymodule_export]
     use super::client::{BatchTexts, NativeClient};
+    #[pymodule_export]
+    use super::clock::NativeVirtualClock;
     #[pymodule_export]
     use super::endpoint::Endpoint;
     #[pymodule_export]

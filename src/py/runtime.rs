@@ -6,20 +6,22 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{AbortHandle, AbortRegistration, Abortable};
 use pyo3::prelude::*;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::errors;
-use super::process::PerProcess;
+use super::process::{self, PerProcess};
 use crate::engine::error::Error;
 use crate::engine::transport::Tls;
+use crate::traffic::Traffic;
 
 /// Work under way, and what becomes of its outcome.
 pub(crate) type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -36,39 +38,109 @@ pub(crate) trait Bell: Send + Sync {
     fn ring(&self);
 }
 
-static RUNTIME: PerProcess<Runtime> = PerProcess::new();
+static RUNTIME: PerProcess<Runtime> = PerProcess::for_any_clock();
+
+/// The runtime of the virtual clock, while there is one.
+static VIRTUAL: PerProcess<Runtime> = PerProcess::new();
+
+static TLS: PerProcess<Tls> = PerProcess::for_any_clock();
 
 /// The engine's thread, and what its clients share.
 pub(crate) struct Runtime {
     jobs: UnboundedSender<Vec<Job>>,
     bells: UnboundedSender<Arc<dyn Bell>>,
-    tls: OnceLock<Tls>,
+    /// Only with a virtual clock.
+    clock: Option<Clock>,
+}
+
+/// A clock that is paused and jumps, see [`Traffic`].
+pub(crate) struct Clock {
+    pub(crate) runtime: Handle,
+    pub(crate) traffic: Arc<Traffic>,
 }
 
 impl Runtime {
     /// This process's runtime, started if need be.
     pub(crate) fn get() -> Result<Arc<Self>, Error> {
-        RUNTIME.get_or_make(Self::launch)
+        match VIRTUAL.get() {
+            Some(runtime) => Ok(runtime),
+            None => RUNTIME.get_or_make(Self::launch),
+        }
+    }
+
+    /// The runtime of the virtual clock, if there is one.
+    pub(crate) fn with_virtual_clock() -> Option<Arc<Self>> {
+        VIRTUAL.get()
+    }
+
+    /// Makes everybody use a runtime with a virtual clock from now on. It ends once it is left and nobody holds it any more;
+    /// calls that are under way then end with an error.
+    pub(crate) fn enter_virtual_clock(seed: u64) -> Result<(Arc<Self>, thread::JoinHandle<()>), Error> {
+        let (runtime, thread) = Self::launch_virtual(seed)?;
+        process::enter_virtual_clock();
+        let mut made = Some(runtime);
+        let missing = || Error::internal("the virtual clock was made twice");
+        Ok((VIRTUAL.get_or_make(|| made.take().ok_or_else(missing))?, thread))
+    }
+
+    /// Back to real time.
+    pub(crate) fn leave_virtual_clock() {
+        VIRTUAL.clear();
+        process::leave_virtual_clock();
+    }
+
+    /// `work` with the time of the virtual clock, if there is one. The engine's own thread needs no telling; this is for what
+    /// is called from Python's.
+    pub(crate) fn on_its_clock<R>(work: impl FnOnce() -> R) -> R {
+        let runtime = Self::with_virtual_clock();
+        let _context = runtime.as_deref().and_then(Self::clock).map(|clock| clock.runtime.enter());
+        work()
+    }
+
+    fn launch_virtual(seed: u64) -> Result<(Self, thread::JoinHandle<()>), Error> {
+        let failed = |error| Error::internal("the virtual clock's runtime could not be made").with_source(error);
+        let (jobs, mut inbox) = unbounded_channel::<Vec<Job>>();
+        let runtime = builder().start_paused(true).build().map_err(failed)?;
+        let handle = runtime.handle().clone();
+        let (bells, due) = unbounded_channel();
+        runtime.spawn(ring(due));
+        let (started, starting) = sync_channel(1);
+        let run = move || {
+            // Jitter is drawn from generators that descend from the thread's own.
+            fastrand::seed(seed);
+            runtime.block_on(async {
+                let watch = Traffic::watch_calls();
+                let _ = started.send(Arc::clone(watch.traffic()));
+                while let Some(jobs) = inbox.recv().await {
+                    for job in jobs {
+                        let call = watch.traffic().call();
+                        tokio::spawn(async move {
+                            job.await;
+                            drop(call);
+                        });
+                    }
+                }
+            });
+        };
+        let thread = thread::Builder::new().name("millstream-virtual".to_owned()).spawn(run).map_err(failed)?;
+        let traffic = starting.recv().map_err(|_| Error::internal("the virtual clock's thread has ended"))?;
+        Ok((Self { jobs, bells, clock: Some(Clock { runtime: handle, traffic }) }, thread))
+    }
+
+    pub(crate) fn clock(&self) -> Option<&Clock> {
+        self.clock.as_ref()
     }
 
     fn launch() -> Result<Self, Error> {
         let (jobs, mut inbox) = unbounded_channel::<Vec<Job>>();
-        let (bells, mut due) = unbounded_channel::<Arc<dyn Bell>>();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .max_blocking_threads(RESOLVER_THREADS)
-            .thread_name("millstream-dns")
+        let (bells, due) = unbounded_channel::<Arc<dyn Bell>>();
+        let runtime = builder()
             .build()
             .map_err(|error| Error::internal("the engine's runtime could not be made").with_source(error))?;
         thread::Builder::new()
             .name("millstream".to_owned())
             .spawn(move || {
-                runtime.spawn(async move {
-                    while let Some(bell) = due.recv().await {
-                        bell.ring();
-                    }
-                });
+                runtime.spawn(ring(due));
                 runtime.block_on(async {
                     while let Some(jobs) = inbox.recv().await {
                         for job in jobs {
@@ -78,16 +150,12 @@ impl Runtime {
                 });
             })
             .map_err(|error| Error::internal("the engine's thread could not be started").with_source(error))?;
-        Ok(Self { jobs, bells, tls: OnceLock::new() })
+        Ok(Self { jobs, bells, clock: None })
     }
 
     /// TLS settings, read from the system once.
-    pub(crate) fn tls(&self) -> Result<Tls, Error> {
-        if let Some(tls) = self.tls.get() {
-            return Ok(tls.clone());
-        }
-        let tls = Tls::new()?;
-        Ok(self.tls.get_or_init(|| tls).clone())
+    pub(crate) fn tls() -> Result<Tls, Error> {
+        TLS.get_or_make(Tls::new).map(|tls| (*tls).clone())
     }
 
     /// Rings the bells that are sent there, each after the tasks that can run now have run, so that one ring tells of what all of
@@ -100,6 +168,18 @@ impl Runtime {
     pub(crate) fn start(&self, jobs: Vec<Job>) -> Result<(), Error> {
         self.jobs.send(jobs).map_err(|_| Error::internal("the engine's thread has ended"))
     }
+}
+
+async fn ring(mut due: UnboundedReceiver<Arc<dyn Bell>>) {
+    while let Some(bell) = due.recv().await {
+        bell.ring();
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_io().enable_time().max_blocking_threads(RESOLVER_THREADS).thread_name("millstream-dns");
+    builder
 }
 
 /// `work` until it ends or is aborted; `done` gets its outcome on the engine's thread, unless it was aborted.

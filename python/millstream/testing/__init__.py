@@ -9,6 +9,8 @@ at what it saw.
         ...  # a client with base_url=server.base_url
         assert server.stats.requests == 3
 
+`VirtualClock` runs client and server on a clock that does not really pass.
+
 With pytest there is a fixture ``mock_server``; a marker configures it:
 ``@pytest.mark.mock_server(requests_per_minute=60)``. ``python -m millstream.testing`` runs a server in a
 process of its own.
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from millstream import _millstream
 from millstream._millstream import KeyStats, MockStats, RecordedRequest
+from millstream.testing._clock import VirtualClock
 
 if TYPE_CHECKING:
     import os
@@ -28,7 +31,17 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Answer", "Dialect", "Fault", "KeyStats", "Limits", "MockServer", "MockStats", "RecordedRequest"]
+__all__ = [
+    "Answer",
+    "Dialect",
+    "Fault",
+    "KeyStats",
+    "Limits",
+    "MockServer",
+    "MockStats",
+    "RecordedRequest",
+    "VirtualClock",
+]
 
 Dialect = Literal["openai", "anthropic", "mistral", "groq", "together", "azure", "none"]
 """Whose rate-limit headers and error bodies the answers have. The chat format is always OpenAI's.
