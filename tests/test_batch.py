@@ -133,12 +133,27 @@ def test_an_item_that_no_limit_lets_pass_fails_alone(make: Make, mock_server: Mo
 
 
 @pytest.mark.mock_server(latency=0.02)
-def test_the_default_is_64_in_flight_and_max_concurrent_replaces_it(face: Face, mock_server: MockServer) -> None:
+def test_max_concurrent_is_how_many_are_in_flight(face: Face, mock_server: MockServer) -> None:
     prompts = items(200)
-    for max_concurrent, expected in ((None, 64), (3, 3), (100, 100), (1000, 200)):
+    for max_concurrent, expected in ((3, 3), (100, 100), (1000, 200)):
         mock_server.clear()
         face.batch_complete(prompts, max_concurrent=max_concurrent)
         assert mock_server.stats.max_in_flight == expected
+
+
+@pytest.mark.mock_server(latency=0.02)
+@pytest.mark.parametrize("max_concurrency", [None, "auto"])
+def test_by_default_the_window_starts_at_64_and_grows_while_the_server_keeps_up(
+    make: Make, mock_server: MockServer, max_concurrency: str | None
+) -> None:
+    face = make(max_concurrency=max_concurrency)
+    face.batch_complete(items(64))
+    assert mock_server.stats.max_in_flight <= 64
+    face.batch_complete(items(2000))
+    window = face.client.stats().concurrency
+    assert mock_server.stats.max_in_flight > 64
+    assert (window.in_flight, window.waiting) == (0, 0)
+    assert window.limit > 64
 
 
 @pytest.mark.mock_server(latency=0.02)
@@ -169,8 +184,8 @@ async def test_max_concurrency_holds_over_batches_calls_and_derived_clients(mock
 
 
 @pytest.mark.mock_server(latency=0.01)
-async def test_single_calls_are_held_to_64_in_flight(mock_server: MockServer) -> None:
-    async with AsyncClient(api_key=KEY, base_url=mock_server.base_url, model="m") as client:
+async def test_single_calls_are_held_to_the_window(mock_server: MockServer) -> None:
+    async with AsyncClient(api_key=KEY, base_url=mock_server.base_url, model="m", max_concurrency=64) as client:
         await asyncio.gather(*(client.complete(prompt) for prompt in items(300)))
 
     assert mock_server.stats.max_in_flight == 64
@@ -231,13 +246,13 @@ def test_ten_percent_of_mixed_faults_lose_confuse_and_double_nothing(make: Make,
 
 
 def test_attempts_and_tokens_are_the_servers_count(make: Make, mock_server: MockServer) -> None:
-    mock_server.script(*(Answer(status=503, headers={"retry-after-ms": "1"}) for _ in range(30)))
+    mock_server.script(*(Answer(status=503, headers={"retry-after-ms": "1"}) for _ in range(8)))
     face = make(max_retries=30, max_concurrency=4)
     face.batch_complete(items(100))
 
     stats = face.client.stats()
-    assert (stats.requests, stats.attempts, stats.succeeded) == (100, 130, 100)
-    assert mock_server.stats.requests == 130
+    assert (stats.requests, stats.attempts, stats.succeeded) == (100, 108, 100)
+    assert mock_server.stats.requests == 108
     assert stats.prompt_tokens == sum(-(-len(prompt) // 4) for prompt in items(100))
 
 

@@ -791,6 +791,9 @@ def test_prompts_that_no_server_can_read_are_refused_by_name(face: Face, mock_se
         ({"max_retries": -1}, "max_retries"),
         ({"max_concurrency": 0}, "max_concurrency"),
         ({"max_concurrency": -5}, "max_concurrency"),
+        ({"max_concurrency": "64"}, "max_concurrency"),
+        ({"hedge_after": 0}, "hedge_after"),
+        ({"hedge_after": "p99"}, "hedge_after"),
         ({"default_headers": {"X-A": "1\r\nX-B: 2"}}, "x-a"),
         ({"default_headers": {"X A": "1"}}, "header name"),
         ({"default_headers": {"Host": "h"}}, "host"),
@@ -830,7 +833,7 @@ def test_bad_options_are_refused_by_name(
         {"timeout": (1, 2)},
         {"max_retries": "2"},
         {"max_retries": 1.5},
-        {"max_concurrency": "64"},
+        {"max_concurrency": [64]},
         {"api_key": b"k"},
     ],
 )

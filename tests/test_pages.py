@@ -27,7 +27,7 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert {page for page, _ in blocks()} >= {"retries.md"}
+    assert {page for page, _ in blocks()} >= {"limits.md", "retries.md", "testing.md"}
 
 
 @pytest.mark.parametrize(("page", "block"), blocks())
@@ -35,4 +35,4 @@ def test_block_runs(page: str, block: str, tmp_path: Path, mock_server: MockServ
     done = run(["-W", "error", "-c", block], tmp_path, mock_server)
 
     assert (done.returncode, done.stderr) == (0, ""), page
-    assert done.stdout
+    assert done.stdout or "assert " in block

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs as it stands, against a mock server; so do those of the page on limits."""
+"""Every Python block of the README runs as it stands, against a mock server."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.tree
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-LIMITS = README.parent / "docs" / "limits.md"
 
 
-def python_blocks(page: Path = README) -> list[str]:
-    """Blocks of a page, or none where the file is not (pytest collects before it deselects)."""
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+def python_blocks() -> list[str]:
+    """Blocks of the README, or none where the file is not (pytest collects before it deselects)."""
+    text = README.read_text(encoding="utf-8") if README.is_file() else ""
     return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -66,14 +65,3 @@ def test_block_with_a_test_passes(block: str, tmp_path: Path, mock_server: MockS
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
-
-
-def test_the_page_on_limits_has_examples() -> None:
-    assert len(python_blocks(LIMITS)) >= 7
-
-
-@pytest.mark.parametrize("block", python_blocks(LIMITS))
-def test_block_of_the_page_on_limits_runs(block: str, tmp_path: Path, mock_server: MockServer) -> None:
-    done = run(["-W", "error", "-c", block], tmp_path, mock_server)
-
-    assert (done.returncode, done.stderr) == (0, "")
