@@ -130,6 +130,17 @@ impl Breaker {
         !self.unhealthy.load(Ordering::Acquire) || matches!(*self.lock(), State::Closed { .. })
     }
 
+    /// How many requests have failed in a row; the most there is once it has tripped.
+    pub fn failures(&self) -> u32 {
+        if !self.unhealthy.load(Ordering::Acquire) {
+            return 0;
+        }
+        match *self.lock() {
+            State::Closed { failures } => failures,
+            State::Open { .. } | State::Probing { .. } => u32::MAX,
+        }
+    }
+
     /// Until a request may go, as far as that is known.
     pub fn opens_in(&self) -> Duration {
         if !self.unhealthy.load(Ordering::Acquire) {

@@ -296,7 +296,9 @@ impl Pipeline {
                 if !error.is_stale_connection() {
                     admission.report(health(error));
                 }
-                if let Some(wait) = self.retry.wait_to_keep(error) {
+                if let Some(wait) = self.retry.wait_to_keep(error)
+                    && speaks_for_all(error, lane)
+                {
                     lane.gate.close(wait);
                 }
                 if error.pressure() == Pressure::Ramp {
@@ -347,8 +349,8 @@ impl Pipeline {
             return Err(Some("the wait for another attempt would pass the timeout"));
         }
         item.made.count(error);
-        // Where the server named a wait, the gate keeps it for everyone.
-        let is_gated = self.retry.wait_to_keep(error).is_some();
+        // Where the gate keeps the server's wait for everyone, the item waits there.
+        let is_gated = self.retry.wait_to_keep(error).is_some_and(|_| speaks_for_all(error, lane));
         Ok(if elsewhere || is_gated { Duration::ZERO } else { wait })
     }
 
@@ -524,6 +526,16 @@ fn health(error: &Error) -> Health {
         }
         Kind::InvalidResponse if error.verdict() == Verdict::Retryable => Health::Failing,
         _ => Health::Alive,
+    }
+}
+
+/// Whether the wait that a failure asks for holds for everyone who uses the key and the model. A refusal for the rate does; a
+/// server that fails one request in ten and names a wait each time means that request, until it fails several in a row.
+fn speaks_for_all(error: &Error, lane: &Lane) -> bool {
+    const IN_A_ROW: u32 = 3;
+    match error.pressure() {
+        Pressure::RateLimit | Pressure::Ramp => true,
+        Pressure::Overload | Pressure::None => lane.upstream.breaker.failures() >= IN_A_ROW,
     }
 }
 
