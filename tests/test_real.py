@@ -34,9 +34,11 @@ PROMPTS = [
 ]
 
 
-def client_for(server: RealServer, *, api_key: str = "unused", max_retries: int = 2) -> AsyncClient:
+def client_for(
+    server: RealServer, *, api_key: str = "unused", max_retries: int = 2, timeout: float = 60
+) -> AsyncClient:
     return AsyncClient(
-        api_key=api_key, base_url=server.base_url, model=server.model, timeout=60, max_retries=max_retries
+        api_key=api_key, base_url=server.base_url, model=server.model, timeout=timeout, max_retries=max_retries
     )
 
 
@@ -144,7 +146,8 @@ async def test_wrong_key_is_an_authentication_error_sent_once() -> None:
 async def test_server_killed_mid_batch_fails_the_rest_and_does_not_hang() -> None:
     prompts = [f"Write a long story about the number {number}." for number in range(12)]
     with RealServer(parallel=2) as server:
-        async with client_for(server, max_retries=1) as client:
+        # An outage is ridden out for as long as one item may take.
+        async with client_for(server, max_retries=1, timeout=8) as client:
             batch = asyncio.ensure_future(
                 client.batch_complete(prompts, max_tokens=16, temperature=0, return_exceptions=True)
             )

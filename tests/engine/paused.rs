@@ -141,3 +141,35 @@ async fn the_mocks_throughput_has_its_knee_at_its_slots() {
     }
     assert_eq!(server.stats().rejected_429, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_for_a_server_that_was_never_there_fails_within_seconds() {
+    let _traffic = Traffic::watch();
+    let server = here(MockConfig::default());
+    let pipeline = Pipeline { retry: RetryPolicy::default(), timeouts: Timeouts::default(), ..pipeline(&server) };
+    server.stop();
+    let prompts = (0..2000).map(|index| Prompt::Text(format!("item {index}"))).collect();
+    let start = Instant::now();
+    let outcomes = batch(pipeline, 64).run(prompts, OnError::Keep).await.unwrap();
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(error) if error.kind() == Kind::Connection)));
+    assert!(seconds_since(start) < 15.0, "{}", seconds_since(start));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_holds_on_for_as_long_as_an_item_may_take_when_its_server_goes_and_then_fails_the_rest() {
+    let _traffic = Traffic::watch();
+    let server = here(MockConfig { latency: Latency::Fixed(Duration::from_millis(500)), ..MockConfig::default() });
+    let timeouts = Timeouts { total: Some(Duration::from_secs(30)), ..Timeouts::default() };
+    let pipeline = Pipeline { retry: RetryPolicy::default(), timeouts, ..pipeline(&server) };
+    let prompts = (0..500).map(|index| Prompt::Text(format!("item {index}"))).collect();
+    let start = Instant::now();
+    let run = batch(pipeline, 16).run(prompts, OnError::Keep);
+    let kill = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        server.stop();
+    };
+    let (outcomes, ()) = tokio::join!(run, kill);
+    let answered = outcomes.unwrap().iter().filter(|outcome| outcome.is_ok()).count();
+    assert!((50..300).contains(&answered), "{answered}");
+    assert!((30.0..60.0).contains(&seconds_since(start)), "{}", seconds_since(start));
+}

@@ -47,7 +47,11 @@ pub enum Health {
 pub struct Breaker {
     /// Closed and without a failure: the usual state, seen without the lock.
     unhealthy: AtomicBool,
+    /// Whether an answer has ever come.
+    has_answered: AtomicBool,
     state: Mutex<State>,
+    /// Since when it has not been closed.
+    down_since: Mutex<Option<Instant>>,
     changed: Notify,
 }
 
@@ -59,6 +63,8 @@ enum State {
     Open {
         until: Instant,
         trial: u32,
+        /// Whether it is the account's fault, which waiting will hardly mend.
+        barred: bool,
     },
     /// Half-open: `under_way` of `places` probes are out; the last change was `since`.
     Probing {
@@ -130,6 +136,22 @@ impl Breaker {
         !self.unhealthy.load(Ordering::Acquire) || matches!(*self.lock(), State::Closed { .. })
     }
 
+    /// Whether it is open because the account may not go on.
+    pub fn is_barred(&self) -> bool {
+        self.unhealthy.load(Ordering::Acquire) && matches!(*self.lock(), State::Open { barred: true, .. })
+    }
+
+    /// Whether the server has ever answered. One that has not is probably not there.
+    pub fn has_answered(&self) -> bool {
+        self.has_answered.load(Ordering::Relaxed)
+    }
+
+    /// How long it has not been closed.
+    pub fn down_for(&self) -> Duration {
+        let since = *self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// How many requests have failed in a row; the most there is once it has tripped.
     pub fn failures(&self) -> u32 {
         if !self.unhealthy.load(Ordering::Acquire) {
@@ -167,6 +189,9 @@ impl Breaker {
     }
 
     fn report(&self, health: Health, is_probe: bool) {
+        if health == Health::Alive && !self.has_answered() {
+            self.has_answered.store(true, Ordering::Relaxed);
+        }
         if health == Health::Alive && !is_probe && !self.unhealthy.load(Ordering::Acquire) {
             return;
         }
@@ -203,6 +228,10 @@ impl Breaker {
 
     fn change(&self, state: &mut State, next: State) {
         *state = next;
+        let is_closed = matches!(next, State::Closed { .. });
+        let mut down_since = self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *down_since = if is_closed { None } else { down_since.or_else(|| Some(Instant::now())) };
+        drop(down_since);
         self.unhealthy.store(!matches!(next, State::Closed { failures: 0 }), Ordering::Release);
         if !matches!(next, State::Closed { failures: 1.. }) {
             self.changed.notify_waiters();
@@ -220,7 +249,11 @@ fn open(health: Health, trial: u32) -> State {
     } else {
         FIRST_PROBE.mul_f64(PROBE_GROWTH.powi(trial.min(16).cast_signed())).min(LONGEST_PROBE_WAIT)
     };
-    State::Open { until: Instant::now() + wait.mul_f64(1.0 + PROBE_JITTER * fastrand::f64()), trial }
+    State::Open {
+        until: Instant::now() + wait.mul_f64(1.0 + PROBE_JITTER * fastrand::f64()),
+        trial,
+        barred: health == Health::Barred,
+    }
 }
 
 impl Pass<'_> {
@@ -314,6 +347,22 @@ mod tests {
                 .count()
         };
         assert_eq!(later(10), 200 * 20, "200 senders at 20 requests a second each");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_tells_how_long_the_server_has_been_down_and_whether_it_was_ever_up() {
+        let breaker = Breaker::default();
+        fail(&breaker, 10).await;
+        assert!(!breaker.has_answered());
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(20) {
+            breaker.pass().await.report(Health::Failing);
+        }
+        assert_eq!(breaker.down_for(), start.elapsed());
+        while !breaker.is_closed() {
+            breaker.pass().await.report(Health::Alive);
+        }
+        assert!(breaker.has_answered() && breaker.down_for().is_zero());
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,8 +24,10 @@ use self::clock::Clock;
 pub use self::parking::Parking;
 use super::config::Timeouts;
 use super::error::{Error, Kind, Pressure, Verdict};
-use super::keys::{Keys, Lane, Lanes, Occupied};
-use super::limit::{Actual, Cost, Health, Pass, Permit, RateLimiter, Reservation, Sent, Signal, Ticket, Window};
+use super::keys::{Keys, Lane, Lanes, Occupied, Upstream};
+use super::limit::{
+    Actual, Breaker, Cost, Health, Pass, Permit, RateLimiter, Reservation, Sent, Signal, Ticket, Window,
+};
 use super::metrics::{AttemptOutcome, Metrics, RetryCause, WaitCause};
 use super::provider::rate_headers;
 use super::retry::{
@@ -34,9 +36,11 @@ use super::retry::{
 use super::transport::Response;
 use super::types::{Priority, RateReading, Receipt, Usage};
 
-/// The longest that a call of its own waits for a server that has failed everybody before: two probes' time. An item of a batch
-/// waits on.
-const BREAKER_PATIENCE: Duration = Duration::from_millis(3100);
+/// How long a call of its own holds on while a server fails everybody: two probes' time.
+const CALL_PATIENCE: Duration = Duration::from_millis(3100);
+
+/// How long the items of a batch do, if the server has ever answered: as long as a `Retry-After` is waited for.
+const BATCH_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What every request of a client goes through.
 #[derive(Debug, Clone)]
@@ -199,19 +203,27 @@ impl Pipeline {
     }
 
     async fn pass<'a>(&self, lane: &'a Lane, item: &mut Item) -> Result<Pass<'a>, Error> {
-        let pass = lane.metrics.wait(WaitCause::Gate, lane.upstream.breaker.pass());
-        if self.bulk.is_some() {
-            return Ok(pass.await);
+        let breaker = &lane.upstream.breaker;
+        if breaker.is_closed() {
+            return Ok(breaker.pass().await);
         }
-        match tokio::time::timeout(BREAKER_PATIENCE, pass).await {
+        let pass = lane.metrics.wait(WaitCause::Gate, breaker.pass());
+        let left = self.patience(breaker).saturating_sub(breaker.down_for());
+        match tokio::time::timeout(left, pass).await {
             Ok(pass) => Ok(pass),
-            Err(_) => Err(item.last.take().unwrap_or_else(|| {
-                let host = lane.upstream.endpoint.host();
-                Error::new(Kind::Connection, format!("not sent: {host} has failed every request of late"))
-                    .verdict_is(Verdict::Exhausted)
-                    .advise("It is asked again as soon as a probe is answered; try later.")
-            })),
+            Err(_) => Err(item.last.take().unwrap_or_else(|| not_sent(&lane.upstream))),
         }
+    }
+
+    /// How long an item may wait for a server that is down. After that it fails at once, unless it is the next probe.
+    fn patience(&self, breaker: &Breaker) -> Duration {
+        if breaker.is_barred() {
+            return Duration::ZERO;
+        }
+        if self.bulk.is_some() && breaker.has_answered() {
+            return self.timeouts.total.map_or(BATCH_PATIENCE, |total| total.min(BATCH_PATIENCE));
+        }
+        CALL_PATIENCE
     }
 
     /// One attempt, and its twin if it is slow.
@@ -330,8 +342,10 @@ impl Pipeline {
             // The key is lost, not the item.
             return Ok(Duration::ZERO);
         }
-        let is_down = was_probe || !lane.upstream.breaker.is_closed();
+        let breaker = &lane.upstream.breaker;
+        let is_down = (was_probe || !breaker.is_closed()) && breaker.down_for() < self.patience(breaker);
         if self.bulk.is_some()
+            && breaker.has_answered()
             && self.retry.max_retries > 0
             && health == Health::Failing
             && is_down
@@ -513,6 +527,19 @@ async fn again_or_anew(
         Some(earlier) => limiter.reserve_again(earlier).await,
         None => limiter.reserve(cost(), priority).await,
     }
+}
+
+/// The error of an item that nobody would take.
+fn not_sent(upstream: &Upstream) -> Error {
+    let (host, key) = (upstream.endpoint.host(), upstream.key_id);
+    let error = if upstream.breaker.is_barred() {
+        Error::new(Kind::Connection, format!("not sent: {host} has refused every key, the last of them {key}"))
+            .advise("Look at the first error for its reason (a revoked key, a spent quota); the keys are tried again in a minute.")
+    } else {
+        Error::new(Kind::Connection, format!("not sent: {host} has failed every request of late"))
+            .advise("It is asked again as soon as a probe is answered; try later.")
+    };
+    error.verdict_is(Verdict::Exhausted).with_key_id(key.to_string())
 }
 
 /// What a failure says of the key and its server.
