@@ -164,4 +164,5 @@ async def test_server_killed_mid_batch_fails_the_rest_and_does_not_hang() -> Non
     assert len(answers) == len(prompts)
     assert len(answered) >= 1
     assert len(failed) >= 1
-    assert {type(error) for error in failed} == {APIConnectionError}
+    # Also those whose deadline came while they waited for the server to return.
+    assert all(isinstance(error, APIConnectionError) for error in failed)
