@@ -12,6 +12,7 @@ mod clock;
 mod failure;
 mod parking;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
@@ -155,7 +156,9 @@ impl Pipeline {
         let mut permits = [None, None];
         for ((window, permit), ticket) in windows.into_iter().zip(&mut permits).zip(&mut item.tickets) {
             if let Some(window) = window {
-                let place = self.metrics.wait(WaitCause::Window, window.acquire(*ticket, call.priority)).await;
+                // Pinned here, as the other waits are: a future that is handed on by value is stored twice.
+                let place = pin!(window.acquire(*ticket, call.priority));
+                let place = self.metrics.wait(WaitCause::Window, place).await;
                 *ticket = Some(place.ticket());
                 *permit = Some(place);
             }
@@ -164,7 +167,7 @@ impl Pipeline {
             Some(limiter) => {
                 let cost = || lanes.first().map_or_else(Cost::default, |lane| cost(lane, call));
                 let earlier = item.own.take();
-                let taken = again_or_anew(limiter, earlier.as_ref(), cost, call.priority);
+                let taken = pin!(again_or_anew(limiter, earlier.as_ref(), cost, call.priority));
                 Some(self.metrics.wait(WaitCause::RateLimit, taken).await?)
             }
             None => None,
@@ -175,12 +178,17 @@ impl Pipeline {
             let breaker = &lane.upstream.breaker;
             let pass = self.pass(lane, item).await?;
             // Whoever waits in the line of a key that is lost goes to another.
-            let taken = tokio::select! {
-                biased;
-                taken = lane.metrics.wait(WaitCause::RateLimit, reserve(lane, call, item.earlier(place))) => taken?,
-                () = breaker.tripped(), if lanes.count() > 1 && !pass.is_probe() => continue,
+            let reserved = pin!(reserve(lane, call, item.earlier(place)));
+            let taken = if lanes.count() > 1 && !pass.is_probe() {
+                tokio::select! {
+                    biased;
+                    taken = lane.metrics.wait(WaitCause::RateLimit, reserved) => taken?,
+                    () = breaker.tripped() => continue,
+                }
+            } else {
+                lane.metrics.wait(WaitCause::RateLimit, reserved).await?
             };
-            lane.metrics.wait(WaitCause::Gate, lane.gate.pass_as(call.priority)).await;
+            lane.metrics.wait(WaitCause::Gate, pin!(lane.gate.pass_as(call.priority))).await;
             if pass.is_probe() || breaker.is_closed() {
                 let (pass, is_alone) = (Some(pass), lanes.count() == 1);
                 return Ok(Admission {
@@ -199,11 +207,15 @@ impl Pipeline {
     }
 
     async fn pass<'a>(&self, lane: &'a Lane, item: &mut Item) -> Result<Pass<'a>, Error> {
-        let pass = lane.metrics.wait(WaitCause::Gate, lane.upstream.breaker.pass());
+        if let Some(pass) = lane.upstream.breaker.pass_at_once() {
+            return Ok(pass);
+        }
+        // In a box of its own, since it is rare.
+        let mut pass = Box::pin(lane.metrics.wait(WaitCause::Gate, lane.upstream.breaker.pass()));
         if self.bulk.is_some() {
             return Ok(pass.await);
         }
-        match tokio::time::timeout(BREAKER_PATIENCE, pass).await {
+        match tokio::time::timeout(BREAKER_PATIENCE, &mut pass).await {
             Ok(pass) => Ok(pass),
             Err(_) => Err(item.last.take().unwrap_or_else(|| {
                 let host = lane.upstream.endpoint.host();
