@@ -56,7 +56,8 @@ class _Settings(NamedTuple):
     timeout: float | Timeout | None
     connect_timeout: float | None
     queue_timeout: float | None
-    retry: RetryPolicy
+    retry: RetryPolicy | None
+    max_retries: int | None
     idempotency_key: bool
     max_concurrency: int | Literal["auto"] | None
     rate_limiter: RateLimiter | None
@@ -78,7 +79,8 @@ class _Settings(NamedTuple):
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
             queue_timeout=self.queue_timeout,
-            retry=self.retry._native(),
+            retry=None if self.retry is None else self.retry._native(),
+            max_retries=self.max_retries,
             idempotency_key=self.idempotency_key,
             max_concurrency=self.max_concurrency,
             rate_limiter=None if self.rate_limiter is None else self.rate_limiter._native,
@@ -182,7 +184,8 @@ class _Base:
             timeout=timeout,
             connect_timeout=connect_timeout,
             queue_timeout=queue_timeout,
-            retry=_with_max_retries(retry, max_retries),
+            retry=retry,
+            max_retries=max_retries,
             idempotency_key=idempotency_key,
             max_concurrency=max_concurrency,
             rate_limiter=rate_limiter,
@@ -228,12 +231,16 @@ class _Base:
         changes: dict[str, Any] = {
             "model": model,
             "config": config,
-            "retry": _with_max_retries(retry or settings.retry, max_retries),
+            "retry": retry,
+            "max_retries": max_retries,
             "idempotency_key": idempotency_key,
             "max_concurrency": max_concurrency,
             "fallback_models": None if fallback_models is None else _names("fallback_models", fallback_models),
         }
         changes = {name: value for name, value in changes.items() if value is not None}
+        if retry is not None:
+            # It has a number of its own.
+            changes["max_retries"] = max_retries
         if not isinstance(timeout, NotGiven):
             from dataclasses import replace
 
@@ -295,6 +302,16 @@ class _Base:
             configured = fields.pop("model", None)
             model = configured if model is None else model
         model = settings.model if model is None else model
+        if (
+            model is not None
+            and not fields
+            and timeout is NOT_GIVEN
+            and queue_timeout is NOT_GIVEN
+            and extra_headers is None
+            and priority == 0
+        ):
+            # Most calls are like that, and the engine has them ready.
+            return model
         given = None if isinstance(timeout, NotGiven) else (timeout,)
         queue = None if isinstance(queue_timeout, NotGiven) else (queue_timeout,)
         return model, fields, given, None if extra_headers is None else _pairs(extra_headers), queue, priority
@@ -362,16 +379,6 @@ def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
 def _authorize(headers: Mapping[str, str] | None) -> bool:
     """Whether one of the headers can be meant to carry a key."""
     return any(word in str(name).lower() for name in headers or () for word in ("auth", "key", "token"))
-
-
-def _with_max_retries(retry: RetryPolicy | None, max_retries: int | None) -> RetryPolicy:
-    # Not at the top, see `millstream.__getattr__`.
-    from dataclasses import replace
-
-    from millstream._retry import RetryPolicy
-
-    retry = retry or RetryPolicy()
-    return retry if max_retries is None else replace(retry, max_retries=max_retries)
 
 
 def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -40,15 +40,19 @@ __all__ = [
 VERSION: Final[str]
 BUILD_PROFILE: Final[str]
 
-# (model, request fields, timeout in a 1-tuple if given, extra headers, queue timeout in a 1-tuple if given)
-_Options: TypeAlias = tuple[
-    str | None,
-    dict[str, Any],
-    tuple[float | Timeout | None] | None,
-    list[tuple[str, str]] | None,
-    tuple[float | None] | None,
-    int,
-]
+# (model, request fields, timeout in a 1-tuple if given, extra headers, queue timeout in a 1-tuple if given, priority), or
+# the model alone
+_Options: TypeAlias = (
+    tuple[
+        str | None,
+        dict[str, Any],
+        tuple[float | Timeout | None] | None,
+        list[tuple[str, str]] | None,
+        tuple[float | None] | None,
+        int,
+    ]
+    | str
+)
 
 def echo(pending: Pending) -> bool | None: ...
 def quiesce() -> None: ...
@@ -149,7 +153,8 @@ class NativeClient:
         timeout: float | Timeout | None,
         connect_timeout: float | None,
         queue_timeout: float | None,
-        retry: NativeRetryPolicy,
+        retry: NativeRetryPolicy | None,
+        max_retries: int | None,
         idempotency_key: bool,
         max_concurrency: int | Literal["auto"] | None,
         rate_limiter: NativeRateLimiter | None,

@@ -15,7 +15,7 @@ use super::config::Endpoint;
 use super::error::Error;
 use super::limit::{Breaker, Cost, Gate, RateLimiter, RateLimits, Snapshot};
 use super::metrics::{LaneMetrics, Metrics};
-use super::provider::openai::{chat_url, models_url};
+use super::provider::openai::{chat_url, models_url, quoted};
 use super::secret::KeyId;
 use super::tokens::ModelTokens;
 use super::transport::{Target, Transport};
@@ -103,6 +103,8 @@ pub struct Lane {
     pub upstream: Arc<Upstream>,
     /// The model's name there.
     pub model: Arc<str>,
+    /// The same as it stands in a request's body.
+    pub quoted_model: Box<str>,
     /// What the server's headers say of its limits.
     pub limiter: Arc<RateLimiter>,
     /// Closed while the server has asked for a wait.
@@ -224,6 +226,7 @@ impl Keys {
             let name = upstream.model_map.get(model).map_or(model, String::as_str);
             Arc::new(Lane {
                 model: Arc::from(name),
+                quoted_model: quoted(name).into(),
                 limiter: Arc::new(RateLimiter::learning()),
                 gate: Gate::default(),
                 tokens: Arc::default(),

@@ -10,7 +10,7 @@ mod connect;
 
 use std::error::Error as StdError;
 use std::io::{self, Write};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -183,7 +183,7 @@ impl Transport {
         }
         let _exchange = Exchange::begin(outgoing.headers_mut());
         let (reused, sent) = (self.warm.load(Relaxed), Instant::now());
-        let head = within(timeouts.first_byte, self.client.request(outgoing)).await;
+        let head = within(timeouts.first_byte, pin!(self.client.request(outgoing))).await;
         let response = match head.map_err(|limit| no_head(host, limit))? {
             Ok(response) => response,
             Err(error) => {
@@ -227,7 +227,7 @@ async fn read_body(mut body: Incoming, host: &str, idle: Option<Duration>) -> Re
 /// The next piece of the body; `None` at its end, which is known without asking where the length was announced.
 async fn next_chunk(body: &mut Incoming, host: &str, idle: Option<Duration>) -> Result<Option<Bytes>, Error> {
     while !body.is_end_stream()
-        && let Some(frame) = within(idle, body.frame()).await.map_err(|limit| fell_silent(host, limit))?
+        && let Some(frame) = within(idle, pin!(body.frame())).await.map_err(|limit| fell_silent(host, limit))?
     {
         // Anything else than data is a trailer.
         if let Ok(chunk) = frame.map_err(|error| classify(error, host, Moment::Body, None))?.into_data() {
@@ -238,10 +238,10 @@ async fn next_chunk(body: &mut Incoming, host: &str, idle: Option<Duration>) -> 
 }
 
 /// `work`, or the limit that it did not keep. Without a limit no timer is set.
-async fn within<R>(limit: Option<Duration>, work: impl Future<Output = R>) -> Result<R, Duration> {
-    let mut work = pin!(work);
+async fn within<R>(limit: Option<Duration>, work: Pin<&mut impl Future<Output = R>>) -> Result<R, Duration> {
     match limit {
-        Some(limit) => timeout(limit, work.as_mut()).await.map_err(|_| limit),
+        // In a box of its own, since a timer is large and most calls have none but that of the whole.
+        Some(limit) => Box::pin(timeout(limit, work)).await.map_err(|_| limit),
         None => Ok(work.await),
     }
 }

@@ -24,7 +24,7 @@ use super::stats;
 use crate::engine::batch::{Batch, ChatCalls, OnError};
 use crate::engine::config::{self, Timeouts};
 use crate::engine::error::Error;
-use crate::engine::keys::{Keys, Route, UpstreamConfig};
+use crate::engine::keys::{Keys, Lanes, Route, UpstreamConfig};
 use crate::engine::limit::{AutoConcurrency, Window};
 use crate::engine::metrics::Metrics;
 use crate::engine::pipeline::{Bulk, Call, Hedge, Pipeline};
@@ -123,6 +123,14 @@ pub(crate) struct NativeClient {
     idempotency_key: bool,
     timeouts: Timeouts,
     metrics: Arc<PerProcess<Metrics>>,
+    plain: PerProcess<PlainCalls>,
+}
+
+/// Calls that name nothing but a prompt, of the model that was asked first: made ready once, since most calls are like that.
+struct PlainCalls {
+    model: String,
+    pipeline: Arc<Pipeline>,
+    calls: ChatCalls,
 }
 
 #[pymethods]
@@ -130,7 +138,7 @@ impl NativeClient {
     /// A client; with `parent` one that shares its pool, counters, headers and key as far as the arguments leave them the same.
     #[new]
     #[pyo3(signature = (*, parent, base_url, endpoints, api_keys, inherit_key, headers, timeout, connect_timeout,
-                        queue_timeout, retry, idempotency_key, max_concurrency, rate_limiter, hedge_after,
+                        queue_timeout, retry, max_retries, idempotency_key, max_concurrency, rate_limiter, hedge_after,
                         fallback_models, http2, allow_http))]
     #[expect(
         clippy::too_many_arguments,
@@ -148,7 +156,8 @@ impl NativeClient {
         timeout: TimeoutArgument,
         connect_timeout: Option<f64>,
         queue_timeout: Option<f64>,
-        retry: &Bound<'_, NativeRetryPolicy>,
+        retry: Option<&Bound<'_, NativeRetryPolicy>>,
+        max_retries: Option<i64>,
         idempotency_key: bool,
         max_concurrency: Concurrency,
         rate_limiter: Option<&Bound<'_, NativeRateLimiter>>,
@@ -199,6 +208,10 @@ impl NativeClient {
         };
         let same_upstreams = parent.filter(same_pools).filter(|parent| parent.upstreams == upstreams);
         let same_window = parent.filter(|parent| parent.max_concurrency == max_concurrency);
+        let mut retry = retry.map_or_else(RetryPolicy::default, |retry| retry.get().0.clone());
+        if let Some(most) = max_retries {
+            retry.max_retries = config::retries("max_retries", most).or_raise(py)?;
+        }
         let hedge = hedge_after.map(|after| HedgePolicy::new(after.0).validated()).transpose().or_raise(py)?;
         let same_hedge = parent.filter(|parent| parent.hedge == hedge);
         Ok(Self {
@@ -213,7 +226,7 @@ impl NativeClient {
             keys: shared(same_upstreams, |parent| &parent.keys),
             window: shared(same_window, |parent| &parent.window),
             limiter: rate_limiter.map(|limiter| Arc::clone(&limiter.get().0)),
-            retry: retry.get().0.clone(),
+            retry,
             budget: shared(same_upstreams, |parent| &parent.budget),
             hedge,
             hedge_budget: shared(same_hedge, |parent| &parent.hedge_budget),
@@ -222,6 +235,7 @@ impl NativeClient {
             idempotency_key,
             timeouts: timeout.over(Timeouts { queue, ..Timeouts::default() }),
             metrics: parent.map_or_else(|| Arc::new(PerProcess::for_any_clock()), |parent| Arc::clone(&parent.metrics)),
+            plain: PerProcess::new(),
         })
     }
 
@@ -244,9 +258,14 @@ impl NativeClient {
     ) -> PyResult<Py<PyAny>> {
         let name = if text_only { "prompt" } else { "messages" };
         let prompt = to_prompt(prompt, || name.to_owned())?;
-        let pipeline = self.pipeline(&options).or_raise(py)?;
-        let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
-        let call = calls.call(&prompt);
+        let (pipeline, call) = match self.plain(&options, system.is_some()).or_raise(py)? {
+            Some(plain) => (Arc::clone(&plain.pipeline), plain.calls.call(&prompt)),
+            None => {
+                let pipeline = self.pipeline(&options).or_raise(py)?;
+                let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
+                (Arc::new(pipeline), calls.call(&prompt))
+            }
+        };
         if text_only {
             let work = Box::pin(async move { pipeline.run::<types::Text>(&call).await });
             return dispatch(py, pending, work, |py, (text, _)| text.content.into_py_any(py));
@@ -352,6 +371,24 @@ impl NativeClient {
         Ok(Hedge { after: policy.after, budget })
     }
 
+    /// What is ready for a call that names nothing but its prompt, if this is one and of the model that was asked first.
+    fn plain(&self, options: &Options, has_system: bool) -> Result<Option<Arc<PlainCalls>>, Error> {
+        if has_system || !options.is_plain() {
+            return Ok(None);
+        }
+        if self.closed.load(Relaxed) {
+            return Err(Error::closed());
+        }
+        let model = config::model(options.model.as_deref())?;
+        let plain = self.plain.get_or_make(|| {
+            let pipeline = self.pipeline(options)?;
+            let mut calls = ChatCalls::new(ChatTemplate::new(model, None, ""), pipeline.keys.lanes(model));
+            calls.fallbacks = fallbacks(&pipeline.keys, &self.fallback_models, model);
+            Ok::<_, Error>(PlainCalls { model: model.to_owned(), pipeline: Arc::new(pipeline), calls })
+        })?;
+        Ok(Some(plain).filter(|plain| plain.model == model))
+    }
+
     fn pipeline(&self, options: &Options) -> Result<Pipeline, Error> {
         let mut timeouts = self.timeouts;
         if let Some(timeout) = options.timeout {
@@ -393,7 +430,7 @@ fn shared<T>(
     parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(value(parent)))
 }
 
-/// What one call can be told: `(model, fields, timeout, headers, queue timeout, priority)`.
+/// What one call can be told: `(model, fields, timeout, headers, queue timeout, priority)`, or the model alone.
 #[derive(Default)]
 struct Options {
     model: Option<String>,
@@ -412,6 +449,9 @@ impl<'py> FromPyObject<'_, 'py> for Options {
     type Error = PyErr;
 
     fn extract(options: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(model) = options.cast::<PyString>() {
+            return Ok(Self { model: Some(to_text("model", &model)?), ..Self::default() });
+        }
         type Parts<'py> = (
             Option<String>,
             Bound<'py, PyDict>,
@@ -440,6 +480,16 @@ impl<'py> FromPyObject<'_, 'py> for Options {
 }
 
 impl Options {
+    /// Whether nothing is set but the model.
+    fn is_plain(&self) -> bool {
+        let Self { model: _, fields, max_tokens: _, timeout, headers, queue_timeout, priority } = self;
+        fields.is_empty()
+            && timeout.is_none()
+            && headers.is_none()
+            && queue_timeout.is_none()
+            && *priority == Priority::default()
+    }
+
     fn calls(
         self,
         py: Python<'_>,
@@ -457,14 +507,16 @@ impl Options {
             }
             calls.headers = Some(Arc::new(headers));
         }
-        if !fallback_models.is_empty() {
-            calls.fallbacks =
-                fallback_models.iter().filter(|name| *name != model).map(|name| keys.lanes(name)).collect();
-        }
+        calls.fallbacks = fallbacks(keys, fallback_models, model);
         calls.max_tokens = self.max_tokens;
         calls.priority = self.priority;
         Ok(calls)
     }
+}
+
+/// The lanes of the models that stand in for `model`.
+fn fallbacks(keys: &Keys, names: &[String], model: &str) -> Arc<[Lanes]> {
+    names.iter().filter(|name| *name != model).map(|name| keys.lanes(name)).collect()
 }
 
 fn to_key(key: &Bound<'_, PyString>) -> PyResult<ApiKey> {

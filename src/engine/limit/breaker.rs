@@ -92,6 +92,9 @@ pub struct Pass<'a> {
 impl Breaker {
     /// Waits until a request may go.
     pub async fn pass(&self) -> Pass<'_> {
+        if let Some(pass) = self.pass_at_once() {
+            return pass;
+        }
         loop {
             // Listening begins before the look, so that no change is missed between the two.
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -103,6 +106,11 @@ impl Breaker {
                 }
             }
         }
+    }
+
+    /// Leave to go now, if there is any: what [`Self::pass`] costs while the breaker is closed, without its wait.
+    pub fn pass_at_once(&self) -> Option<Pass<'_>> {
+        self.enter().ok()
     }
 
     /// Leave to go now, or when to look again.

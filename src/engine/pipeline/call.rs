@@ -55,16 +55,15 @@ impl Call {
             target: Arc::clone(lane.upstream.target(self.route)),
             headers: self.headers.clone(),
             extra: idempotency_key.map(|key| (IDEMPOTENCY_KEY, key.clone())),
-            body: self.body_for(&lane.model),
+            body: self.body_for(&lane.quoted_model),
         }
     }
 
-    /// The body with the lane's name of the model in place of the user's.
-    fn body_for(&self, model: &str) -> Bytes {
+    /// The body with the lane's name of the model, quoted, in place of the user's.
+    fn body_for(&self, wanted: &str) -> Bytes {
         let Some(written) = self.body.get(self.model.clone()).filter(|written| !written.is_empty()) else {
             return self.body.clone();
         };
-        let wanted = openai::quoted(model);
         if written == wanted.as_bytes() {
             return self.body.clone();
         }

@@ -12,6 +12,7 @@ mod clock;
 mod failure;
 mod parking;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
@@ -159,7 +160,9 @@ impl Pipeline {
         let mut permits = [None, None];
         for ((window, permit), ticket) in windows.into_iter().zip(&mut permits).zip(&mut item.tickets) {
             if let Some(window) = window {
-                let place = self.metrics.wait(WaitCause::Window, window.acquire(*ticket, call.priority)).await;
+                // Pinned here, as the other waits are: a future that is handed on by value is stored twice.
+                let place = pin!(window.acquire(*ticket, call.priority));
+                let place = self.metrics.wait(WaitCause::Window, place).await;
                 *ticket = Some(place.ticket());
                 *permit = Some(place);
             }
@@ -168,7 +171,7 @@ impl Pipeline {
             Some(limiter) => {
                 let cost = || lanes.first().map_or_else(Cost::default, |lane| cost(lane, call));
                 let earlier = item.own.take();
-                let taken = again_or_anew(limiter, earlier.as_ref(), cost, call.priority);
+                let taken = pin!(again_or_anew(limiter, earlier.as_ref(), cost, call.priority));
                 Some(self.metrics.wait(WaitCause::RateLimit, taken).await?)
             }
             None => None,
@@ -179,12 +182,17 @@ impl Pipeline {
             let breaker = &lane.upstream.breaker;
             let pass = self.pass(lane, item).await?;
             // Whoever waits in the line of a key that is lost goes to another.
-            let taken = tokio::select! {
-                biased;
-                taken = lane.metrics.wait(WaitCause::RateLimit, reserve(lane, call, item.earlier(place))) => taken?,
-                () = breaker.tripped(), if lanes.count() > 1 && !pass.is_probe() => continue,
+            let reserved = pin!(reserve(lane, call, item.earlier(place)));
+            let taken = if lanes.count() > 1 && !pass.is_probe() {
+                tokio::select! {
+                    biased;
+                    taken = lane.metrics.wait(WaitCause::RateLimit, reserved) => taken?,
+                    () = breaker.tripped() => continue,
+                }
+            } else {
+                lane.metrics.wait(WaitCause::RateLimit, reserved).await?
             };
-            lane.metrics.wait(WaitCause::Gate, lane.gate.pass_as(call.priority)).await;
+            lane.metrics.wait(WaitCause::Gate, pin!(lane.gate.pass_as(call.priority))).await;
             if pass.is_probe() || breaker.is_closed() {
                 let (pass, is_alone) = (Some(pass), lanes.count() == 1);
                 return Ok(Admission {
@@ -204,10 +212,11 @@ impl Pipeline {
 
     async fn pass<'a>(&self, lane: &'a Lane, item: &mut Item) -> Result<Pass<'a>, Error> {
         let breaker = &lane.upstream.breaker;
-        if breaker.is_closed() {
-            return Ok(breaker.pass().await);
+        if let Some(pass) = breaker.pass_at_once() {
+            return Ok(pass);
         }
-        let pass = lane.metrics.wait(WaitCause::Gate, breaker.pass());
+        // In a box of its own, since it is rare.
+        let pass = Box::pin(lane.metrics.wait(WaitCause::Gate, breaker.pass()));
         let left = self.patience(breaker).saturating_sub(breaker.down_for());
         match tokio::time::timeout(left, pass).await {
             Ok(pass) => Ok(pass),
