@@ -51,7 +51,8 @@ def make(request: pytest.FixtureRequest, mock_server: MockServer) -> Iterator[Ma
     with asyncio.Runner() as runner:
 
         def make(**options: Any) -> Face:
-            defaults = {"api_key": KEY, "base_url": mock_server.base_url, "model": "m", "timeout": 20}
+            where = {} if "endpoints" in options else {"api_key": KEY, "base_url": mock_server.base_url}
+            defaults = {**where, "model": "m", "timeout": 20}
             faces.append(Face(request.param(**{**defaults, **options}), runner))
             return faces[-1]
 

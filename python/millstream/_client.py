@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Self, overload
 
 from millstream._bridge import wait
-from millstream._millstream import ChatMessage, NativeClient
+from millstream._millstream import ChatMessage, Endpoint, NativeClient
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream.exceptions import ConfigurationError, MillstreamError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
-    from millstream._millstream import BatchTexts, ChatCompletion, Endpoint, _Options
+    from millstream._millstream import BatchTexts, ChatCompletion, _Options
     from millstream._retry import RetryPolicy
     from millstream.types import ClientStats, ModelList
 
@@ -44,6 +44,8 @@ class _Secrets:
     def __init__(self, key: str | Sequence[str] | None, headers: Mapping[str, str] | None) -> None:
         self.keys = None if key is None else [key] if isinstance(key, str) else list(key)
         self.headers = headers
+        if self.keys is not None and len(set(self.keys)) < len(self.keys):
+            raise ConfigurationError("api_key names the same key twice: its limits would be counted twice, too")
 
 
 class _Settings(NamedTuple):
@@ -167,7 +169,7 @@ class _Base:
         base_url = environment_url if base_url is None else str(base_url)
         key_from_environment = secrets.keys is None
         if endpoints is not None:
-            endpoints = [_with_environment_key(each, environment_url, secrets.headers) for each in endpoints]
+            endpoints = _endpoints(endpoints, environment_url, secrets.headers)
             base_url = endpoints[0].base_url if endpoints else base_url
         elif key_from_environment:
             key = _environment_key(base_url, environment_url)
@@ -360,6 +362,15 @@ def _check_key_is_not_needed(base_url: str, headers: Mapping[str, str] | None) -
         raise ConfigurationError("no API key: give api_key= or set OPENAI_API_KEY")
 
 
+def _endpoints(
+    endpoints: Sequence[Endpoint], environment_url: str, headers: Mapping[str, str] | None
+) -> list[Endpoint]:
+    for each in endpoints:
+        if not isinstance(each, Endpoint):
+            raise TypeError(f"endpoints must be a list of Endpoint, not of {type(each).__name__}")
+    return [_with_environment_key(each, environment_url, headers) for each in endpoints]
+
+
 def _with_environment_key(endpoint: Endpoint, environment_url: str, headers: Mapping[str, str] | None) -> Endpoint:
     if endpoint.has_key:
         return endpoint
@@ -373,6 +384,10 @@ def _with_environment_key(endpoint: Endpoint, environment_url: str, headers: Map
 def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         raise TypeError(f"{argument} must be a list of names, not str")
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a list of names, each a str")
+    if not all(name.strip() for name in names):
+        raise ConfigurationError(f"{argument} has an empty name")
     return tuple(names)
 
 

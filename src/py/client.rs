@@ -92,12 +92,6 @@ impl<'py> FromPyObject<'_, 'py> for Concurrency {
     }
 }
 
-/// One key or several, in place of the parent's.
-enum Keyring {
-    Inherited(Option<ApiKey>),
-    Given(Vec<ApiKey>),
-}
-
 /// The engine's side of `AsyncClient` and `Client`.
 #[pyclass(frozen, module = "millstream._millstream")]
 pub(crate) struct NativeClient {
@@ -172,20 +166,16 @@ impl NativeClient {
             let upstream = |endpoint: &Py<Endpoint>| endpoint.get().upstream(&headers, allow_http);
             endpoints.iter().map(upstream).collect::<Result<Vec<_>, _>>().or_raise(py)?
         } else {
-            let keys = api_keys.map(|keys| keys.iter().map(|key| to_key(key)).collect::<PyResult<_>>()).transpose()?;
-            let inherited = || parent.filter(|_| inherit_key).and_then(|parent| parent.endpoint.api_key.clone());
-            let keyring = keys.map_or_else(|| Keyring::Inherited(inherited()), Keyring::Given);
-            let same_host = parent.filter(|parent| inherit_key && parent.endpoint.base_url.as_str() == base_url);
-            match (keyring, same_host) {
-                // All of the parent's keys, for what differs is not where requests go.
-                (Keyring::Inherited(_), Some(parent)) if parent.headers == headers => parent.upstreams.clone(),
-                (Keyring::Inherited(key), _) => vec![upstream(base_url, key, &headers, allow_http).or_raise(py)?],
-                (Keyring::Given(keys), _) => keys
-                    .into_iter()
-                    .map(|key| upstream(base_url, Some(key), &headers, allow_http))
-                    .collect::<Result<Vec<_>, _>>()
-                    .or_raise(py)?,
+            let keys =
+                api_keys.map(|keys| keys.iter().map(|key| to_key(key)).collect::<PyResult<Vec<_>>>()).transpose()?;
+            match (keys, parent.filter(|_| inherit_key)) {
+                (Some(keys), _) => {
+                    keys.into_iter().map(|key| upstream(base_url, Some(key), &headers, allow_http)).collect()
+                }
+                (None, Some(parent)) => parent.upstreams_at(base_url, &headers, allow_http),
+                (None, None) => upstream(base_url, None, &headers, allow_http).map(|only| vec![only]),
             }
+            .or_raise(py)?
         };
         let Some(first) = upstreams.first() else {
             return Err(Error::configuration("endpoints and api_key must name at least one")).or_raise(py);
@@ -346,6 +336,28 @@ impl NativeClient {
 }
 
 impl NativeClient {
+    /// The upstreams of a client derived from this one, with these headers: all of them, or the first one's keys at another URL.
+    fn upstreams_at(
+        &self,
+        base_url: &str,
+        headers: &[(String, String)],
+        allow_http: bool,
+    ) -> Result<Vec<UpstreamConfig>, Error> {
+        let here = &self.endpoint.base_url;
+        // As it is parsed, since the same URL can be written in several ways.
+        let stays = config::Endpoint::new(base_url, None, &[], allow_http)?.base_url == *here;
+        if stays && self.headers == headers {
+            return Ok(self.upstreams.clone());
+        }
+        let moved =
+            self.upstreams.iter().filter(|upstream| stays || upstream.endpoint.base_url == *here).map(|upstream| {
+                let url = if stays { upstream.endpoint.base_url.as_str() } else { base_url };
+                let endpoint = config::Endpoint::new(url, upstream.endpoint.api_key.clone(), headers, allow_http)?;
+                Ok(UpstreamConfig { endpoint: Arc::new(endpoint), ..upstream.clone() })
+            });
+        moved.collect()
+    }
+
     /// A forked child counts from zero: what its parent has in flight would never end there.
     fn metrics(&self) -> Result<Arc<Metrics>, Error> {
         self.metrics.get_or_make(|| Ok(Metrics::default()))

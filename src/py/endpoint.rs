@@ -44,6 +44,14 @@ impl Endpoint {
         if !(weight.is_finite() && weight > 0.0) {
             return Err(Error::configuration(format!("weight must be a positive number, not {weight}"))).or_raise(py);
         }
+        config::Endpoint::new(&base_url, None, &[], true).or_raise(py)?;
+        for (name, amount) in [("rpm", rpm), ("tpm", tpm)] {
+            if amount.is_some_and(|amount| !(amount.is_finite() && amount > 0.0)) {
+                let amount = amount.unwrap_or_default();
+                let error = Error::configuration(format!("{name} must be a positive number or None, not {amount}"));
+                return Err(error).or_raise(py);
+            }
+        }
         RateLimiter::new(RateLimits::per_minute(rpm, tpm)).or_raise(py)?;
         Ok(Self { base_url, api_key: key.transpose()?, weight, rpm, tpm, model_map: model_map.unwrap_or_default() })
     }
@@ -96,9 +104,13 @@ impl Endpoint {
 
     fn __repr__(&self) -> String {
         let key = self.api_key.as_ref().map_or("None".to_owned(), |key| format!("<{}>", key.fingerprint()));
+        let per_minute = |amount: Option<f64>| amount.map_or("None".to_owned(), |amount| amount.to_string());
         format!(
-            "Endpoint({:?}, api_key={key}, weight={}, rpm={:?}, tpm={:?})",
-            self.base_url, self.weight, self.rpm, self.tpm
+            "Endpoint({:?}, api_key={key}, weight={}, rpm={}, tpm={})",
+            self.base_url,
+            self.weight,
+            per_minute(self.rpm),
+            per_minute(self.tpm)
         )
     }
 }
