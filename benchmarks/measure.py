@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from scenarios import Contender, Result, Scenario
 
 HERE = Path(__file__).parent
-FLOOR = HERE.parent / "target/release/examples/floor"
-FLOOR_BUILD = ("cargo", "build", "--release", "--no-default-features", "--example", "floor")
+EXAMPLES = HERE.parent / "target/release/examples"
+# Contenders that are written in Rust.
+NATIVE = ("floor", "limiter")
+BUILD = ("cargo", "build", "--release", "--no-default-features", *(f"--example={name}" for name in NATIVE))
 SERVER_FLAGS = ("--reply", "fixed", "--exit-on-stdin-eof")
 SERVER_START_S = 20
 RUN_LIMIT_S = 300
@@ -46,9 +48,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(command: Sequence[str], latency_s: float, core: int) -> Iterator[Server]:
+def serve(command: Sequence[str], latency_s: float, flags: Sequence[str], core: int) -> Iterator[Server]:
     """Start the server pinned to ``core``; it ends when its standard input does."""
-    argv = ["taskset", "-c", str(core), *command, "--latency", str(latency_s), *SERVER_FLAGS]
+    argv = ["taskset", "-c", str(core), *command, "--latency", str(latency_s), *SERVER_FLAGS, *flags]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -85,9 +87,9 @@ def run_contender(
     """
     program, *fixed = contender.program
     argv = ["taskset", "-c", str(core)]
-    argv += [str(FLOOR)] if program == "floor" else [sys.executable, str(HERE / program)]
+    argv += [str(EXAMPLES / program)] if program in NATIVE else [sys.executable, str(HERE / program)]
     argv += [*fixed, "--requests", str(requests)]
-    warmup = scenario.concurrency * (1 if scenario.rate(contender) < 1000 else 2)
+    warmup = scenario.warmup or scenario.concurrency * (1 if scenario.rate(contender) < 1000 else 2)
     if server:
         argv += ["--concurrency", str(scenario.concurrency), "--warmup", str(warmup)]
         argv += (
@@ -114,9 +116,9 @@ def _last_json_line(argv: Sequence[str]) -> Result:
     return result
 
 
-def build_floor() -> None:
-    """Build the floor client: quick when nothing changed."""
-    subprocess.run(FLOOR_BUILD, cwd=HERE.parent, check=True)
+def build_native() -> None:
+    """Build the contenders that are written in Rust: quick when nothing changed."""
+    subprocess.run(BUILD, cwd=HERE.parent, check=True)
 
 
 def allow_many_sockets() -> None:

@@ -117,6 +117,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Result], float], int, bool]]
     "threads": (("threads",), lambda result: result["threads"], 0, False),
     "CPU µs each": (("cpu_us_per_request",), lambda result: result["cpu_us_per_request"], 1, False),
     "p50 µs": (("p50_us",), lambda result: result["p50_us"], 0, False),
+    "p95 µs": (("p95_us",), lambda result: result["p95_us"], 0, False),
     "p99 µs": (("p99_us",), lambda result: result["p99_us"], 0, False),
     "peak RSS MB": (("peak_rss_mb",), lambda result: result["peak_rss_mb"], 0, False),
     "over baseline MB": (

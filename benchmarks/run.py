@@ -40,8 +40,8 @@ def main() -> int:
     if os.getloadavg()[0] > 0.5:
         log(f"warning: the machine is busy (load {os.getloadavg()[0]:.1f}); the numbers will show it")
     refuse_debug_build(scenarios, given.server)
-    if any(contender.program[0] == "floor" for scenario in scenarios for contender in scenario.contenders):
-        measure.build_floor()
+    if any(contender.program[0] in measure.NATIVE for scenario in scenarios for contender in scenario.contenders):
+        measure.build_native()
     measure.allow_many_sockets()
 
     load = os.getloadavg()[0]
@@ -89,7 +89,8 @@ def run_scenario(
     with contextlib.ExitStack() as stack:
         server = None
         if scenario.latency_s is not None:
-            server = stack.enter_context(measure.serve(given.server, scenario.latency_s, given.server_core))
+            serving = measure.serve(given.server, scenario.latency_s, scenario.server_flags, given.server_core)
+            server = stack.enter_context(serving)
         for number in range(given.repeats):
             for contender in scenario.contenders:
                 requests = request_count(contender, scenario, given)

@@ -30,7 +30,8 @@ class Contender:
 class Scenario:
     """Contenders that meet under one load. ``subjects`` are those whose ratio to every other one is reported.
 
-    ``latency_s`` is the server's; None means that there is no server.
+    ``latency_s`` is the server's; None means that there is no server. ``server_flags`` are more of its arguments.
+    ``warmup`` is a number of requests; by default there are two for each that is in flight.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Scenario:
     concurrency: int = 64
     speeds: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    server_flags: tuple[str, ...] = ()
+    warmup: int | None = None
 
     def rate(self, contender: Contender) -> float:
         """Return the requests/s to expect, for choosing the number of requests."""
@@ -110,6 +113,29 @@ HTTPX_LEFT_OUT = (
     "httpx is left out: its pool looks at every connection for every request, so that it does tens of "
     "requests/s at this concurrency. "
 )
+
+
+def _adaptive(name: str, what: str, best: int, requests: int, *server_flags: str) -> Scenario:
+    """A window that steers itself against the best fixed one, once it has had time to find its size."""
+
+    def contender(size: str) -> Contender:
+        return _peer("adaptive", 2000, "--max-concurrency", size, label=f"window_{size}", requests=requests)
+
+    return Scenario(
+        name,
+        f'`max_concurrency="auto"` and {what}',
+        (contender("auto"), contender(str(best))),
+        ("window_auto",),
+        latency_s=0.05,
+        concurrency=256,
+        note=(
+            f"Latencies are lognormal (median 50 ms, σ 0.5); 256 tasks ask one prompt after another; {requests:,} requests "
+            "are a warm-up. The latency is that of the request from its admission on."
+        ),
+        server_flags=("--latency", "0.05,0.5", *server_flags),
+        warmup=requests,
+    )
+
 
 SCENARIOS = (
     Scenario(
@@ -196,6 +222,25 @@ SCENARIOS = (
         metric="wall_ms",
         latency_s=None,
     ),
+    Scenario(
+        "limiter",
+        "20,000 waiting for a rate limit of 10,000 a second",
+        (
+            Contender("engine_limiter", ("limiter",), 1, 20_000),
+            _peer("limiter", 1, "--kind", "millstream", label="millstream_limiter", requests=20_000),
+            _peer("limiter", 1, "--kind", "aiolimiter", label="aiolimiter", requests=20_000),
+        ),
+        ("engine_limiter", "millstream_limiter"),
+        metric="cpu_us_per_request",
+        latency_s=None,
+        note=(
+            "CPU time from the first wait to the last pass, the waiting tasks included; the ratios are of it: smaller is "
+            "better. `engine_limiter` is the engine without Python, `millstream_limiter` awaits `RateLimiter.acquire`."
+        ),
+    ),
+    _adaptive("adaptive_8", "a server that works at 8 requests at once", 8, 800, "--slots", "8"),
+    _adaptive("adaptive_32", "a server that works at 32 requests at once", 32, 2500, "--slots", "32"),
+    _adaptive("adaptive_free", "a server without a knee", 64, 5000),
 )
 
 
@@ -213,6 +258,18 @@ def _chat_targets(scenario: str) -> tuple[Target, ...]:
         claim("millstream_gather", "pyreqwest_client", 1.0),
         claim("millstream_gather", "aiohttp_orjson", 3.0),
     )
+
+
+def _adaptive_targets(scenario: str, best: int) -> tuple[Target, ...]:
+    auto, fixed = "window_auto", f"window_{best}"
+    return (
+        Target(scenario, f"auto ÷ fixed at {best}, requests/s", ratio("rps", auto, fixed), at_least=0.9),
+        Target(scenario, f"auto ÷ fixed at {best}, p95 latency", ratio("p95_us", auto, fixed), at_most=1.5),
+    )
+
+
+def value(metric: str, name: str) -> Callable[[Rounds], list[float]]:
+    return lambda rounds: [result[metric] for result in rounds.get(name, ()) if result is not None]
 
 
 TARGETS = (
@@ -274,4 +331,15 @@ TARGETS = (
         difference("threads", "import_millstream", "import_nothing"),
         at_most=0.0,
     ),
+    Target(
+        "limiter",
+        "CPU for each that passes, 20,000 waiting",
+        value("cpu_us_per_request", "engine_limiter"),
+        at_most=15.0,
+        unit="µs",
+    ),
+    *_adaptive_targets("adaptive_8", 8),
+    *_adaptive_targets("adaptive_32", 32),
+    # Without a knee more in flight is simply faster, so only the throughput says anything.
+    _adaptive_targets("adaptive_free", 64)[0],
 )

@@ -147,6 +147,7 @@ async def _measure(peer: Peer, job: Job) -> dict[str, Any]:
         "rps": job.requests / seconds,
         "cpu_us_per_request": cpu * 1e6 / job.requests,
         "p50_us": percentile(job.latencies, 50),
+        "p95_us": percentile(job.latencies, 95),
         "p99_us": percentile(job.latencies, 99),
         "baseline_rss_mb": baseline_mb,
         "peak_rss_mb": peak_mb,

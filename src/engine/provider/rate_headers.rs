@@ -32,6 +32,9 @@ const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How far numbers may be off the window they speak for; the next one is at least 24 times as long.
 const TOLERANCE: f64 = 0.1;
 
+/// What the name of every header that is read here begins with.
+const PREFIXES: [&str; 4] = ["x-ratelimit-", "x-tokenlimit-", "ratelimit", "anthropic-ratelimit-"];
+
 /// At most one of each unit and window. Empty, and then without an allocation, where no header speaks of rates.
 pub type Readings = Vec<RateReading>;
 
@@ -43,7 +46,7 @@ pub fn read(headers: &HeaderMap, now: SystemTime) -> Readings {
     for (name, value) in headers {
         let name = name.as_str();
         // All of the other headers, of which most answers have a dozen, are passed by here.
-        if !name.contains("ratelimit") && !name.starts_with("x-tokenlimit-") {
+        if !PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
             continue;
         }
         match name {
