@@ -234,8 +234,8 @@ SCENARIOS = (
         metric="cpu_us_per_request",
         latency_s=None,
         note=(
-            "CPU time from the first wait to the last pass, the waiting tasks included; the ratios are of it: smaller is "
-            "better. `engine_limiter` is the engine without Python, `millstream_limiter` awaits `RateLimiter.acquire`."
+            "CPU time from the first wait to the last pass, the waiting tasks included; the ratios are of it: smaller "
+            "is better. `engine_limiter` is the engine without Python, `millstream_limiter` awaits `RateLimiter.acquire`."
         ),
     ),
     _adaptive("adaptive_8", "a server that works at 8 requests at once", 8, 800, "--slots", "8"),

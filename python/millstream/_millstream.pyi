@@ -40,8 +40,8 @@ __all__ = [
 VERSION: Final[str]
 BUILD_PROFILE: Final[str]
 
-# (model, request fields, timeout in a 1-tuple if given, extra headers, queue timeout in a 1-tuple if given, priority), or
-# the model alone
+# (model, request fields, timeout in a 1-tuple if given, extra headers, queue timeout in a 1-tuple if given, priority),
+# or the model alone
 _Options: TypeAlias = (
     tuple[
         str | None,
