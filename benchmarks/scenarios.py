@@ -129,8 +129,9 @@ def _adaptive(name: str, what: str, best: int, requests: int, *server_flags: str
         latency_s=0.05,
         concurrency=256,
         note=(
-            f"Latencies are lognormal (median 50 ms, σ 0.5); 256 tasks ask one prompt after another; {requests:,} requests "
-            "are a warm-up. The latency is that of the request from its admission on."
+            "Latencies are lognormal (median 50 ms, σ 0.5); 256 tasks ask one prompt after another; "
+            f"{requests:,} requests are a warm-up. "
+            "The latency is that of the request from its admission on."
         ),
         server_flags=("--latency", "0.05,0.5", *server_flags),
         warmup=requests,
@@ -235,7 +236,7 @@ SCENARIOS = (
         latency_s=None,
         note=(
             "CPU time from the first wait to the last pass, the waiting tasks included; the ratios are of it: smaller "
-            "is better. `engine_limiter` is the engine without Python, `millstream_limiter` awaits `RateLimiter.acquire`."
+            "is better. `engine_limiter` is the engine without Python, `millstream_limiter` `RateLimiter.acquire`."
         ),
     ),
     _adaptive("adaptive_8", "a server that works at 8 requests at once", 8, 800, "--slots", "8"),
