@@ -161,7 +161,8 @@ async def test_a_rate_and_a_bound_in_flight_hold_together(clock: VirtualClock, m
             assert until - start <= 60 + (arrived[until] - arrived[start]) + 1
         if algorithm == "sliding_window":
             assert most_within(arrived, 60) <= 60
-        assert clock.now == pytest.approx(240, rel=0.03)
+        # By the rate 240 s; a window that empties at once leaves through ten places of about a second.
+        assert 239 <= clock.now <= 255
 
 
 # ---- retries ----
