@@ -436,13 +436,15 @@ def test_200_loops_closed_with_work_in_flight_leave_nothing_behind(loop: str) ->
     # The tasks are held, so their requests go on and the answers come when the loop has long been closed.
     closes = script("""
         def close_one_early():
-            loop = new_loop()
-            tasks = [loop.create_task(client.complete("x")) for _ in range(3)]
-            for task in tasks:
-                task._log_destroy_pending = False  # asyncio's own complaint about such tasks
-            loop.run_until_complete(started(1))
-            loop.close()
-            return tasks
+            while True:
+                loop = new_loop()
+                tasks = [loop.create_task(client.complete("x")) for _ in range(3)]
+                for task in tasks:
+                    task._log_destroy_pending = False  # asyncio's own complaint about such tasks
+                loop.run_until_complete(started(1))
+                loop.close()
+                if not any(task.done() for task in tasks):  # or else a busy machine took longer than the answer
+                    return tasks
 
         def several(number):
             loops = weakref.WeakSet()
@@ -468,7 +470,7 @@ def test_200_loops_closed_with_work_in_flight_leave_nothing_behind(loop: str) ->
     """)
     with MockServer(latency=0.02) as server:
         assert run(closes, server.base_url, loop, patience=50) == SILENT
-        assert server.stats.answered == 3 * 205 + 2
+        assert server.stats.answered >= 3 * 205 + 2
 
 
 @counts_in_proc
