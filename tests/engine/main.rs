@@ -9,4 +9,5 @@ mod pipeline;
 mod retries;
 mod simulation;
 mod steering;
+mod waits;
 mod wire;

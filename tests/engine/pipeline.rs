@@ -21,11 +21,22 @@ use millstream::mock::{Answer, Fault, MockConfig, MockServer};
 const KEY: &str = "sk-canary-0123456789";
 
 pub(crate) fn pipeline(server: &MockServer) -> Pipeline {
-    let config = TransportConfig { connect_timeout: Some(Duration::from_secs(5)), http2: false, direct: true };
-    let transport = Arc::new(Transport::new(&Tls::new().unwrap(), config));
-    let endpoint = Endpoint::new(&server.base_url(), Some(ApiKey::new(KEY).unwrap()), &[], false).unwrap();
+    pipeline_over(vec![upstream(server, KEY)])
+}
+
+/// One key at one server.
+pub(crate) fn upstream(server: &MockServer, key: &str) -> UpstreamConfig {
+    let endpoint = Endpoint::new(&server.base_url(), Some(ApiKey::new(key).unwrap()), &[], false).unwrap();
+    UpstreamConfig::new(Arc::new(endpoint))
+}
+
+pub(crate) fn pipeline_over(upstreams: Vec<UpstreamConfig>) -> Pipeline {
     let metrics: Arc<Metrics> = Arc::default();
-    let upstreams = vec![(UpstreamConfig::new(Arc::new(endpoint)), transport)];
+    let with_transport = |upstream| {
+        let config = TransportConfig { connect_timeout: Some(Duration::from_secs(5)), http2: false, direct: true };
+        (upstream, Arc::new(Transport::new(&Tls::new().unwrap(), config)))
+    };
+    let upstreams = upstreams.into_iter().map(with_transport).collect();
     Pipeline {
         keys: Arc::new(Keys::new(upstreams, Arc::clone(&metrics)).unwrap()),
         window: Some(Window::fixed(8)),

@@ -41,11 +41,13 @@ struct Server {
     log: Arc<Mutex<Vec<(Instant, Cost, bool)>>>,
     /// From the arrival to the answer.
     thinks: Duration,
+    /// Whether an answer says what was left.
+    names_limits: bool,
 }
 
 impl Server {
     fn new(buckets: Vec<Bucket>, thinks: Duration) -> Self {
-        Self { buckets: Arc::new(Mutex::new(buckets)), log: Arc::default(), thinks }
+        Self { buckets: Arc::new(Mutex::new(buckets)), log: Arc::default(), thinks, names_limits: true }
     }
 
     fn admit(&self, cost: Cost) -> (bool, Vec<RateReading>) {
@@ -110,12 +112,14 @@ async fn send_until(
             loop {
                 let sent = reservation.commit();
                 let (passed, readings) = server.answer(cost, &mut rng).await;
-                limiter.learn(&sent, &readings);
+                limiter.learn(&sent, if server.names_limits { &readings } else { &[] });
                 if passed {
+                    limiter.answered();
                     let half = |tokens: f64| Some((tokens / 2.0) as u64);
                     let (tokens, input_tokens) = (half(cost.tokens), half(cost.input_tokens));
                     return reservation.settle(Actual { tokens, input_tokens, output_tokens: None });
                 }
+                limiter.refused(&reservation);
                 sleep(Duration::from_secs(1)).await;
                 reservation = limiter.reserve_again(&reservation).await.unwrap();
             }
@@ -195,5 +199,21 @@ async fn learnt_tokens_of_mixed_sizes_are_used_to_95_percent_though_nothing_is_g
         let (refused, all, passed) = server.seen(Unit::Tokens, start + MINUTE, start + MINUTE * 6);
         assert!(refused * 50 <= all, "case {seed}: {refused} of {all} refused");
         assert!(passed >= 0.95 * 200_000.0 * 5.0, "case {seed}: {passed} of 1000000");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_that_nobody_names_is_found_from_refusals_and_hardly_exceeded_after_the_first_minute() {
+    for (seed, in_flight, thinks, limit) in
+        [(0, 64, 200, 600.0), (1, 64, 2000, 600.0), (2, 400, 200, 600.0), (3, 200, 200, 6000.0), (4, 20, 200, 60.0)]
+    {
+        let buckets = buckets(&[(Unit::Requests, limit)]);
+        let server = Server { names_limits: false, ..Server::new(buckets, Duration::from_millis(thinks)) };
+        let limiter = Arc::new(RateLimiter::learning());
+        let start = Instant::now();
+        send_until(start + MINUTE * 6, in_flight, &limiter, &server, seed, one_request).await;
+        let (refused, all, passed) = server.seen(Unit::Requests, start + MINUTE, start + MINUTE * 6);
+        assert!(refused * 50 <= all, "case {seed}: {refused} of {all} refused");
+        assert!(passed >= 0.95 * limit * 5.0, "case {seed}: {passed} of {}", limit * 5.0);
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::bucket::{NOISE, TokenBucket};
 use super::cost;
 use super::line::Grant;
+use super::pace::Rate;
 use super::window_log::WindowLog;
 use crate::engine::error::{Error, Kind};
 use crate::engine::types::Unit;
@@ -126,6 +127,9 @@ impl RateLimits {
     }
 }
 
+/// The share of a told limit below which a refusal is no surprise.
+const UNSURE: f64 = 0.05;
+
 #[derive(Debug, Clone)]
 enum Gauge {
     Bucket(TokenBucket),
@@ -179,6 +183,8 @@ enum Origin {
     Given,
     /// Read from headers.
     Learnt(Option<Evidence>),
+    /// Found from refusals.
+    Paced,
 }
 
 /// What one answer says of a learnt limit.
@@ -222,12 +228,48 @@ impl Meter {
         meter
     }
 
+    /// A limit that no header names. It starts empty, since a refusal is what it was found by.
+    pub(super) fn paced(rate: Rate, now: Instant) -> Self {
+        let limit = paced_limit(rate);
+        let mut bucket = TokenBucket::full(limit.capacity(), limit.per_second(), now);
+        bucket.set(0.0);
+        Self { limit, gauge: Gauge::Bucket(bucket), origin: Origin::Paced, born: 0 }
+    }
+
+    /// Follows the rate.
+    pub(super) fn pace(&mut self, rate: Rate, is_empty: bool) {
+        self.limit = paced_limit(rate);
+        if let Gauge::Bucket(bucket) = &mut self.gauge {
+            let level = bucket.level();
+            bucket.resize(self.limit.capacity(), self.limit.per_second());
+            bucket.set(if is_empty { level.min(0.0) } else { level });
+        }
+    }
+
     pub(super) fn limit(&self) -> &Limit {
         &self.limit
     }
 
+    /// Not the user's.
     pub(super) fn is_learnt(&self) -> bool {
+        !matches!(self.origin, Origin::Given)
+    }
+
+    /// Read from headers.
+    pub(super) fn is_told(&self) -> bool {
         matches!(self.origin, Origin::Learnt(_))
+    }
+
+    /// Found from refusals.
+    pub(super) fn is_paced(&self) -> bool {
+        matches!(self.origin, Origin::Paced)
+    }
+
+    /// Whether a refusal of `amount` is no surprise: there is less than that left, or hardly anything. Some servers round what
+    /// is left.
+    pub(super) fn explains_refusal(&self, amount: f64) -> bool {
+        let unsure = (2.0 * self.charge(amount)).max(UNSURE * self.capacity());
+        self.is_told() && self.level() < unsure.min(self.capacity())
     }
 
     pub(super) fn is(&self, unit: Unit, per: Duration) -> bool {
@@ -391,9 +433,13 @@ impl Meter {
     fn evidence(&mut self) -> Option<&mut Evidence> {
         match &mut self.origin {
             Origin::Learnt(evidence) => evidence.as_mut(),
-            Origin::Given => None,
+            Origin::Given | Origin::Paced => None,
         }
     }
+}
+
+fn paced_limit(rate: Rate) -> Limit {
+    Limit { burst: Some(rate.burst), ..Limit::per_minute(Unit::Requests, rate.per_second * MINUTE.as_secs_f64()) }
 }
 
 /// Less than one in a window is one in a longer window.

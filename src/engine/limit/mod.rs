@@ -10,6 +10,7 @@ mod cost;
 pub mod gate;
 mod line;
 mod meter;
+mod pace;
 pub mod rate;
 mod reservation;
 mod window_log;

@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use super::cost::{Actual, Cost};
 use super::line::{Grant, Line, Place, Signal, Turn, Verdict};
 use super::meter::{Algorithm, Finding, Limit, MINUTE, Meter, RateLimits};
+use super::pace::{Pace, Refusal};
 use super::reservation::{Reservation, Sent, Tally};
 use crate::engine::error::{Error, Kind};
 use crate::engine::types::{Priority, RateReading, Unit};
@@ -71,6 +72,8 @@ impl Snapshot {
 struct State {
     meters: Vec<Meter>,
     line: Line,
+    /// What refusals say that no header explains.
+    pace: Pace,
     /// Counts the changes of the limits.
     generation: u64,
 }
@@ -143,17 +146,33 @@ impl State {
         }
     }
 
+    fn forget_pace(&mut self) {
+        self.pace = Pace::Open;
+        self.meters.retain(|meter| !meter.is_paced());
+    }
+
+    /// Has the meter of the pace follow it.
+    fn follow_pace(&mut self, is_empty: bool, now: Instant) {
+        let Some(rate) = self.pace.rate() else { return self.meters.retain(|meter| !meter.is_paced()) };
+        match self.meters.iter_mut().find(|meter| meter.is_paced()) {
+            Some(meter) => meter.pace(rate, is_empty),
+            None => self.meters.push(Meter::paced(rate, now)),
+        }
+    }
+
     fn learn(&mut self, reading: &RateReading, finding: Option<Finding>, now: Instant) {
         let amount = reading.limit.filter(|limit| (1.0..=LARGEST_LIMIT).contains(limit));
         let per = reading.window.filter(|window| !window.is_zero());
         let per = per.unwrap_or(MINUTE);
-        let place = self.meters.iter().position(|meter| meter.is_learnt() && meter.is(reading.unit, per));
+        let place = self.meters.iter().position(|meter| meter.is_told() && meter.is(reading.unit, per));
         let room = self.meters.len() < MOST_LIMITS;
         match (place.and_then(|place| self.meters.get_mut(place)), amount) {
             (Some(meter), amount) => meter.learn(amount, finding, now),
             (None, Some(amount)) if room => {
                 let limit = Limit { unit: reading.unit, amount, per, burst: None };
                 self.meters.push(Meter::learnt(limit, finding, now));
+                // What is told needs no guess; if it is not all of the truth, refusals will say so again.
+                self.forget_pace();
             }
             // Nobody knows how fast it refills.
             (None, _) => {}
@@ -166,6 +185,8 @@ impl State {
 pub struct RateLimiter {
     /// Whether there is any limit yet.
     limited: AtomicBool,
+    /// Whether there is one that was found from refusals.
+    paced: AtomicBool,
     tickets: AtomicU64,
     made: Instant,
     /// All that was ever let through, less what was given back.
@@ -196,11 +217,12 @@ impl RateLimiter {
     fn with_meters(meters: Vec<Meter>) -> Self {
         Self {
             limited: AtomicBool::new(!meters.is_empty()),
+            paced: AtomicBool::new(false),
             tickets: AtomicU64::new(0),
             made: Instant::now(),
             granted: Tally::default(),
             sent: Tally::default(),
-            state: Mutex::new(State { meters, line: Line::default(), generation: 0 }),
+            state: Mutex::new(State { meters, line: Line::default(), pace: Pace::Open, generation: 0 }),
         }
     }
 
@@ -329,8 +351,47 @@ impl RateLimiter {
             let remaining = reading.remaining.filter(|remaining| !remaining.is_nan());
             state.learn(reading, remaining.map(|remaining| Finding { remaining, newer, sent: sent.at() }), now);
         }
+        self.changed(&mut state, now);
+    }
+
+    /// A request was refused for its rate. If nothing that headers told explains that, the rate is found from such refusals
+    /// ([`super::pace`]).
+    pub fn refused(&self, reservation: &Reservation) {
+        let Some((sent, granted)) = reservation.sent() else { return };
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.advance(now);
+        let cost = reservation.cost();
+        if state.meters.iter().any(|meter| meter.explains_refusal(cost.of(meter.limit().unit))) {
+            return;
+        }
+        let level = state.meters.iter().find(|meter| meter.is_paced()).map_or(0.0, Meter::level);
+        if state.pace.refused(Refusal { sent, granted, level, made: self.made }, now) {
+            state.follow_pace(true, now);
+            self.changed(&mut state, now);
+        }
+    }
+
+    /// A request was answered: a rate that was found from refusals grows a little.
+    pub fn answered(&self) {
+        if !self.paced.load(Relaxed) {
+            return;
+        }
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.advance(now);
+        let is_pressed =
+            state.line.len() > 0 || state.meters.iter().any(|meter| meter.is_paced() && meter.level() < 1.0);
+        state.pace.answered(is_pressed, now);
+        state.follow_pace(false, now);
+        self.changed(&mut state, now);
+    }
+
+    /// After a change of what was learnt.
+    fn changed(&self, state: &mut State, now: Instant) {
         self.limited.store(!state.meters.is_empty(), Release);
-        self.serve(&mut state, now);
+        self.paced.store(state.pace.rate().is_some(), Relaxed);
+        self.serve(state, now);
     }
 
     /// Whether nothing is limited (yet).

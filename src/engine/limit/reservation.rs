@@ -96,6 +96,21 @@ impl Sent {
         self.at
     }
 
+    /// Whether it left before `other`.
+    pub(super) fn is_before(&self, other: &Self) -> bool {
+        self.marks.requests.wrapping_sub(other.marks.requests).cast_signed() < 0
+    }
+
+    /// Requests that left until then, itself included.
+    pub(super) fn requests(&self) -> f64 {
+        self.marks.requests as f64 / PARTS
+    }
+
+    /// Requests that left after `earlier` until then, itself included.
+    pub(super) fn requests_since(&self, earlier: &Self) -> f64 {
+        self.marks.requests.wrapping_sub(earlier.marks.requests).cast_signed().max(0) as f64 / PARTS
+    }
+
     pub(super) fn mark(&self, unit: Unit) -> u64 {
         match unit {
             Unit::Requests => self.marks.requests,
@@ -128,6 +143,11 @@ impl Reservation {
 
     pub(super) fn turn(&self) -> Turn {
         self.turn
+    }
+
+    /// The moment it left, once it has, and when the limits let it through.
+    pub(super) fn sent(&self) -> Option<(Sent, Instant)> {
+        Some((self.sent?, self.grant.at))
     }
 
     /// The request goes out now: from here on dropping this gives nothing back, since servers count failed requests too. The

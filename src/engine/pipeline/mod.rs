@@ -306,6 +306,7 @@ impl Pipeline {
                 in_flight.ends(latency, Some(response.first_byte), AttemptOutcome::Answered(usage.unwrap_or_default()));
                 admission.observe(Signal::Ok, usage.map(|usage| usage.completion_tokens));
                 admission.report(Health::Alive);
+                lane.limiter.answered();
                 if let Some(usage) = usage {
                     lane.tokens.observe(call.body.len(), usage.prompt_tokens, usage.completion_tokens);
                     admission.settle(usage);
@@ -321,6 +322,12 @@ impl Pipeline {
                     && speaks_for_all(error, lane)
                 {
                     lane.gate.close(wait);
+                }
+                let [_, learnt] = &admission.taken;
+                if let Some(learnt) = learnt
+                    && is_refused_for_rate(error)
+                {
+                    lane.limiter.refused(learnt);
                 }
                 if error.pressure() == Pressure::Ramp {
                     lane.gate.slow_down();
@@ -549,6 +556,12 @@ fn not_sent(upstream: &Upstream) -> Error {
             .advise("It is asked again as soon as a probe is answered; try later.")
     };
     error.verdict_is(Verdict::Exhausted).with_key_id(key.to_string())
+}
+
+/// Whether the server's rate limit refused it, and another time would not. Without a wait it may be a limit of requests in
+/// flight, which is the window's matter.
+fn is_refused_for_rate(error: &Error) -> bool {
+    error.pressure() == Pressure::RateLimit && error.verdict() == Verdict::Retryable && error.retry_after().is_some()
 }
 
 /// What a failure says of the key and its server.

@@ -1,0 +1,237 @@
+//! A rate learnt from refusals, where no header names the limit.
+//!
+//! A server that says nothing but 429 and `Retry-After` says one thing exactly: at that moment its bucket was empty. So what it
+//! accepted between two refusals is what it refilled between them, and
+//!
+//! ```text
+//! rate = accepted / seconds between two refusals
+//! ```
+//!
+//! whatever the requests' latencies and however large the bucket. From the first such reading on requests leave a little below
+//! that rate, which creeps up until the next refusal, whose reading is taken over a longer time and therefore sharper: additive
+//! increase, and a decrease to what was measured (multiplicative where too little was). Without a refusal for a minute of
+//! pressure the creep turns into doubling, and after ten minutes the limit is forgotten: somebody else used the key, or the
+//! account was raised.
+//!
+//! A pure state machine; [`super::rate`] turns what it finds into a bucket. The bucket's size is what the server let through
+//! before its first refusal.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::reservation::Sent;
+
+/// Accepted requests that make a reading, or fewer after a long time.
+const ENOUGH: f64 = 20.0;
+const FEW: f64 = 2.0;
+const LONG: Duration = Duration::from_secs(10);
+/// So far below a reading requests leave.
+const BELOW: f64 = 0.97;
+/// Where a refusal comes too soon for a reading.
+const CUT: f64 = 0.9;
+/// The most that one reading lowers the rate.
+const DEEPEST_CUT: f64 = 0.5;
+/// Of the burst that was seen, what is counted on.
+const SURE_OF_BURST: f64 = 0.9;
+/// A burst is at most what a minute refills: no provider's window is known to be larger without a header that says so.
+const LONGEST_BURST_S: f64 = 60.0;
+/// The rate grows by its 500th in each step: a second under pressure, or two answers where there are fewer.
+const STEPS: f64 = 500.0;
+const ANSWERS_A_STEP: f64 = 2.0;
+/// From so many steps on it doubles in as many as `DOUBLING`.
+const PATIENCE: f64 = 60.0;
+const DOUBLING: f64 = 30.0;
+/// Without a refusal for so long it is forgotten.
+const MEMORY: Duration = Duration::from_secs(600);
+/// Answers further apart than this do not speak of pressure between them.
+const LONGEST_STEP_S: f64 = 2.0;
+/// Refusals that are remembered until a first reading.
+const MOST_REFUSALS: usize = 4096;
+
+/// How fast, and how many at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rate {
+    pub(super) per_second: f64,
+    pub(super) burst: f64,
+}
+
+/// A request that was refused.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refusal {
+    pub(super) sent: Sent,
+    /// When the limits let it through.
+    pub(super) granted: Instant,
+    /// What was thought to be left in the bucket.
+    pub(super) level: f64,
+    /// When the first request could have left.
+    pub(super) made: Instant,
+}
+
+/// What is known of a rate that no header names.
+#[derive(Debug, Default)]
+pub(super) enum Pace {
+    /// Never refused without a header that explains it.
+    #[default]
+    Open,
+    Searching(Search),
+    Found(Found),
+}
+
+/// Refused, and no reading yet.
+#[derive(Debug)]
+pub(super) struct Search {
+    first: Sent,
+    /// The first of the present burst of refusals, and when that was noticed: only the next burst shows that all who left before
+    /// it have been answered.
+    of_burst: Sent,
+    noticed: Instant,
+    refused: Vec<Sent>,
+}
+
+#[derive(Debug)]
+pub(super) struct Found {
+    /// When it was last changed by a refusal. Who was let through before says nothing of it.
+    since: Instant,
+    base: f64,
+    burst: f64,
+    /// The server's bucket was empty when this left; of those that left later, so many were refused.
+    empty: Sent,
+    refused: f64,
+    refused_at: Instant,
+    /// Seconds under pressure and answers since it was changed.
+    pressed: f64,
+    answers: f64,
+    looked: Instant,
+}
+
+impl Search {
+    fn new(sent: Sent, now: Instant) -> Self {
+        Self { first: sent, of_burst: sent, noticed: now, refused: vec![sent] }
+    }
+
+    /// The rate, once there is a reading; `made` is when the first request could have left.
+    fn refused(&mut self, sent: Sent, made: Instant, now: Instant) -> Option<Found> {
+        if self.refused.len() >= MOST_REFUSALS {
+            *self = Self::new(sent, now);
+        }
+        self.refused.push(sent);
+        if sent.at() <= self.noticed {
+            if sent.is_before(&self.of_burst) {
+                self.of_burst = sent;
+            }
+            if sent.is_before(&self.first) {
+                self.first = sent;
+            }
+            return None;
+        }
+        let reading = self.reading();
+        let empty = std::mem::replace(&mut self.of_burst, sent);
+        self.noticed = now;
+        let rate = reading?;
+        // What it let through until it was first empty, less what was refilled meanwhile.
+        let seen = self.first.requests() - 1.0 - rate * self.first.at().saturating_duration_since(made).as_secs_f64();
+        Some(Found {
+            since: now,
+            base: rate * BELOW,
+            burst: (seen * SURE_OF_BURST).clamp(1.0, (rate * LONGEST_BURST_S).max(1.0)),
+            empty,
+            refused: self.refused.iter().filter(|refused| empty.is_before(refused)).count() as f64,
+            refused_at: now,
+            pressed: 0.0,
+            answers: 0.0,
+            looked: now,
+        })
+    }
+
+    fn reading(&self) -> Option<f64> {
+        let between = |sent: &&Sent| self.first.is_before(sent) && !self.of_burst.is_before(sent);
+        let refused = self.refused.iter().filter(between).count() as f64;
+        reading(&self.first, &self.of_burst, refused)
+    }
+}
+
+/// What was accepted a second from one refused request to another, if that was enough to tell.
+fn reading(from: &Sent, to: &Sent, refused: f64) -> Option<f64> {
+    let accepted = to.requests_since(from) - refused;
+    let time = to.at().saturating_duration_since(from.at());
+    let is_enough = accepted >= ENOUGH || (accepted >= FEW && time >= LONG);
+    (is_enough && !time.is_zero()).then(|| accepted / time.as_secs_f64())
+}
+
+impl Found {
+    fn rate(&self) -> Rate {
+        let steps = self.pressed.min(self.answers / ANSWERS_A_STEP);
+        let doublings = (steps - PATIENCE).max(0.0) / DOUBLING;
+        Rate { per_second: self.base * (1.0 + steps / STEPS) * doublings.min(64.0).exp2(), burst: self.burst }
+    }
+
+    /// Whether the refusal changes anything; `level` is what was thought to be left.
+    fn refused(&mut self, sent: Sent, granted: Instant, level: f64, now: Instant) -> bool {
+        self.refused_at = now;
+        if self.empty.is_before(&sent) {
+            self.refused += 1.0;
+        }
+        if granted <= self.since {
+            return false;
+        }
+        let rate = self.rate().per_second;
+        let reading = reading(&self.empty, &sent, self.refused);
+        self.base = if level >= 1.0 {
+            // Too many at once, not too fast.
+            self.burst = (self.burst - level).max(1.0);
+            rate * BELOW
+        } else {
+            let measured = reading.map_or(rate * CUT, |reading| reading * BELOW);
+            measured.clamp(rate * DEEPEST_CUT, rate * BELOW)
+        };
+        if reading.is_some() {
+            (self.empty, self.refused) = (sent, 0.0);
+        }
+        (self.since, self.pressed, self.answers) = (now, 0.0, 0.0);
+        true
+    }
+}
+
+impl Pace {
+    /// The rate, if one is known.
+    pub(super) fn rate(&self) -> Option<Rate> {
+        match self {
+            Self::Found(found) => Some(found.rate()),
+            _ => None,
+        }
+    }
+
+    /// A request was refused for its rate and no header explains it. Whether the rate is another one now, and the bucket empty.
+    pub(super) fn refused(&mut self, refusal: Refusal, now: Instant) -> bool {
+        let Refusal { sent, granted, level, made } = refusal;
+        match self {
+            Self::Open => {
+                *self = Self::Searching(Search::new(sent, now));
+                false
+            }
+            Self::Searching(search) => match search.refused(sent, made, now) {
+                Some(found) => {
+                    *self = Self::Found(found);
+                    true
+                }
+                None => false,
+            },
+            Self::Found(found) => found.refused(sent, granted, level, now),
+        }
+    }
+
+    /// A request was answered; `pressed` is whether others wait for the rate.
+    pub(super) fn answered(&mut self, pressed: bool, now: Instant) {
+        let Self::Found(found) = self else { return };
+        let passed = now.saturating_duration_since(found.looked).as_secs_f64();
+        found.looked = now;
+        if pressed {
+            found.pressed += passed.min(LONGEST_STEP_S);
+            found.answers += 1.0;
+        }
+        if now.saturating_duration_since(found.refused_at) > MEMORY {
+            *self = Self::Open;
+        }
+    }
+}
