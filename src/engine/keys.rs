@@ -168,6 +168,13 @@ impl Lanes {
         readiest.map_or(0, |(_, place)| place)
     }
 
+    /// Whether whoever waits for the lane at `place` would do better to leave its line: another is ready much earlier.
+    pub fn is_outdone(&self, place: usize, bytes: usize, max_tokens: Option<u64>) -> bool {
+        let wait = |lane: &Arc<Lane>| lane.ready_in(Cost::from(lane.tokens.estimate(bytes, max_tokens)));
+        let Some(here) = self.get(place).map(wait).filter(|wait| *wait > SECOND_OPINION) else { return false };
+        self.0.iter().any(|lane| wait(lane) + SECOND_OPINION < here)
+    }
+
     /// The lane at a place that [`Self::readiest`] named.
     pub fn get(&self, place: usize) -> Option<&Arc<Lane>> {
         self.0.get(place)
