@@ -161,13 +161,21 @@ impl Lanes {
         let rank = |place: usize, lane: &Lane| {
             let wait = lane.ready_in(Cost::from(lane.tokens.estimate(bytes, max_tokens)));
             let wait = if failed == Some(place) { wait + SECOND_OPINION } else { wait };
-            (wait, lane.load())
+            // A key that is lost is no choice for as long as another works, however long that one's line.
+            (!lane.upstream.breaker.opens_in().is_zero(), wait, lane.load())
         };
         let ranked = self.0.iter().enumerate().map(|(place, lane)| (rank(place, lane), place));
-        let readiest = ranked.min_by(|((wait, load), _), ((other_wait, other_load), _)| {
-            wait.cmp(other_wait).then(load.total_cmp(other_load))
+        let readiest = ranked.min_by(|((is_lost, wait, load), _), ((is_other_lost, other_wait, other_load), _)| {
+            is_lost.cmp(is_other_lost).then(wait.cmp(other_wait)).then(load.total_cmp(other_load))
         });
         readiest.map_or(0, |(_, place)| place)
+    }
+
+    /// Whether whoever waits for the lane at `place` would do better to leave its line: another is ready much earlier.
+    pub fn is_outdone(&self, place: usize, bytes: usize, max_tokens: Option<u64>) -> bool {
+        let wait = |lane: &Arc<Lane>| lane.ready_in(Cost::from(lane.tokens.estimate(bytes, max_tokens)));
+        let Some(here) = self.get(place).map(wait).filter(|wait| *wait > SECOND_OPINION) else { return false };
+        self.0.iter().any(|lane| wait(lane) + SECOND_OPINION < here)
     }
 
     /// The lane at a place that [`Self::readiest`] named.

@@ -4,9 +4,11 @@
 
 mod concurrency;
 mod mock;
+mod outages;
 mod paused;
 mod pipeline;
 mod retries;
+mod several_keys;
 mod simulation;
 mod steering;
 mod waits;

@@ -15,11 +15,12 @@
 //! measures one cohort ([`super::cohort`]). `docs/concurrency.md` has a worked example, and the figures reached in simulations.
 //!
 //! Servers that refuse instead of queueing are met with additive increase and multiplicative decrease under a ceiling, once per
-//! round trip. There is no growth while less than half of the limit is in flight (Netflix concurrency-limits): then something
+//! round trip, unless fewer in flight proves to change nothing ([`super::blame`]). There is no growth while less than half of the limit is in flight (Netflix concurrency-limits): then something
 //! else is what holds the requests back.
 
 use std::time::Duration;
 
+use super::blame::{Blame, Verdict};
 use super::cohort::{Answered, Cohort, Flight, Reading};
 use crate::engine::error::{Error, Kind, Pressure};
 
@@ -135,6 +136,7 @@ pub struct Controller {
     phase: Phase,
     knee: Knee,
     refusals: Refusals,
+    blame: Blame,
     cohort: Cohort,
     first_burst: bool,
     load: Load,
@@ -229,6 +231,7 @@ impl Controller {
                 answered: 0,
                 refused: 0,
             },
+            blame: Blame::default(),
             cohort: Cohort::default(),
             first_burst: true,
             load: Load::default(),
@@ -269,14 +272,22 @@ impl Controller {
         let now = now.as_secs_f64();
         let is_full = self.load.running * 2 >= self.limit;
         let ended = self.load.end(now, flight, tokens);
+        let is_alone = self.load.running == 0;
         self.cohort.end(flight, (signal == Signal::Ok).then_some(ended));
         match signal {
-            Signal::Ok => self.answered(is_full),
+            Signal::Ok => {
+                self.blame.answered(self.limit);
+                self.answered(is_full);
+            }
             Signal::Overload | Signal::Timeout => {
                 self.refusals.refused += 1;
-                // Those that were sent before the last cut say nothing new: one cut per round trip.
-                if flight.began >= self.refusals.cut_at {
-                    self.cut(now);
+                match self.blame.refused(self.limit, is_alone) {
+                    // Those that were sent before the last cut say nothing new: one cut per round trip.
+                    Verdict::Guilty if flight.began >= self.refusals.cut_at => self.cut(now),
+                    Verdict::Guilty | Verdict::Open => {}
+                    Verdict::Acquitted(before) => {
+                        self.set_limit(before.max(self.limit));
+                    }
                 }
             }
             Signal::RateLimited | Signal::Ignored => {}

@@ -1,6 +1,6 @@
 //! One breaker per key: open while its server fails whatever it is sent.
 //!
-//! Ten failures in a row, whoever sent them, open it: from then on requests wait instead of being spent on a server that is
+//! Ten failures in a row, whoever sent them, open it (answers to requests that left before the first of them do not break the row): from then on requests wait instead of being spent on a server that is
 //! down. A single probe at a time asks whether it is back, after 0.5 s at first and 2.5 s at most, so an outage costs at most two
 //! requests a second. An answered probe lets two through, those four, and so on (slow start), until the breaker closes: full
 //! speed within seconds, and no stampede on a server that has just got up.
@@ -59,6 +59,8 @@ pub struct Breaker {
 enum State {
     Closed {
         failures: u32,
+        /// From the first failure on, until a request that left after it is answered.
+        trouble: Option<Trouble>,
     },
     Open {
         until: Instant,
@@ -67,17 +69,32 @@ enum State {
         barred: bool,
     },
     /// Half-open: `under_way` of `places` probes are out; the last change was `since`.
-    Probing {
-        places: u32,
-        under_way: u32,
-        trial: u32,
-        since: Instant,
-    },
+    Probing { places: u32, under_way: u32, trial: u32, since: Instant },
+}
+
+/// What became of the requests that left after a failure. Answers to those that left before, which may take long to come, say
+/// nothing of how the server is now.
+#[derive(Debug, Clone, Copy)]
+struct Trouble {
+    since: Instant,
+    sent: u32,
+    failed: u32,
+}
+
+impl Trouble {
+    /// All who left since have failed, but for the one or two that are on their way.
+    fn is_outage(&self) -> bool {
+        self.failed + 1 >= FAILURES_TO_OPEN && self.failed + 1 >= self.sent
+    }
+}
+
+impl State {
+    const HEALTHY: Self = Self::Closed { failures: 0, trouble: None };
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self::Closed { failures: 0 }
+        Self::HEALTHY
     }
 }
 
@@ -87,6 +104,8 @@ impl Default for State {
 pub struct Pass<'a> {
     breaker: &'a Breaker,
     is_probe: bool,
+    /// Of which trouble it knew when it left.
+    trouble: Option<Instant>,
 }
 
 impl Breaker {
@@ -116,12 +135,12 @@ impl Breaker {
     /// Leave to go now, or when to look again.
     fn enter(&self) -> Result<Pass<'_>, Instant> {
         if !self.unhealthy.load(Ordering::Acquire) {
-            return Ok(Pass { breaker: self, is_probe: false });
+            return Ok(Pass { breaker: self, is_probe: false, trouble: None });
         }
         let now = Instant::now();
         let mut state = self.lock();
         let next = match *state {
-            State::Closed { .. } => return Ok(Pass { breaker: self, is_probe: false }),
+            State::Closed { .. } => return Ok(Pass { breaker: self, is_probe: false, trouble: None }),
             State::Open { until, .. } if now < until => return Err(until),
             State::Open { trial, .. } => State::Probing { places: 1, under_way: 1, trial, since: now },
             State::Probing { places, under_way, trial, since } if under_way < places => {
@@ -136,7 +155,7 @@ impl Breaker {
             },
         };
         *state = next;
-        Ok(Pass { breaker: self, is_probe: true })
+        Ok(Pass { breaker: self, is_probe: true, trouble: None })
     }
 
     /// Whether requests go through without waiting or being probes.
@@ -166,7 +185,7 @@ impl Breaker {
             return 0;
         }
         match *self.lock() {
-            State::Closed { failures } => failures,
+            State::Closed { failures, .. } => failures,
             State::Open { .. } | State::Probing { .. } => u32::MAX,
         }
     }
@@ -196,7 +215,7 @@ impl Breaker {
         }
     }
 
-    fn report(&self, health: Health, is_probe: bool) {
+    fn report(&self, health: Health, is_probe: bool, of: Option<Instant>) {
         if health == Health::Alive && !self.has_answered() {
             self.has_answered.store(true, Ordering::Relaxed);
         }
@@ -205,14 +224,20 @@ impl Breaker {
         }
         let mut state = self.lock();
         let next = match (*state, health) {
-            (State::Closed { .. }, Health::Alive) => State::Closed { failures: 0 },
-            (State::Closed { failures }, Health::Failing) if failures + 1 < FAILURES_TO_OPEN => {
-                State::Closed { failures: failures + 1 }
+            (State::Closed { trouble, .. }, Health::Alive) => {
+                State::Closed { failures: 0, trouble: trouble.filter(|trouble| of != Some(trouble.since)) }
             }
-            (State::Closed { .. }, health) => open(health, 0),
-            (State::Probing { places: PLACES_TO_CLOSE.., .. }, Health::Alive) if is_probe => {
-                State::Closed { failures: 0 }
+            (State::Closed { failures, trouble }, Health::Failing) => {
+                let mut trouble = trouble.unwrap_or(Trouble { since: Instant::now(), sent: 0, failed: 0 });
+                trouble.failed += u32::from(of == Some(trouble.since));
+                if failures + 1 >= FAILURES_TO_OPEN || trouble.is_outage() {
+                    open(health, 0)
+                } else {
+                    State::Closed { failures: failures + 1, trouble: Some(trouble) }
+                }
             }
+            (State::Closed { .. }, Health::Barred) => open(health, 0),
+            (State::Probing { places: PLACES_TO_CLOSE.., .. }, Health::Alive) if is_probe => State::HEALTHY,
             (State::Probing { places, under_way, trial, .. }, Health::Alive) if is_probe => State::Probing {
                 places: places + 1,
                 under_way: under_way.saturating_sub(1),
@@ -224,6 +249,29 @@ impl Breaker {
             (unchanged, _) => unchanged,
         };
         self.change(&mut state, next);
+    }
+
+    /// A request leaves: the trouble it knows of.
+    fn begin(&self) -> Option<Instant> {
+        if !self.unhealthy.load(Ordering::Acquire) {
+            return None;
+        }
+        match &mut *self.lock() {
+            State::Closed { trouble: Some(trouble), .. } => {
+                trouble.sent += 1;
+                Some(trouble.since)
+            }
+            _ => None,
+        }
+    }
+
+    /// A request of that trouble ended with nothing to say.
+    fn forget(&self, of: Instant) {
+        if let State::Closed { trouble: Some(trouble), .. } = &mut *self.lock()
+            && trouble.since == of
+        {
+            trouble.sent -= 1;
+        }
     }
 
     /// A probe that ended with nothing to say frees its place.
@@ -240,8 +288,8 @@ impl Breaker {
         let mut down_since = self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
         *down_since = if is_closed { None } else { down_since.or_else(|| Some(Instant::now())) };
         drop(down_since);
-        self.unhealthy.store(!matches!(next, State::Closed { failures: 0 }), Ordering::Release);
-        if !matches!(next, State::Closed { failures: 1.. }) {
+        self.unhealthy.store(!matches!(next, State::Closed { failures: 0, trouble: None }), Ordering::Release);
+        if !matches!(next, State::Closed { trouble: Some(_), .. }) {
             self.changed.notify_waiters();
         }
     }
@@ -270,9 +318,16 @@ impl Pass<'_> {
         self.is_probe
     }
 
+    /// The request leaves now.
+    pub fn begin(&mut self) {
+        if !self.is_probe && self.trouble.is_none() {
+            self.trouble = self.breaker.begin();
+        }
+    }
+
     /// Says what became of the request.
     pub fn report(self, health: Health) {
-        self.breaker.report(health, self.is_probe);
+        self.breaker.report(health, self.is_probe, self.trouble);
         std::mem::forget(self);
     }
 }
@@ -281,6 +336,8 @@ impl Drop for Pass<'_> {
     fn drop(&mut self) {
         if self.is_probe {
             self.breaker.withdraw();
+        } else if let Some(trouble) = self.trouble {
+            self.breaker.forget(trouble);
         }
     }
 }
@@ -371,6 +428,38 @@ mod tests {
             breaker.pass().await.report(Health::Alive);
         }
         assert!(breaker.has_answered() && breaker.down_for().is_zero());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_to_what_left_before_the_failures_do_not_hide_them() {
+        let breaker = Breaker::default();
+        let send = async |breaker: &Breaker, health| {
+            let mut pass = breaker.pass().await;
+            pass.begin();
+            pass.report(health);
+        };
+        let mut early = Vec::new();
+        for _ in 0..20 {
+            early.push(breaker.pass().await);
+            early.last_mut().unwrap().begin();
+        }
+        for _ in 0..10 {
+            assert!(breaker.is_closed());
+            send(&breaker, Health::Failing).await;
+            early.pop().unwrap().report(Health::Alive);
+        }
+        assert!(!breaker.is_closed());
+
+        // One that left in the trouble and was answered ends it.
+        let breaker = Breaker::default();
+        for _ in 0..5 {
+            for _ in 0..9 {
+                send(&breaker, Health::Failing).await;
+            }
+            send(&breaker, Health::Alive).await;
+            assert_eq!(breaker.failures(), 0);
+        }
+        assert!(breaker.is_closed());
     }
 
     #[tokio::test(start_paused = true)]

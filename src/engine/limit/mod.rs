@@ -2,6 +2,7 @@
 //! [`adaptive`] finds), a wait that a server asked for ([`gate`]), and a server that is down ([`breaker`]).
 
 pub mod adaptive;
+mod blame;
 pub mod breaker;
 mod bucket;
 pub mod cohort;

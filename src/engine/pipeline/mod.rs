@@ -43,6 +43,9 @@ const CALL_PATIENCE: Duration = Duration::from_millis(3100);
 /// How long the items of a batch do, if the server has ever answered: as long as a `Retry-After` is waited for.
 const BATCH_PATIENCE: Duration = Duration::from_secs(120);
 
+/// How often an item that waits for one of several upstreams looks whether another is readier.
+const LOOK_ROUND: Duration = Duration::from_millis(500);
+
 /// What every request of a client goes through.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
@@ -180,19 +183,27 @@ impl Pipeline {
             let place = lanes.readiest(call.body.len(), call.max_tokens, item.failed_at);
             let lane = lanes.get(place).ok_or_else(|| Error::internal("a model without a lane"))?;
             let breaker = &lane.upstream.breaker;
-            let pass = self.pass(lane, item).await?;
-            // Whoever waits in the line of a key that is lost goes to another.
+            let Some(pass) = self.pass(lane, lanes, item).await? else { continue };
+            // Pinned where they are made, so that they are in this future once.
             let reserved = pin!(reserve(lane, call, item.earlier(place)));
             let taken = if lanes.count() > 1 && !pass.is_probe() {
+                let taken = async {
+                    let taken = lane.metrics.wait(WaitCause::RateLimit, reserved).await?;
+                    lane.metrics.wait(WaitCause::Gate, lane.gate.pass_as(call.priority)).await;
+                    Ok(taken)
+                };
+                // Whoever waits for a key that is lost, or held for long, goes to another.
                 tokio::select! {
                     biased;
-                    taken = lane.metrics.wait(WaitCause::RateLimit, reserved) => taken?,
+                    taken = taken => taken?,
                     () = breaker.tripped() => continue,
+                    () = readier_elsewhere(call, lanes, place) => continue,
                 }
             } else {
-                lane.metrics.wait(WaitCause::RateLimit, reserved).await?
+                let taken = lane.metrics.wait(WaitCause::RateLimit, reserved).await?;
+                lane.metrics.wait(WaitCause::Gate, pin!(lane.gate.pass_as(call.priority))).await;
+                taken
             };
-            lane.metrics.wait(WaitCause::Gate, pin!(lane.gate.pass_as(call.priority))).await;
             if pass.is_probe() || breaker.is_closed() {
                 let (pass, is_alone) = (Some(pass), lanes.count() == 1);
                 return Ok(Admission {
@@ -210,18 +221,33 @@ impl Pipeline {
         }
     }
 
-    async fn pass<'a>(&self, lane: &'a Lane, item: &mut Item) -> Result<Pass<'a>, Error> {
+    /// Leave to send to a lane's upstream; `None` if it is time to look whether another is readier.
+    async fn pass<'a>(&self, lane: &'a Lane, lanes: &Lanes, item: &mut Item) -> Result<Option<Pass<'a>>, Error> {
         let breaker = &lane.upstream.breaker;
         if let Some(pass) = breaker.pass_at_once() {
-            return Ok(pass);
+            return Ok(Some(pass));
+        }
+        let mut longest = self.patience_left(breaker);
+        if self.bulk.is_none() && item.last.is_some() && !breaker.is_barred() {
+            // It has retries left, and a probe's time is no longer than a backoff.
+            longest = CALL_PATIENCE;
+        }
+        let has_hope = |lanes: &Lanes| lanes.iter().any(|lane| !self.patience_left(&lane.upstream.breaker).is_zero());
+        if lanes.count() > 1 && has_hope(lanes) {
+            longest = LOOK_ROUND;
         }
         // In a box of its own, since it is rare.
         let pass = Box::pin(lane.metrics.wait(WaitCause::Gate, breaker.pass()));
-        let left = self.patience(breaker).saturating_sub(breaker.down_for());
-        match tokio::time::timeout(left, pass).await {
-            Ok(pass) => Ok(pass),
+        match tokio::time::timeout(longest, pass).await {
+            Ok(pass) => Ok(Some(pass)),
+            Err(_) if lanes.count() > 1 && has_hope(lanes) => Ok(None),
             Err(_) => Err(item.last.take().unwrap_or_else(|| not_sent(&lane.upstream))),
         }
+    }
+
+    /// How much longer an item may wait for a server; never zero while it is up.
+    fn patience_left(&self, breaker: &Breaker) -> Duration {
+        self.patience(breaker).saturating_sub(breaker.down_for())
     }
 
     /// How long an item may wait for a server that is down. After that it fails at once, unless it is the next probe.
@@ -487,6 +513,7 @@ impl Admission<'_> {
         }
         self.sent = learnt.as_mut().map(Reservation::commit);
         self.permits.iter_mut().flatten().for_each(Permit::begin);
+        self.pass.iter_mut().for_each(Pass::begin);
     }
 
     fn observe(&mut self, signal: Signal, tokens: Option<u64>) {
@@ -530,6 +557,16 @@ async fn reserve(
     };
     let learnt = again_or_anew(&lane.limiter, learnt, || cost(lane, call), call.priority).await?;
     Ok([told, Some(learnt)])
+}
+
+/// Returns once a wait at `place` is much longer than at another lane.
+async fn readier_elsewhere(call: &Call, lanes: &Lanes, place: usize) {
+    loop {
+        tokio::time::sleep(LOOK_ROUND).await;
+        if lanes.is_outdone(place, call.body.len(), call.max_tokens) {
+            return;
+        }
+    }
 }
 
 /// A reservation; for an item that comes again where its earlier one stood in the line.
