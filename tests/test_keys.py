@@ -241,15 +241,17 @@ def test_when_all_keys_are_lost_the_item_gets_its_own_error(make: Make) -> None:
         assert pickle.loads(pickle.dumps(error)).key_id == error.key_id
 
 
-@pytest.mark.xfail(strict=True, reason="barred keys hold a batch for minutes: one probe and one error each 60-600 s")
 def test_when_all_keys_are_lost_every_item_of_a_batch_is_told_at_once() -> None:
     with VirtualClock() as clock, MockServer(api_key=KEY) as server:
         with Client(api_key=[A, B], base_url=server.base_url, model="m", timeout=None, max_concurrency=8) as client:
             outcomes = client.batch_complete(prompts(40), return_exceptions=True)
 
-        assert {type(outcome) for outcome in outcomes} == {AuthenticationError}
+        # Who was under way got the server's own word; the others are not sent, and told so.
+        kinds = Counter(type(outcome) for outcome in outcomes)
+        assert kinds.keys() == {AuthenticationError, APIConnectionError}
+        assert kinds[AuthenticationError] >= 2
         assert all(outcome.key_id in {key_id(A), key_id(B)} for outcome in outcomes if isinstance(outcome, APIError))
-        assert clock.now < 60
+        assert clock.now < 1
 
 
 @pytest.mark.parametrize("keys", [[A], [A, B]], ids=["one", "two"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import KEY, last_request, run_python
-from millstream import APIError, Client, MillstreamError
+from millstream import APIConnectionError, APIError, Client, Endpoint, MillstreamError
 from millstream.testing import Answer, MockServer
 
 if TYPE_CHECKING:
@@ -122,6 +122,63 @@ def test_a_refused_argument_does_not_show_the_key(make: Make, options: dict[str,
             # The URL is in the caller's hands and shown as a variable; the error itself must not repeat it.
             shown = "".join(traceback.format_exception_only(caught.value))
         assert_clean(str(caught.value), repr(caught.value), shown)
+
+
+OTHER = "sk-canary/0123456789+abcother"
+
+
+def test_an_endpoint_does_not_show_its_key() -> None:
+    endpoint = Endpoint("https://h.test/v1", CANARY, rpm=60, model_map={"m": "n"})
+    assert_clean(*everything_about(endpoint), f"{endpoint} {endpoint!r}", json.dumps([endpoint], default=repr))
+    assert_clean(*everything_about(Endpoint("https://h.test/v1")._with_key(CANARY)))
+
+
+def test_a_client_of_several_keys_does_not_show_them(make: Make, mock_server: MockServer) -> None:
+    endpoints = [Endpoint(mock_server.base_url, CANARY), Endpoint(mock_server.base_url, OTHER)]
+    for face in (make(api_key=[CANARY, OTHER]), make(endpoints=endpoints), make().with_options(api_key=[CANARY])):
+        face.batch_complete(["hi"] * 20)
+        client, stats = face.client, face.client.stats()
+        assert_clean(repr(client), repr(client._settings), *everything_about(client), *everything_about(client._native))
+        assert_clean(repr(stats), json.dumps(stats.to_dict()), *everything_about(stats.lanes[0]))
+    assert {CANARY, OTHER} <= {(last.header("authorization") or "")[7:] for last in mock_server.requests}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"api_key": [CANARY, ""]},
+        {"api_key": [CANARY, CANARY]},
+        {"api_key": [CANARY, OTHER + "\r\n\x00"]},
+        {"api_key": [CANARY, OTHER], "base_url": "http://gateway.test/v1"},
+        {"api_key": [CANARY, OTHER], "hedge_after": "p50"},
+        {"api_key": [CANARY, 1]},
+    ],
+)
+def test_a_refused_list_of_keys_is_not_shown(make: Make, options: dict[str, Any]) -> None:
+    for build in (lambda: make(**options), lambda: make().with_options(**options)):
+        with pytest.raises((MillstreamError, TypeError)) as caught:
+            build()
+        assert_clean(str(caught.value), repr(caught.value), full_trace(caught.value))
+
+
+def test_errors_that_name_a_key_name_its_fingerprint(make: Make) -> None:
+    """One server refuses the keys and echoes them; who comes later is not sent, and told which key was the last."""
+    with MockServer() as server:
+        echo = {"error": {"message": f"Incorrect API key provided: {CANARY} or {OTHER}."}}
+        server.script(Answer(status=401, body=echo, times=0))
+        face = make(api_key=[CANARY], base_url=server.base_url)
+        with pytest.raises(APIError) as caught:
+            face.complete("hi")
+        assert caught.value.key_id == Endpoint("https://h.test/v1", CANARY).key_id
+        assert CANARY not in str(vars(caught.value))
+        server.clear()
+        server.script(Answer(status=401, times=0))
+        face = make(api_key=[CANARY, OTHER], base_url=server.base_url)
+        for kind in (APIError, APIConnectionError):
+            with pytest.raises(kind) as caught:
+                face.complete("hi")
+            assert caught.value.key_id is not None
+            assert_error_is_clean(caught.value)
 
 
 ECHOES: dict[str, Answer] = {

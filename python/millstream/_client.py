@@ -44,6 +44,9 @@ class _Secrets:
     def __init__(self, key: str | Sequence[str] | None, headers: Mapping[str, str] | None) -> None:
         self.keys = None if key is None else [key] if isinstance(key, str) else list(key)
         self.headers = headers
+
+    def check(self) -> None:
+        """Apart from the constructor, whose variables show the keys in a traceback."""
         if self.keys is not None and len(set(self.keys)) < len(self.keys):
             raise ConfigurationError("api_key names the same key twice: its limits would be counted twice, too")
 
@@ -163,6 +166,7 @@ class _Base:
         """
         secrets = _Secrets(api_key, default_headers)
         del api_key, default_headers
+        secrets.check()
         if endpoints is not None and (base_url is not None or secrets.keys is not None):
             raise ConfigurationError("endpoints= names servers and keys itself; leave base_url= and api_key= out")
         environment_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
@@ -222,6 +226,7 @@ class _Base:
         """
         secrets = _Secrets(api_key, default_headers)
         del api_key, default_headers
+        secrets.check()
         settings = self._settings
         if base_url is not None:
             base_url = str(base_url)

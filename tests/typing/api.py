@@ -14,6 +14,7 @@ from millstream import (
     Client,
     ClientStats,
     CompletionConfig,
+    Endpoint,
     MillstreamError,
     ModelList,
     RateLimiter,
@@ -26,7 +27,19 @@ from millstream import (
     retrying,
 )
 from millstream.testing import Answer, Fault, MockServer, MockStats, RecordedRequest
-from millstream.types import BatchMetrics, ChatMessage, Choice, FunctionCall, Model, ToolCall, Usage
+from millstream.types import (
+    BatchMetrics,
+    ChatMessage,
+    Choice,
+    ConcurrencyStats,
+    FunctionCall,
+    LaneStats,
+    LimitLevel,
+    Model,
+    RateLimiterSnapshot,
+    ToolCall,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,6 +180,31 @@ async def limits() -> None:
         assert_type(held_blocking, Reservation)
 
 
+async def steering() -> None:
+    endpoint = Endpoint("https://h/v1", "k", weight=2, rpm=60, tpm=1e5, model_map={"m": "n"})
+    assert_type(endpoint.base_url, str)
+    assert_type(endpoint.key_id, str)
+    assert_type(endpoint.has_key, bool)
+    assert_type(endpoint.weight, float)
+    assert_type(endpoint.rpm, float | None)
+    assert_type(endpoint.tpm, float | None)
+    assert_type(endpoint.model_map, dict[str, str])
+    Client(endpoints=[endpoint], fallback_models=["b"], max_concurrency="auto", hedge_after="p95")
+    async with AsyncClient(api_key=["a", "b"], fallback_models=("b", "c"), hedge_after=2) as client:
+        assert_type(await client.complete("hi", priority=1), str)
+        assert_type(await client.batch_complete(["hi"], priority=-1), list[str])
+        assert_type(await client.chat.completions.create(messages=[], priority=1), ChatCompletion)
+        client.with_options(api_key=["a"], max_concurrency="auto", hedge_after=None, fallback_models=[])
+        stats = client.stats()
+    assert_type(stats.concurrency, ConcurrencyStats)
+    assert_type(stats.limiter, RateLimiterSnapshot | None)
+    assert_type(stats.lanes, tuple[LaneStats, ...])
+    assert_type(stats.lanes[0].limiter, RateLimiterSnapshot | None)
+    assert_type(stats.lanes[0].waits.gate.p95, float)
+    if stats.limiter is not None:
+        assert_type(stats.limiter.limits, tuple[LimitLevel, ...])
+
+
 def errors(client: Client) -> None:
     try:
         client.complete("hi")
@@ -178,6 +216,7 @@ def errors(client: Client) -> None:
         assert_type(error.request_id, str | None)
     except APIError as error:
         assert_type(error.elapsed, float)
+        assert_type(error.key_id, str | None)
         assert_type(error.retryable, bool)
     except MillstreamError as error:
         assert_type(error.message, str)
