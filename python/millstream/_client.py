@@ -45,6 +45,10 @@ class _Secrets:
         self.keys = None if key is None else [key] if isinstance(key, str) else list(key)
         self.headers = headers
 
+    def authorize(self) -> bool:
+        """Whether one of the headers can be meant to carry a key."""
+        return any(word in str(name).lower() for name in self.headers or () for word in ("auth", "key", "token"))
+
     def check(self) -> None:
         """Apart from the constructor, whose variables show the keys in a traceback."""
         if self.keys is not None and len(set(self.keys)) < len(self.keys):
@@ -173,14 +177,14 @@ class _Base:
         base_url = environment_url if base_url is None else str(base_url)
         key_from_environment = secrets.keys is None
         if endpoints is not None:
-            endpoints = _endpoints(endpoints, environment_url, secrets.headers)
+            endpoints = _endpoints(endpoints, environment_url, secrets)
             base_url = endpoints[0].base_url if endpoints else base_url
         elif key_from_environment:
             key = _environment_key(base_url, environment_url)
             secrets.keys = None if key is None else [key]
             del key
             if secrets.keys is None:
-                _check_key_is_not_needed(base_url, secrets.headers)
+                _check_key_is_not_needed(base_url, secrets)
         self._settings = _Settings(
             base_url=base_url,
             # A key from the environment stays with the host that it is for.
@@ -340,6 +344,16 @@ _NOT_PARAMETERS = {
     "messages": "a list of messages is a prompt",
     "prompt": "it is the first argument",
     "prompts": "they are the first argument",
+    "extra_body": "request fields stand in the call itself",
+    # What belongs elsewhere would go to the server unseen.
+    "max_concurrency": "it is the client's; a batch takes max_concurrent=",
+    "max_concurrent": "only a batch takes it; a client takes max_concurrency=",
+    "return_exceptions": "only a batch takes it",
+    **dict.fromkeys(
+        ("max_retries", "retry", "rate_limiter", "hedge_after", "base_url", "api_key", "fallback_models"),
+        "it is the client's: give it to the client or to with_options()",
+    ),
+    **dict.fromkeys(("endpoints", "default_headers", "connect_timeout"), "it is the client's"),
 }
 
 
@@ -362,28 +376,26 @@ def _environment_key(base_url: str, environment_url: str) -> str | None:
     return os.environ.get("OPENAI_API_KEY") or None if ours else None
 
 
-def _check_key_is_not_needed(base_url: str, headers: Mapping[str, str] | None) -> None:
-    if _host(base_url) == _host(OPENAI_BASE_URL) and not _authorize(headers):
+def _check_key_is_not_needed(base_url: str, secrets: _Secrets) -> None:
+    if _host(base_url) == _host(OPENAI_BASE_URL) and not secrets.authorize():
         raise ConfigurationError("no API key: give api_key= or set OPENAI_API_KEY")
 
 
-def _endpoints(
-    endpoints: Sequence[Endpoint], environment_url: str, headers: Mapping[str, str] | None
-) -> list[Endpoint]:
+def _endpoints(endpoints: Sequence[Endpoint], environment_url: str, secrets: _Secrets) -> list[Endpoint]:
     for each in endpoints:
         if not isinstance(each, Endpoint):
             raise TypeError(f"endpoints must be a list of Endpoint, not of {type(each).__name__}")
-    return [_with_environment_key(each, environment_url, headers) for each in endpoints]
+    return [_with_environment_key(each, environment_url, secrets) for each in endpoints]
 
 
-def _with_environment_key(endpoint: Endpoint, environment_url: str, headers: Mapping[str, str] | None) -> Endpoint:
+def _with_environment_key(endpoint: Endpoint, environment_url: str, secrets: _Secrets) -> Endpoint:
     if endpoint.has_key:
         return endpoint
-    key = _environment_key(endpoint.base_url, environment_url)
-    if key is None:
-        _check_key_is_not_needed(endpoint.base_url, headers)
+    if _environment_key(endpoint.base_url, environment_url) is None:
+        _check_key_is_not_needed(endpoint.base_url, secrets)
         return endpoint
-    return endpoint._with_key(key)
+    # Not by a variable, which a traceback would show.
+    return endpoint._with_key(_environment_key(endpoint.base_url, environment_url) or "")
 
 
 def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -394,11 +406,6 @@ def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
     if not all(name.strip() for name in names):
         raise ConfigurationError(f"{argument} has an empty name")
     return tuple(names)
-
-
-def _authorize(headers: Mapping[str, str] | None) -> bool:
-    """Whether one of the headers can be meant to carry a key."""
-    return any(word in str(name).lower() for name in headers or () for word in ("auth", "key", "token"))
 
 
 def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:

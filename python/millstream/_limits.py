@@ -331,6 +331,9 @@ def _given(limits: dict[str, float | None], burst: float | None, algorithm: str)
     if algorithm not in ("token_bucket", "sliding_window"):
         raise ConfigurationError(f'algorithm must be "token_bucket" or "sliding_window", not {algorithm!r}')
     given: dict[str, float | str] = {name: value for name, value in limits.items() if value is not None}
+    for name, value in (*given.items(), ("burst", burst)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
     if burst is not None:
         if not any(name.startswith("requests_per_") for name in given):
             raise ConfigurationError("burst is the most requests at once: it needs a limit on requests beside it")

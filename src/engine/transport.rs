@@ -12,13 +12,12 @@ use std::error::Error as StdError;
 use std::io::{self, Write};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http::header::{CONTENT_ENCODING, HeaderMap, PROXY_AUTHORIZATION};
-use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use http::{Extensions, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper_util::client::legacy::Client;
@@ -28,7 +27,7 @@ use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use self::connect::Connector;
+use self::connect::{Answered, Connector};
 use super::config::Timeouts;
 use super::error::{Error, Kind, Verdict};
 use crate::traffic::Exchange;
@@ -140,8 +139,6 @@ pub struct Transport {
     client: Client<Connector, Full<Bytes>>,
     connector: Connector,
     connect_timeout: Option<Duration>,
-    /// Whether an answer has come before, so that a connection may have been one of the pool's.
-    warm: AtomicBool,
 }
 
 impl Transport {
@@ -153,7 +150,7 @@ impl Transport {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .build(connector.clone());
-        Self { client, connector, connect_timeout: config.connect_timeout, warm: AtomicBool::new(false) }
+        Self { client, connector, connect_timeout: config.connect_timeout }
     }
 
     /// Sends one request and reads the whole answer. Dropping the future closes the connection.
@@ -182,20 +179,22 @@ impl Transport {
             outgoing.headers_mut().entry(PROXY_AUTHORIZATION).or_insert(authorization);
         }
         let _exchange = Exchange::begin(outgoing.headers_mut());
-        let (reused, sent) = (self.warm.load(Relaxed), Instant::now());
+        let sent = Instant::now();
         let head = within(timeouts.first_byte, pin!(self.client.request(outgoing))).await;
         let response = match head.map_err(|limit| no_head(host, limit))? {
             Ok(response) => response,
             Err(error) => {
                 let moment = match () {
                     () if error.is_connect() => Moment::Connecting,
-                    () if reused && sent.elapsed() < STALE_WITHIN => Moment::Reuse,
+                    () if was_pooled(&error) && sent.elapsed() < STALE_WITHIN => Moment::Reuse,
                     () => Moment::Working,
                 };
                 return Err(classify(error, host, moment, self.connect_timeout));
             }
         };
-        self.warm.store(true, Relaxed);
+        if let Some(answered) = response.extensions().get::<Answered>() {
+            answered.set();
+        }
         let (head, body) = response.into_parts();
         let first_byte = sent.elapsed();
         let body = read_body(body, host, timeouts.idle).await?;
@@ -203,6 +202,15 @@ impl Transport {
         let body = decompress(&head.headers, body, host)?;
         Ok(Response { status: head.status, headers: head.headers, body, first_byte, latency })
     }
+}
+
+/// Whether the request went out on a connection that had brought an answer before.
+fn was_pooled(error: &hyper_util::client::legacy::Error) -> bool {
+    let mut extras = Extensions::new();
+    if let Some(connection) = error.connect_info() {
+        connection.get_extras(&mut extras);
+    }
+    extras.get::<Answered>().is_some_and(Answered::get)
 }
 
 async fn read_body(mut body: Incoming, host: &str, idle: Option<Duration>) -> Result<Bytes, Error> {

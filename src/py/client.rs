@@ -248,13 +248,12 @@ impl NativeClient {
     ) -> PyResult<Py<PyAny>> {
         let name = if text_only { "prompt" } else { "messages" };
         let prompt = to_prompt(prompt, || name.to_owned())?;
-        let (pipeline, call) = match self.plain(&options, system.is_some()).or_raise(py)? {
-            Some(plain) => (Arc::clone(&plain.pipeline), plain.calls.call(&prompt)),
-            None => {
-                let pipeline = self.pipeline(&options).or_raise(py)?;
-                let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
-                (Arc::new(pipeline), calls.call(&prompt))
-            }
+        let (pipeline, call) = if let Some(plain) = self.plain(&options, system.is_some()).or_raise(py)? {
+            (Arc::clone(&plain.pipeline), plain.calls.call(&prompt))
+        } else {
+            let pipeline = self.pipeline(&options).or_raise(py)?;
+            let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
+            (Arc::new(pipeline), calls.call(&prompt))
         };
         if text_only {
             let work = Box::pin(async move { pipeline.run::<types::Text>(&call).await });
@@ -290,9 +289,13 @@ impl NativeClient {
             // The default gives way to what is asked for.
             pipeline.window = None;
         }
-        pipeline.retry = pipeline.retry.in_bulk();
+        // With other models to ask, an item goes on to them and does not wait for its own.
+        let holds_on = self.fallback_models.is_empty();
+        if holds_on {
+            pipeline.retry = pipeline.retry.in_bulk();
+        }
         let window = max_concurrent.map(|size| Runtime::on_its_clock(|| Window::fixed(size)));
-        pipeline.bulk = Some(Bulk { window, parking: Arc::default() });
+        pipeline.bulk = Some(Bulk { window, holds_on, parking: Arc::default() });
         let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
         let batch = Batch { pipeline, calls };
         let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
@@ -326,6 +329,9 @@ impl NativeClient {
     /// Refuses new calls and closes idle connections; those in flight end by themselves.
     fn close(&self) {
         self.closed.store(true, Relaxed);
+        // Whoever holds a transport holds its idle connections.
+        self.plain.clear();
+        self.keys.clear();
         self.pools.iter().for_each(|pool| pool.transport.clear());
     }
 
@@ -461,9 +467,6 @@ impl<'py> FromPyObject<'_, 'py> for Options {
     type Error = PyErr;
 
     fn extract(options: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if let Ok(model) = options.cast::<PyString>() {
-            return Ok(Self { model: Some(to_text("model", &model)?), ..Self::default() });
-        }
         type Parts<'py> = (
             Option<String>,
             Bound<'py, PyDict>,
@@ -472,6 +475,9 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             Option<(Option<f64>,)>,
             Priority,
         );
+        if let Ok(model) = options.cast::<PyString>() {
+            return Ok(Self { model: Some(to_text("model", &model)?), ..Self::default() });
+        }
         let (model, fields, timeout, headers, queue_timeout, priority): Parts<'py> = options.extract()?;
         let limit = |name| fields.get_item(name).ok().flatten().and_then(|value| value.extract::<u64>().ok());
         let (max_tokens, fields) = if fields.is_empty() {

@@ -64,7 +64,7 @@ pub(crate) fn calls(pipeline: &Pipeline) -> ChatCalls {
 }
 
 pub(crate) fn batch(pipeline: Pipeline, max_concurrent: usize) -> Batch {
-    let bulk = Some(Bulk { window: Some(Window::fixed(max_concurrent)), parking: Arc::default() });
+    let bulk = Some(Bulk { window: Some(Window::fixed(max_concurrent)), holds_on: true, parking: Arc::default() });
     let retry = pipeline.retry.clone().in_bulk();
     Batch { calls: calls(&pipeline), pipeline: Pipeline { bulk, retry, ..pipeline } }
 }

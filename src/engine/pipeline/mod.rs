@@ -76,6 +76,8 @@ pub struct Pipeline {
 pub struct Bulk {
     /// Requests in flight of the batch; `None`: the client's window alone.
     pub window: Option<Window>,
+    /// Whether items wait for a server that is down, rather than fail over to another model.
+    pub holds_on: bool,
     /// Where items wait between attempts, so that others go on meanwhile.
     pub parking: Arc<Parking>,
 }
@@ -102,7 +104,7 @@ impl Pipeline {
         let mut outcome = self.try_until_done::<T>(call, &call.lanes, &mut item).await;
         for lanes in call.fallbacks.iter() {
             match &outcome {
-                Err(error) if another_model_may_help(error) => item.starts_over(),
+                Err(error) if another_model_may_help(error) => item.starts_over(self, call),
                 _ => break,
             }
             outcome = self.try_until_done::<T>(call, lanes, &mut item).await;
@@ -228,7 +230,7 @@ impl Pipeline {
             return Ok(Some(pass));
         }
         let mut longest = self.patience_left(breaker);
-        if self.bulk.is_none() && item.last.is_some() && !breaker.is_barred() {
+        if !self.holds_on() && item.last.is_some() && !breaker.is_barred() {
             // It has retries left, and a probe's time is no longer than a backoff.
             longest = CALL_PATIENCE;
         }
@@ -250,12 +252,16 @@ impl Pipeline {
         self.patience(breaker).saturating_sub(breaker.down_for())
     }
 
+    fn holds_on(&self) -> bool {
+        self.bulk.as_ref().is_some_and(|bulk| bulk.holds_on)
+    }
+
     /// How long an item may wait for a server that is down. After that it fails at once, unless it is the next probe.
     fn patience(&self, breaker: &Breaker) -> Duration {
         if breaker.is_barred() {
             return Duration::ZERO;
         }
-        if self.bulk.is_some() && breaker.has_answered() {
+        if self.holds_on() && breaker.has_answered() {
             return self.timeouts.total.map_or(BATCH_PATIENCE, |total| total.min(BATCH_PATIENCE));
         }
         CALL_PATIENCE
@@ -386,7 +392,7 @@ impl Pipeline {
         }
         let breaker = &lane.upstream.breaker;
         let is_down = (was_probe || !breaker.is_closed()) && breaker.down_for() < self.patience(breaker);
-        if self.bulk.is_some()
+        if self.holds_on()
             && breaker.has_answered()
             && self.retry.max_retries > 0
             && health == Health::Failing
@@ -443,11 +449,6 @@ struct Item {
 
 impl Item {
     fn new(pipeline: &Pipeline, call: &Call) -> Self {
-        let name = |keys: &Arc<IdempotencyKeys>| {
-            let target = call.lanes.first()?.upstream.target(call.route);
-            let is_named = call.headers.as_ref().is_some_and(|headers| headers.contains_key(IDEMPOTENCY_KEY));
-            if is_named { None } else { keys.name(&target.method, &target.headers) }
-        };
         Self {
             clock: Clock::start(pipeline.timeouts.total, pipeline.timeouts.queue),
             rng: fastrand::Rng::new(),
@@ -458,7 +459,7 @@ impl Item {
             own: None,
             taken: [None, None],
             failed_at: None,
-            idempotency_key: pipeline.idempotency.as_ref().and_then(name),
+            idempotency_key: name(pipeline, call),
             last: None,
         }
     }
@@ -467,9 +468,10 @@ impl Item {
         self.attempts.load(Relaxed)
     }
 
-    /// For another model: its lanes know nothing of the item.
-    fn starts_over(&mut self) {
+    /// For another model: its lanes know nothing of the item, and it is another request under another name.
+    fn starts_over(&mut self, pipeline: &Pipeline, call: &Call) {
         (self.made, self.failed_at, self.taken) = (Attempts::default(), None, [None, None]);
+        self.idempotency_key = name(pipeline, call);
     }
 
     /// What it took before at the lane in `place`, if it was there.
@@ -482,6 +484,14 @@ impl Item {
         self.own = admission.own.take();
         self.taken = std::mem::take(&mut admission.taken);
     }
+}
+
+/// A name for one item, unless it needs none or has one.
+fn name(pipeline: &Pipeline, call: &Call) -> Option<HeaderValue> {
+    let keys = pipeline.idempotency.as_ref()?;
+    let target = call.lanes.first()?.upstream.target(call.route);
+    let is_named = call.headers.as_ref().is_some_and(|headers| headers.contains_key(IDEMPOTENCY_KEY));
+    if is_named { None } else { keys.name(&target.method, &target.headers) }
 }
 
 /// Everything that one attempt holds.

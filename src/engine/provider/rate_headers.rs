@@ -246,7 +246,14 @@ fn merge(gathered: &[Gathered]) -> Readings {
     };
     let per_second = names(Unit::Requests, true) && names(Unit::Tokens, false) && !names(Unit::Requests, false);
     let mut readings = Readings::new();
-    for reading in gathered.iter().filter_map(|one| one.reading(per_second && one.subject.window.is_none())) {
+    for (one, reading) in gathered
+        .iter()
+        .filter_map(|one| one.reading(per_second && one.subject.window.is_none()).map(|reading| (one, reading)))
+    {
+        // A bare number without a name and a reset may be one of a second as well as one of a day: no evidence at all.
+        if one.subject.scope == Scope::Unnamed && reading.window.is_none() && reading.reset.is_none() {
+            continue;
+        }
         let same = |other: &&mut RateReading| other.unit == reading.unit && other.window == reading.window;
         match readings.iter_mut().find(same) {
             Some(other) => tighten(other, &reading),
@@ -467,6 +474,12 @@ mod tests {
         let read = readings(&[("x-ratelimit-limit", "10"), ("x-ratelimit-limit-tokens", "3000")]);
         let told: Vec<_> = read.iter().map(|one| (one.unit, one.limit, one.window)).collect();
         assert_eq!(told, [(Unit::Requests, Some(10.0), Some(SECOND)), (Unit::Tokens, Some(3000.0), Some(SECOND))]);
+    }
+
+    #[test]
+    fn a_bare_limit_that_may_be_of_any_window_is_no_evidence() {
+        assert!(readings(&[("x-ratelimit-limit", "10")]).is_empty());
+        assert!(readings(&[("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "4")]).is_empty());
     }
 
     #[test]

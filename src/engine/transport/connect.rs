@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -87,19 +88,19 @@ impl Parts {
     async fn connect(&self, to: Uri) -> Result<Stream, Failure> {
         let Some(proxy) = self.proxies.as_ref().and_then(|proxies| proxies.intercept(&to)) else {
             let io = HttpsConnector::from((self.tcp.clone(), Arc::clone(&self.tls))).call(to).await?;
-            return Ok(Stream { io: MaybeHttpsStream::Http(io), proxied: false });
+            return Ok(Stream::new(MaybeHttpsStream::Http(io), false));
         };
         let mut to_proxy = HttpsConnector::from((self.tcp.clone(), Arc::clone(&self.tls_of_proxy)));
         if to.scheme() == Some(&Scheme::HTTP) {
             let io = to_proxy.call(proxy.uri().clone()).await?;
-            return Ok(Stream { io: MaybeHttpsStream::Http(io), proxied: true });
+            return Ok(Stream::new(MaybeHttpsStream::Http(io), true));
         }
         let mut tunnel = Tunnel::new(proxy.uri().clone(), to_proxy);
         if let Some(authorization) = proxy.basic_auth() {
             tunnel = tunnel.with_auth(authorization.clone());
         }
         let io = HttpsConnector::from((tunnel, Arc::clone(&self.tls))).call(to).await?;
-        Ok(Stream { io, proxied: false })
+        Ok(Stream::new(io, false))
     }
 }
 
@@ -130,11 +131,33 @@ pub(super) struct Stream {
     io: MaybeHttpsStream<MaybeHttpsStream<TokioIo<TcpStream>>>,
     /// Whether a proxy reads the requests, which it wants with the whole URL in them.
     proxied: bool,
+    answered: Answered,
+}
+
+/// Whether a connection has brought an answer: only then was it one of the pool's that the server may have closed in the moment
+/// it was used again. hyper hands it on with every answer and every failure of the connection.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Answered(Arc<AtomicBool>);
+
+impl Answered {
+    pub(super) fn set(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Stream {
+    fn new(io: MaybeHttpsStream<MaybeHttpsStream<TokioIo<TcpStream>>>, proxied: bool) -> Self {
+        Self { io, proxied, answered: Answered::default() }
+    }
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        self.io.connected().proxy(self.proxied)
+        self.io.connected().proxy(self.proxied).extra(self.answered.clone())
     }
 }
 
