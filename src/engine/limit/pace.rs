@@ -251,9 +251,9 @@ mod tests {
             let mut reservation = limiter.reserve(Cost::request(0), 0).await.unwrap();
             reservation.commit();
             if index % 2 == 0 {
-                limiter.refused(&reservation)
+                limiter.refused(&reservation);
             } else {
-                limiter.answered()
+                limiter.answered();
             }
             sleep(super::Duration::from_millis(50)).await;
             if !limiter.snapshot().limits.is_empty() {
