@@ -175,7 +175,9 @@ impl Lanes {
     pub fn is_outdone(&self, place: usize, bytes: usize, max_tokens: Option<u64>) -> bool {
         let wait = |lane: &Arc<Lane>| lane.ready_in(Cost::from(lane.tokens.estimate(bytes, max_tokens)));
         let Some(here) = self.get(place).map(wait).filter(|wait| *wait > SECOND_OPINION) else { return false };
-        self.0.iter().any(|lane| wait(lane) + SECOND_OPINION < here)
+        // Not for one that is lost: nobody would choose it.
+        let works = |lane: &&Arc<Lane>| lane.upstream.breaker.opens_in().is_zero();
+        self.0.iter().filter(works).any(|lane| wait(lane) + SECOND_OPINION < here)
     }
 
     /// The lane at a place that [`Self::readiest`] named.

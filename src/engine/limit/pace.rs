@@ -235,3 +235,77 @@ impl Pace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::time::sleep;
+
+    use crate::engine::limit::{Cost, RateLimiter};
+    use crate::engine::types::{RateReading, Unit};
+
+    /// Ten a second are accepted and every other one is refused, for `seconds`.
+    async fn half_refused(limiter: &Arc<RateLimiter>, seconds: u32) {
+        for index in 0..seconds * 20 {
+            let mut reservation = limiter.reserve(Cost::request(0), 0).await.unwrap();
+            reservation.commit();
+            if index % 2 == 0 {
+                limiter.refused(&reservation);
+            } else {
+                limiter.answered();
+            }
+            sleep(super::Duration::from_millis(50)).await;
+            if !limiter.snapshot().limits.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn per_minute(limiter: &RateLimiter) -> Option<f64> {
+        limiter.snapshot().limits.first().map(|state| state.limit.amount)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_is_what_was_accepted_between_two_refusals() {
+        let limiter = Arc::new(RateLimiter::learning());
+        half_refused(&limiter, 10).await;
+        let found = per_minute(&limiter).unwrap();
+        assert!((550.0..610.0).contains(&found), "{found}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_header_names_replaces_it_and_explains_the_refusals_from_then_on() {
+        let limiter = Arc::new(RateLimiter::learning());
+        half_refused(&limiter, 10).await;
+        let mut reservation = limiter.reserve(Cost::request(0), 0).await.unwrap();
+        let told = |remaining| RateReading {
+            unit: Unit::Requests,
+            limit: Some(6000.0),
+            remaining: Some(remaining),
+            reset: None,
+            window: None,
+        };
+        limiter.learn(&reservation.commit(), &[told(0.0)]);
+        assert_eq!(limiter.snapshot().limits.len(), 1);
+        assert_eq!(per_minute(&limiter), Some(6000.0));
+        limiter.refused(&reservation);
+        assert_eq!(limiter.snapshot().limits.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_grows_under_pressure_and_is_forgotten_when_nothing_was_refused_for_long() {
+        let limiter = Arc::new(RateLimiter::learning());
+        half_refused(&limiter, 10).await;
+        let found = per_minute(&limiter).unwrap();
+        for _ in 0..400 {
+            limiter.reserve(Cost::request(0), 0).await.unwrap().keep();
+            limiter.answered();
+        }
+        let grown = per_minute(&limiter).unwrap();
+        assert!((1.05..1.15).contains(&(grown / found)), "{found} to {grown}");
+        sleep(super::MEMORY * 2).await;
+        limiter.answered();
+        assert_eq!(per_minute(&limiter), None);
+    }
+}
