@@ -28,6 +28,8 @@ from millstream.testing import Answer, MockServer, VirtualClock
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from millstream.testing import Dialect
+
 Mode = Literal["batch", "gather"]
 MODES: tuple[Mode, ...] = ("batch", "gather")
 
@@ -273,9 +275,9 @@ async def test_a_call_that_is_given_up_frees_its_place_and_is_cut() -> None:
 CALLS, RATE = 3000, 600
 
 
-async def carry(clock: VirtualClock, mode: Mode, **options: Any) -> tuple[float, float]:
+async def carry(clock: VirtualClock, mode: Mode, dialect: Dialect = "openai", **options: Any) -> tuple[float, float]:
     """The share of the rate that was used, and of the requests that were refused."""
-    async with MockServer(requests_per_minute=RATE, latency=(0.5, 0.3)) as server:
+    async with MockServer(requests_per_minute=RATE, latency=(0.5, 0.3), dialect=dialect) as server:
         async with async_client_of(server, **options) as client:
             prompts = [f"item {number}" for number in range(CALLS)]
             assert await answers(client, mode, prompts) == [f"echo: {prompt}" for prompt in prompts]
@@ -293,8 +295,19 @@ async def test_a_rate_that_was_told_is_used_in_full_and_never_passed(clock: Virt
     assert refused == 0
 
 
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "mistral"])
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_rate_that_nobody_told_is_found_and_hardly_passed(clock: VirtualClock, mode: Mode) -> None:
-    used, refused = await carry(clock, mode)
+async def test_a_rate_that_headers_tell_is_found_and_hardly_passed(
+    clock: VirtualClock, mode: Mode, dialect: Dialect
+) -> None:
+    used, refused = await carry(clock, mode, dialect)
     assert used >= 0.95
     assert refused <= 0.02
+
+
+@pytest.mark.parametrize("dialect", ["groq", "azure", "none"])
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_rate_that_only_refusals_tell_is_found_too(clock: VirtualClock, mode: Mode, dialect: Dialect) -> None:
+    used, refused = await carry(clock, mode, dialect, max_retries=20)
+    assert used >= 0.93
+    assert refused <= 0.1, "most of them before the first reading"

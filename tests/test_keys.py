@@ -193,6 +193,7 @@ def test_a_single_call_goes_round_a_dead_server_at_once(make: Make, mock_server:
         assert attempts[-5:] == [1] * 5, "by then the dead one is known"
 
 
+@pytest.mark.mock_server(latency=0.01)
 def test_a_server_that_dies_in_the_middle_costs_no_item(mock_server: MockServer) -> None:
     with MockServer(latency=0.01) as dying:
         endpoints = [Endpoint(dying.base_url, A), Endpoint(mock_server.base_url, B)]
