@@ -356,7 +356,6 @@ def test_the_items_of_a_batch_fall_back_one_by_one(make: Make, mock_server: Mock
     assert Counter(models(mock_server)) == {"a": 10, "b": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="the breaker is the key's, so a model that is down holds its fallback back, too")
 def test_a_batch_falls_back_from_a_model_that_is_down() -> None:
     with VirtualClock() as clock, MockServer() as server:
         server.when('"model":"a"', Answer(status=503, times=0))

@@ -47,8 +47,6 @@ pub struct Upstream {
     pub endpoint: Arc<Endpoint>,
     /// The pool of connections.
     pub transport: Arc<Transport>,
-    /// Open while the server fails or bars the key.
-    pub breaker: Breaker,
     /// What the user says that the key may do.
     pub limiter: Option<Arc<RateLimiter>>,
     /// A short fingerprint of the key.
@@ -77,7 +75,6 @@ impl Upstream {
             chat: target(Method::POST, chat_url(&endpoint.base_url)),
             models: target(Method::GET, models_url(&endpoint.base_url)),
             transport,
-            breaker: Breaker::default(),
             limiter: config.limits.map(RateLimiter::new).transpose()?.map(Arc::new),
             key_id: endpoint.key_id,
             weight: config.weight,
@@ -109,6 +106,8 @@ pub struct Lane {
     pub limiter: Arc<RateLimiter>,
     /// Closed while the server has asked for a wait.
     pub gate: Gate,
+    /// Open while the server fails, or bars the key: of this model, for another may be served by other machines.
+    pub breaker: Breaker,
     /// What a request of it costs, learnt from its answers.
     pub tokens: Arc<ModelTokens>,
     /// What became of its requests.
@@ -119,7 +118,7 @@ impl Lane {
     /// Until a request of `cost` could go, as far as that is known.
     fn ready_in(&self, cost: Cost) -> Duration {
         let own = self.upstream.limiter.as_ref().map_or(Duration::ZERO, |limiter| limiter.estimated_wait(cost));
-        let waits = [own, self.limiter.estimated_wait(cost), self.gate.opens_in(), self.upstream.breaker.opens_in()];
+        let waits = [own, self.limiter.estimated_wait(cost), self.gate.opens_in(), self.breaker.opens_in()];
         waits.into_iter().max().unwrap_or_default()
     }
 
@@ -162,7 +161,7 @@ impl Lanes {
             let wait = lane.ready_in(Cost::from(lane.tokens.estimate(bytes, max_tokens)));
             let wait = if failed == Some(place) { wait + SECOND_OPINION } else { wait };
             // A key that is lost is no choice for as long as another works, however long that one's line.
-            (!lane.upstream.breaker.opens_in().is_zero(), wait, lane.load())
+            (!lane.breaker.opens_in().is_zero(), wait, lane.load())
         };
         let ranked = self.0.iter().enumerate().map(|(place, lane)| (rank(place, lane), place));
         let readiest = ranked.min_by(|((is_lost, wait, load), _), ((is_other_lost, other_wait, other_load), _)| {
@@ -176,7 +175,7 @@ impl Lanes {
         let wait = |lane: &Arc<Lane>| lane.ready_in(Cost::from(lane.tokens.estimate(bytes, max_tokens)));
         let Some(here) = self.get(place).map(wait).filter(|wait| *wait > SECOND_OPINION) else { return false };
         // Not for one that is lost: nobody would choose it.
-        let works = |lane: &&Arc<Lane>| lane.upstream.breaker.opens_in().is_zero();
+        let works = |lane: &&Arc<Lane>| lane.breaker.opens_in().is_zero();
         self.0.iter().filter(works).any(|lane| wait(lane) + SECOND_OPINION < here)
     }
 
@@ -239,6 +238,7 @@ impl Keys {
                 quoted_model: quoted(name).into(),
                 limiter: Arc::new(RateLimiter::learning()),
                 gate: Gate::default(),
+                breaker: Breaker::default(),
                 tokens: Arc::default(),
                 metrics: self.metrics.lane(upstream.key_id, name),
                 upstream: Arc::clone(upstream),

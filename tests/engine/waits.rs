@@ -183,7 +183,8 @@ async fn a_probe_that_is_dropped_lets_another_ask() {
         Pipeline { retry: RetryPolicy { max_retries: 0, ..RetryPolicy::default() }, ..persistent(&server, None, None) };
     server.outage(StatusCode::INTERNAL_SERVER_ERROR, None);
     let _ = futures_util::future::join_all((0..12).map(|_| ask(&pipeline, "other"))).await;
-    let breaker = &pipeline.keys.upstreams()[0].breaker;
+    let lanes = pipeline.keys.lanes("mock-model");
+    let breaker = &lanes.first().unwrap().breaker;
     assert!(!breaker.is_closed());
     server.recover();
     server.when("hang", [Answer::fault(Fault::HangBefore)]);

@@ -25,7 +25,7 @@ use self::clock::Clock;
 pub use self::parking::Parking;
 use super::config::Timeouts;
 use super::error::{Error, Kind, Pressure, Verdict};
-use super::keys::{Keys, Lane, Lanes, Occupied, Upstream};
+use super::keys::{Keys, Lane, Lanes, Occupied};
 use super::limit::{
     Actual, Breaker, Cost, Health, Pass, Permit, RateLimiter, Reservation, Sent, Signal, Ticket, Window,
 };
@@ -184,7 +184,7 @@ impl Pipeline {
         loop {
             let place = lanes.readiest(call.body.len(), call.max_tokens, item.failed_at);
             let lane = lanes.get(place).ok_or_else(|| Error::internal("a model without a lane"))?;
-            let breaker = &lane.upstream.breaker;
+            let breaker = &lane.breaker;
             let Some(pass) = self.pass(lane, lanes, item).await? else { continue };
             // Pinned where they are made, so that they are in this future once.
             let reserved = pin!(reserve(lane, call, item.earlier(place)));
@@ -225,7 +225,7 @@ impl Pipeline {
 
     /// Leave to send to a lane's upstream; `None` if it is time to look whether another is readier.
     async fn pass<'a>(&self, lane: &'a Lane, lanes: &Lanes, item: &mut Item) -> Result<Option<Pass<'a>>, Error> {
-        let breaker = &lane.upstream.breaker;
+        let breaker = &lane.breaker;
         if let Some(pass) = breaker.pass_at_once() {
             return Ok(Some(pass));
         }
@@ -234,7 +234,7 @@ impl Pipeline {
             // It has retries left, and a probe's time is no longer than a backoff.
             longest = CALL_PATIENCE;
         }
-        let has_hope = |lanes: &Lanes| lanes.iter().any(|lane| !self.patience_left(&lane.upstream.breaker).is_zero());
+        let has_hope = |lanes: &Lanes| lanes.iter().any(|lane| !self.patience_left(&lane.breaker).is_zero());
         if lanes.count() > 1 && has_hope(lanes) {
             longest = LOOK_ROUND;
         }
@@ -243,7 +243,7 @@ impl Pipeline {
         match tokio::time::timeout(longest, pass).await {
             Ok(pass) => Ok(Some(pass)),
             Err(_) if lanes.count() > 1 && has_hope(lanes) => Ok(None),
-            Err(_) => Err(item.last.take().unwrap_or_else(|| not_sent(&lane.upstream))),
+            Err(_) => Err(item.last.take().unwrap_or_else(|| not_sent(lane))),
         }
     }
 
@@ -385,12 +385,12 @@ impl Pipeline {
         }
         let health = health(error);
         let mut others = lanes.iter().enumerate().filter(|(place, _)| item.failed_at != Some(*place));
-        let has_other = others.any(|(_, other)| other.upstream.breaker.is_closed());
+        let has_other = others.any(|(_, other)| other.breaker.is_closed());
         if health == Health::Barred && self.retry.max_retries > 0 && has_other {
             // The key is lost, not the item.
             return Ok(Duration::ZERO);
         }
-        let breaker = &lane.upstream.breaker;
+        let breaker = &lane.breaker;
         let is_down = (was_probe || !breaker.is_closed()) && breaker.down_for() < self.patience(breaker);
         if self.holds_on()
             && breaker.has_answered()
@@ -593,9 +593,9 @@ async fn again_or_anew(
 }
 
 /// The error of an item that nobody would take.
-fn not_sent(upstream: &Upstream) -> Error {
-    let (host, key) = (upstream.endpoint.host(), upstream.key_id);
-    let error = if upstream.breaker.is_barred() {
+fn not_sent(lane: &Lane) -> Error {
+    let (host, key) = (lane.upstream.endpoint.host(), lane.upstream.key_id);
+    let error = if lane.breaker.is_barred() {
         Error::new(Kind::Connection, format!("not sent: {host} has refused every key, the last of them {key}"))
             .advise("Look at the first error for its reason (a revoked key, a spent quota); the keys are tried again in a minute.")
     } else {
@@ -631,7 +631,7 @@ fn speaks_for_all(error: &Error, lane: &Lane) -> bool {
     const IN_A_ROW: u32 = 3;
     match error.pressure() {
         Pressure::RateLimit | Pressure::Ramp => true,
-        Pressure::Overload | Pressure::None => lane.upstream.breaker.failures() >= IN_A_ROW,
+        Pressure::Overload | Pressure::None => lane.breaker.failures() >= IN_A_ROW,
     }
 }
 
