@@ -1,8 +1,8 @@
 //! Several keys and endpoints, each with its own limits and its own breaker; every attempt goes by the readiest.
 //!
-//! An [`Upstream`] is one key at one server: what it may do altogether (its own rate limit, its breaker) is kept here. A [`Lane`] is
-//! one model of one upstream, which is what providers limit: what the server's headers say, and a wait that it asks for, hold
-//! for the lane.
+//! An [`Upstream`] is one key at one server, with what the user says that it may do altogether. A [`Lane`] is one model of one
+//! upstream, which is what providers limit and what fails alone: what the server's headers say, a wait that it asks for, and
+//! the breaker hold for the lane.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
