@@ -4,7 +4,7 @@
 //! What hyper leaves open is decided here: no redirects (they would carry the key to another host), no retries (the pipeline
 //! counts attempts; hyper alone resends a request that provably never left), an idle time below the five seconds after which
 //! common servers close, bounded bodies, bounded decompression, and errors told apart by what they are (a reset while reading the
-//! body is none of the connecting, the keep-alive race neither). How a connection is made is [`connect`]'s.
+//! body is none of the connecting, the keep-alive race neither). How a connection is made is `connect`'s.
 
 mod connect;
 

@@ -15,7 +15,7 @@
 //! measures one cohort ([`super::cohort`]). `docs/concurrency.md` has a worked example, and the figures reached in simulations.
 //!
 //! Servers that refuse instead of queueing are met with additive increase and multiplicative decrease under a ceiling, once per
-//! round trip, unless fewer in flight proves to change nothing ([`super::blame`]). There is no growth while less than half of the limit is in flight (Netflix concurrency-limits): then something
+//! round trip, unless fewer in flight proves to change nothing (`super::blame`). There is no growth while less than half of the limit is in flight (Netflix concurrency-limits): then something
 //! else is what holds the requests back.
 
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! How many requests are in flight at once: a window of fixed size, or of one that steers itself ([`super::adaptive`]).
 //!
 //! A place that is given back goes straight to the first of the line, so nobody who comes later can slip in between. The line is
-//! ordered by priority and age in one number, the *virtual arrival*: the moment someone came, set back by [`HEAD_START`] for
+//! ordered by priority and age in one number, the *virtual arrival*: the moment someone came, set back by `HEAD_START` for
 //! every step of priority. Whoever has waited that much longer than another therefore goes before one of the next priority:
 //! all age at the same pace, the order of two who wait never changes, and nobody starves.
 //!

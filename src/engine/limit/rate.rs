@@ -2,10 +2,10 @@
 //!
 //! A request reserves what it will take (one request, its estimated tokens) before it is sent and settles with the true usage
 //! afterwards, so an estimate may be wrong in either direction without drifting: what was too much is given back, what was too
-//! little becomes debt. Every limit has a meter of its own ([`super::bucket`], [`super::window_log`]), and a reservation passes
+//! little becomes debt. Every limit has a meter of its own (`super::bucket`, `super::window_log`), and a reservation passes
 //! when all of them have room.
 //!
-//! Waiters are served strictly in the order of [`super::line`], and a heavy one at the head holds the line until it fits, so it
+//! Waiters are served strictly in the order of `super::line`, and a heavy one at the head holds the line until it fits, so it
 //! cannot starve. Only the head keeps a timer; whoever finds room serves all that can go. A reservation larger than a limit
 //! could ever pass is an error, not a wait (as in the crate `governor`).
 //!
@@ -355,7 +355,7 @@ impl RateLimiter {
     }
 
     /// A request was refused for its rate. If nothing that headers told explains that, the rate is found from such refusals
-    /// ([`super::pace`]).
+    /// (`super::pace`).
     pub fn refused(&self, reservation: &Reservation) {
         let Some((sent, granted)) = reservation.sent() else { return };
         let mut state = self.lock();
