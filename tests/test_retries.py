@@ -443,6 +443,8 @@ def test_a_decorated_function_counts_anew_in_every_call() -> None:
 
 
 def test_ctrl_c_ends_the_wait_of_a_plain_function() -> None:
+    # A process that was started in the background of a shell ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     flaky = Flaky(OSError())
     main = threading.main_thread().ident
     assert main is not None
@@ -454,8 +456,11 @@ def test_ctrl_c_ends_the_wait_of_a_plain_function() -> None:
     thread = threading.Thread(target=interrupt)
     fetch = retrying(base_delay=3600, max_delay=3600)(flaky.__call__)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        fetch()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fetch()
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join(10)
     assert flaky.calls == 1
 
