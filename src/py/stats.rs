@@ -2,12 +2,36 @@
 
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::{IntoPyDict, PyDict, PyList};
+use pyo3::types::{IntoPyDict, PyDict};
 
 use super::limiter;
 use crate::engine::keys::LearntLimits;
 use crate::engine::limit::{self, Window};
 use crate::engine::metrics::{LaneSnapshot, RetryCounts, Snapshot, TimingSnapshot, WaitCause, WaitsSnapshot};
+
+/// What a client and a lane count alike, by the same names.
+macro_rules! counters {
+    ($py:expr, $now:expr) => {
+        dict(
+            $py,
+            [
+                ("attempts", $now.attempts.into_py_any($py)?),
+                ("retries", $now.retries.total().into_py_any($py)?),
+                ("succeeded", $now.succeeded.into_py_any($py)?),
+                ("in_flight", $now.in_flight.into_py_any($py)?),
+                ("max_in_flight", $now.max_in_flight.into_py_any($py)?),
+                ("prompt_tokens", $now.prompt_tokens.into_py_any($py)?),
+                ("completion_tokens", $now.completion_tokens.into_py_any($py)?),
+                ("queued", $now.waits.now.into_py_any($py)?),
+                ("retry_causes", counts($py, &$now.retries)?),
+                ("failure_causes", counts($py, &$now.failures)?),
+                ("latency", timing($py, &$now.latency)?),
+                ("first_byte", timing($py, &$now.first_byte)?),
+                ("waits", waits($py, &$now.waits)?),
+            ],
+        )
+    };
+}
 
 /// A client's counters; the names are the fields of `ClientStats`.
 pub(crate) fn client<'py>(
@@ -18,55 +42,23 @@ pub(crate) fn client<'py>(
     learnt: &[LearntLimits],
 ) -> PyResult<Bound<'py, PyDict>> {
     let lanes: PyResult<Vec<_>> = now.lanes.iter().map(|each| lane(py, each, learnt)).collect();
-    dict(
-        py,
-        [
-            ("requests", now.requests.into_py_any(py)?),
-            ("attempts", now.attempts.into_py_any(py)?),
-            ("retries", now.retries.total().into_py_any(py)?),
-            ("succeeded", now.succeeded.into_py_any(py)?),
-            ("failed", now.failed.into_py_any(py)?),
-            ("in_flight", now.in_flight.into_py_any(py)?),
-            ("max_in_flight", now.max_in_flight.into_py_any(py)?),
-            ("prompt_tokens", now.prompt_tokens.into_py_any(py)?),
-            ("completion_tokens", now.completion_tokens.into_py_any(py)?),
-            ("queued", now.waits.now.into_py_any(py)?),
-            ("retry_causes", counts(py, &now.retries)?),
-            ("failure_causes", counts(py, &now.failures)?),
-            ("latency", timing(py, &now.latency)?),
-            ("first_byte", timing(py, &now.first_byte)?),
-            ("waits", waits(py, &now.waits)?),
-            ("lanes", PyList::new(py, lanes?)?.into_py_any(py)?),
-            ("concurrency", (window.limit(), window.in_flight(), window.waiting()).into_py_any(py)?),
-            ("limiter", limiter.map(limiter::levels).into_py_any(py)?),
-        ],
-    )
+    let stats = counters!(py, now)?;
+    stats.set_item("requests", now.requests)?;
+    stats.set_item("failed", now.failed)?;
+    stats.set_item("lanes", lanes?)?;
+    stats.set_item("concurrency", (window.limit(), window.in_flight(), window.waiting()))?;
+    stats.set_item("limiter", limiter.map(limiter::levels))?;
+    Ok(stats)
 }
 
 fn lane<'py>(py: Python<'py>, now: &LaneSnapshot, learnt: &[LearntLimits]) -> PyResult<Bound<'py, PyDict>> {
     let learnt = learnt.iter().find(|learnt| learnt.key_id == now.key_id && *learnt.model == *now.model);
     let learnt = learnt.filter(|learnt| !learnt.limits.limits.is_empty());
-    dict(
-        py,
-        [
-            ("key_id", now.key_id.to_string().into_py_any(py)?),
-            ("model", now.model.as_str().into_py_any(py)?),
-            ("attempts", now.attempts.into_py_any(py)?),
-            ("succeeded", now.succeeded.into_py_any(py)?),
-            ("retries", now.retries.total().into_py_any(py)?),
-            ("in_flight", now.in_flight.into_py_any(py)?),
-            ("max_in_flight", now.max_in_flight.into_py_any(py)?),
-            ("prompt_tokens", now.prompt_tokens.into_py_any(py)?),
-            ("completion_tokens", now.completion_tokens.into_py_any(py)?),
-            ("queued", now.waits.now.into_py_any(py)?),
-            ("retry_causes", counts(py, &now.retries)?),
-            ("failure_causes", counts(py, &now.failures)?),
-            ("latency", timing(py, &now.latency)?),
-            ("first_byte", timing(py, &now.first_byte)?),
-            ("waits", waits(py, &now.waits)?),
-            ("limiter", learnt.map(|learnt| limiter::levels(&learnt.limits)).into_py_any(py)?),
-        ],
-    )
+    let stats = counters!(py, now)?;
+    stats.set_item("key_id", now.key_id.to_string())?;
+    stats.set_item("model", &now.model)?;
+    stats.set_item("limiter", learnt.map(|learnt| limiter::levels(&learnt.limits)))?;
+    Ok(stats)
 }
 
 fn counts(py: Python<'_>, counts: &RetryCounts) -> PyResult<Py<PyAny>> {

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
-use tokio::time::Instant;
 
 pub use self::call::{Answer, Call};
 use self::clock::Clock;
@@ -311,9 +310,8 @@ impl Pipeline {
         admission.begin();
         item.attempts.fetch_add(1, Relaxed);
         let in_flight = lane.metrics.attempt_begins();
-        let (sent, request) = (Instant::now(), call.request(lane, item.idempotency_key.as_ref()));
+        let request = call.request(lane, item.idempotency_key.as_ref());
         let received = upstream.transport.send(&request, &self.timeouts).await;
-        let latency = sent.elapsed();
         let mut rate_told = false;
         let outcome = received.and_then(|response| {
             let readings = rate_headers::read(&response.headers, SystemTime::now());
@@ -335,7 +333,8 @@ impl Pipeline {
         match &outcome {
             Ok((answer, response)) => {
                 let usage = answer.usage();
-                in_flight.ends(latency, Some(response.first_byte), AttemptOutcome::Answered(usage.unwrap_or_default()));
+                let answered = AttemptOutcome::Answered(usage.unwrap_or_default());
+                in_flight.ends(response.latency, Some(response.first_byte), answered);
                 admission.observe(Signal::Ok, usage.map(|usage| usage.completion_tokens));
                 admission.report(Health::Alive);
                 lane.limiter.answered();
@@ -345,7 +344,7 @@ impl Pipeline {
                 }
             }
             Err(error) => {
-                in_flight.ends(latency, None, AttemptOutcome::Failed(RetryCause::of(error)));
+                in_flight.ends(Duration::ZERO, None, AttemptOutcome::Failed(RetryCause::of(error)));
                 admission.observe(Signal::of_failure(error, rate_told), None);
                 if !error.is_stale_connection() {
                     admission.report(health(error));
