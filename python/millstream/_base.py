@@ -1,0 +1,269 @@
+"""What `AsyncClient` and `Client` have in common: everything that decides anything and is not in the engine."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+
+from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._settings import (
+    NOT_PARAMETERS,
+    OPENAI_BASE_URL,
+    Secrets,
+    Settings,
+    check_key_is_not_needed,
+    checked_names,
+    environment_key,
+    header_pairs,
+    host_of,
+    with_environment_keys,
+)
+from millstream.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from millstream._config import CompletionConfig, Timeout
+    from millstream._limits import RateLimiter
+    from millstream._millstream import Endpoint, _Options
+    from millstream._retry import RetryPolicy
+    from millstream.types import ClientStats
+
+
+class Base:
+    """What both clients are."""
+
+    __slots__ = ("__weakref__", "_native", "_settings")
+
+    def __init__(
+        self,
+        *,
+        api_key: str | Sequence[str] | None = None,
+        base_url: str | None = None,
+        endpoints: Sequence[Endpoint] | None = None,
+        model: str | None = None,
+        fallback_models: Sequence[str] = (),
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | None = 600.0,
+        connect_timeout: float | None = 5.0,
+        queue_timeout: float | None = None,
+        max_retries: int | None = None,
+        retry: RetryPolicy | None = None,
+        idempotency_key: bool = True,
+        max_concurrency: int | Literal["auto"] | None = None,
+        rate_limiter: RateLimiter | None = None,
+        hedge_after: float | Literal["p95"] | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        http2: bool = False,
+        allow_http: bool = False,
+    ) -> None:
+        """Make a client; no thread is started and nothing is sent before the first call.
+
+        Args:
+            api_key: Sent as ``Authorization: Bearer``. Default: ``OPENAI_API_KEY``, which is used only for OpenAI's
+                own host or for the one in ``OPENAI_BASE_URL``, never for another. A server without keys needs none.
+                Several keys: each has its own limits and breaker, every attempt goes by the readiest, and an item
+                moves to another when its key fails. (Vendors limit accounts, so keys of one account share limits.)
+            base_url: Where the API is, up to and with its ``/v1``. Default: ``OPENAI_BASE_URL``, else OpenAI's.
+            endpoints: Several servers and keys, in place of ``base_url`` and ``api_key``.
+            model: Model for calls that name none.
+            fallback_models: Models to ask, in their order, when the one before has failed every attempt, is not
+                there, or is out of quota.
+            config: Request fields for calls that do not set them.
+            timeout: Seconds that a request may take from its admission on (the wait for a place in flight and for
+                the rate limit is not in it), over all attempts and the waits between them. None: no limit. Default
+                600, as in openai-python. A `Timeout` limits single phases, too.
+            connect_timeout: Seconds that a connection may take to be made. Default 5.
+            queue_timeout: Seconds that a request may wait for its admission: for a place in flight and for the rate
+                limit. An item of a batch begins to wait when its turn has come. Default: no limit.
+            max_retries: Attempts after the first: short for ``retry=RetryPolicy(max_retries=...)``. Default 2, as in
+                openai-python.
+            retry: How often and when a failed attempt is made again.
+            idempotency_key: Send an ``Idempotency-Key`` with every POST, the same over all attempts of one item, so
+                that a server that knows it does the work once. One in your own headers stays as it is.
+            max_concurrency: Requests in flight at once, by priority and then first come, first served. ``"auto"``,
+                the default, starts at 64 and finds what the server takes, see ``docs/concurrency.md``; left out, the
+                ``max_concurrent`` of a batch replaces it, while ``"auto"`` or a number given here always holds.
+            rate_limiter: Requests and tokens per minute; may be shared with other clients. Limits that the server
+                names in its headers are kept without it, for each key and model.
+            hedge_after: Send a request a second time when it has taken so many seconds, or longer than 95 % of the
+                last ones (``"p95"``); the first answer counts and the other is cancelled. Both may be billed. At
+                most one request in twenty. Default: never.
+            default_headers: Headers for every request. They may replace ``Authorization``, not ``Host`` or
+                ``Content-Length``.
+            http2: Offer HTTP/2 to https servers. Off by default, as in httpx: one HTTP/2 connection carries about a
+                hundred requests at a time.
+            allow_http: Send a key over plain ``http://`` to another machine. Off by default.
+
+        Raises:
+            ConfigurationError: An argument is not valid; its name is in the text.
+        """
+        secrets = Secrets(api_key, default_headers)
+        del api_key, default_headers
+        secrets.check()
+        if endpoints is not None and (base_url is not None or secrets.keys is not None):
+            raise ConfigurationError("endpoints= names servers and keys itself; leave base_url= and api_key= out")
+        environment_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
+        base_url = environment_url if base_url is None else str(base_url)
+        key_from_environment = secrets.keys is None
+        if endpoints is not None:
+            endpoints = with_environment_keys(endpoints, environment_url, secrets)
+            base_url = endpoints[0].base_url if endpoints else base_url
+        elif key_from_environment:
+            key = environment_key(base_url, environment_url)
+            secrets.keys = None if key is None else [key]
+            del key
+            if secrets.keys is None:
+                check_key_is_not_needed(base_url, secrets)
+        self._settings = Settings(
+            base_url=base_url,
+            # A key from the environment stays with the host that it is for.
+            inherit_key=not key_from_environment,
+            model=model,
+            config=config,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            queue_timeout=queue_timeout,
+            retry=retry,
+            max_retries=max_retries,
+            idempotency_key=idempotency_key,
+            max_concurrency=max_concurrency,
+            rate_limiter=rate_limiter,
+            hedge_after=hedge_after,
+            fallback_models=checked_names("fallback_models", fallback_models),
+            http2=http2,
+            allow_http=allow_http,
+        )
+        self._native = self._settings.native(None, secrets, endpoints)
+
+    def with_options(
+        self,
+        *,
+        api_key: str | Sequence[str] | None = None,
+        base_url: str | None = None,
+        model: str | None = None,
+        fallback_models: Sequence[str] | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        max_retries: int | None = None,
+        retry: RetryPolicy | None = None,
+        idempotency_key: bool | None = None,
+        max_concurrency: int | Literal["auto"] | None = None,
+        rate_limiter: RateLimiter | NotGiven | None = NOT_GIVEN,
+        hedge_after: float | Literal["p95"] | NotGiven | None = NOT_GIVEN,
+        default_headers: Mapping[str, str] | None = None,
+    ) -> Self:
+        """A client that differs in what is given and shares the rest: pool, counters, window.
+
+        The arguments are those of the constructor. A key from the environment does not follow to another host.
+        """
+        secrets = Secrets(api_key, default_headers)
+        del api_key, default_headers
+        secrets.check()
+        settings = self._settings
+        if base_url is not None:
+            base_url = str(base_url)
+            same_host = host_of(base_url) == host_of(settings.base_url)
+            settings = settings._replace(base_url=base_url)
+            inherits = settings.inherit_key or same_host
+        else:
+            inherits = True
+        changes: dict[str, Any] = {
+            "model": model,
+            "config": config,
+            "retry": retry,
+            "max_retries": max_retries,
+            "idempotency_key": idempotency_key,
+            "max_concurrency": max_concurrency,
+            "fallback_models": None if fallback_models is None else checked_names("fallback_models", fallback_models),
+        }
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if retry is not None:
+            # It has a number of its own.
+            changes["max_retries"] = max_retries
+        if not isinstance(timeout, NotGiven):
+            from dataclasses import replace
+
+            from millstream._config import Timeout
+
+            if isinstance(settings.timeout, Timeout) and not isinstance(timeout, Timeout):
+                timeout = replace(settings.timeout, total=timeout)
+            changes["timeout"] = timeout
+        if not isinstance(queue_timeout, NotGiven):
+            changes["queue_timeout"] = queue_timeout
+        if not isinstance(rate_limiter, NotGiven):
+            changes["rate_limiter"] = rate_limiter
+        if not isinstance(hedge_after, NotGiven):
+            changes["hedge_after"] = hedge_after
+        settings = settings._replace(**changes)
+        other = object.__new__(type(self))
+        other._native = settings._replace(inherit_key=inherits).native(self._native, secrets)
+        other._settings = settings._replace(inherit_key=settings.inherit_key or secrets.keys is not None)
+        return other
+
+    @property
+    def base_url(self) -> str:
+        """Where requests go."""
+        return self._native.base_url
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._native.closed
+
+    def stats(self) -> ClientStats:
+        """What this client and those derived from it have done so far."""
+        from millstream.types import ClientStats  # not at the top, see `millstream.__getattr__`
+
+        return ClientStats._of(self._native.stats())
+
+    def _options(
+        self,
+        model: str | None,
+        config: CompletionConfig | None,
+        timeout: float | Timeout | NotGiven | None,
+        queue_timeout: float | NotGiven | None,
+        extra_headers: Mapping[str, str] | None,
+        params: dict[str, Any],
+        priority: int = 0,
+    ) -> _Options:
+        """The request's fields; the nearest word wins: argument, call's config, client's config, client's model."""
+        settings = self._settings
+        fields = params
+        if settings.config is not None or config is not None:
+            sources = (source.to_dict() for source in (settings.config, config) if source is not None)
+            fields = {name: value for source in (*sources, params) for name, value in source.items()}
+        if fields:
+            if fields.get("stream") is False:
+                # What every call does anyway.
+                del fields["stream"]
+            for refused in NOT_PARAMETERS.keys() & fields.keys():
+                raise ConfigurationError(f"{refused}= is not a parameter of this call; {NOT_PARAMETERS[refused]}")
+            configured = fields.pop("model", None)
+            model = configured if model is None else model
+        model = settings.model if model is None else model
+        if (
+            model is not None
+            and not fields
+            and timeout is NOT_GIVEN
+            and queue_timeout is NOT_GIVEN
+            and extra_headers is None
+            and priority == 0
+        ):
+            # Most calls are like that, and the engine has them ready.
+            return model
+        given = None if isinstance(timeout, NotGiven) else (timeout,)
+        queue = None if isinstance(queue_timeout, NotGiven) else (queue_timeout,)
+        return model, fields, given, None if extra_headers is None else header_pairs(extra_headers), queue, priority
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "_native"):
+            # Its making was refused, and a traceback shows its variables.
+            return f"<{type(self).__name__} that was not made>"
+        return f"{type(self).__name__}(base_url={self.base_url!r}, model={self._settings.model!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} holds connections and a key, so it cannot be pickled; make one in each process"
+        )

@@ -1,0 +1,155 @@
+"""What a client is told: its settings, its secrets, and what the environment adds to them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from millstream._millstream import Endpoint, NativeClient
+from millstream.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from millstream._config import CompletionConfig, Timeout
+    from millstream._limits import RateLimiter
+    from millstream._retry import RetryPolicy
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+
+
+class Secrets:
+    """Key and headers on their way to the native client, so that no traceback with variables shows them."""
+
+    __slots__ = ("headers", "keys")
+
+    def __init__(self, key: str | Sequence[str] | None, headers: Mapping[str, str] | None) -> None:
+        self.keys = None if key is None else [key] if isinstance(key, str) else list(key)
+        self.headers = headers
+
+    def authorize(self) -> bool:
+        """Whether one of the headers can be meant to carry a key."""
+        return any(word in str(name).lower() for name in self.headers or () for word in ("auth", "key", "token"))
+
+    def check(self) -> None:
+        """Apart from the constructor, whose variables show the keys in a traceback."""
+        if self.keys is not None and len(set(self.keys)) < len(self.keys):
+            raise ConfigurationError("api_key names the same key twice: its limits would be counted twice, too")
+
+
+class Settings(NamedTuple):
+    """What a client was told, without its secrets: those are the native client's."""
+
+    base_url: str
+    inherit_key: bool
+    model: str | None
+    config: CompletionConfig | None
+    timeout: float | Timeout | None
+    connect_timeout: float | None
+    queue_timeout: float | None
+    retry: RetryPolicy | None
+    max_retries: int | None
+    idempotency_key: bool
+    max_concurrency: int | Literal["auto"] | None
+    rate_limiter: RateLimiter | None
+    hedge_after: float | Literal["p95"] | None
+    fallback_models: tuple[str, ...]
+    http2: bool
+    allow_http: bool
+
+    def native(
+        self, parent: NativeClient | None, secrets: Secrets, endpoints: list[Endpoint] | None = None
+    ) -> NativeClient:
+        return NativeClient(
+            parent=parent,
+            base_url=self.base_url,
+            endpoints=endpoints,
+            api_keys=secrets.keys,
+            inherit_key=self.inherit_key,
+            headers=None if secrets.headers is None else header_pairs(secrets.headers),
+            timeout=self.timeout,
+            connect_timeout=self.connect_timeout,
+            queue_timeout=self.queue_timeout,
+            retry=None if self.retry is None else self.retry._native(),
+            max_retries=self.max_retries,
+            idempotency_key=self.idempotency_key,
+            max_concurrency=self.max_concurrency,
+            rate_limiter=None if self.rate_limiter is None else self.rate_limiter._native,
+            hedge_after=self.hedge_after,
+            fallback_models=list(self.fallback_models),
+            http2=self.http2,
+            allow_http=self.allow_http,
+        )
+
+
+NOT_PARAMETERS = {
+    "stream": "this version has no streaming",
+    "messages": "a list of messages is a prompt",
+    "prompt": "it is the first argument",
+    "prompts": "they are the first argument",
+    "extra_body": "request fields stand in the call itself",
+    # What belongs elsewhere would go to the server unseen.
+    "max_concurrency": "it is the client's; a batch takes max_concurrent=",
+    "max_concurrent": "only a batch takes it; a client takes max_concurrency=",
+    "return_exceptions": "only a batch takes it",
+    **dict.fromkeys(
+        ("max_retries", "retry", "rate_limiter", "hedge_after", "base_url", "api_key", "fallback_models"),
+        "it is the client's: give it to the client or to with_options()",
+    ),
+    **dict.fromkeys(("endpoints", "default_headers", "connect_timeout"), "it is the client's"),
+}
+
+
+def host_of(url: str) -> tuple[str, str | None, int | None]:
+    from urllib.parse import urlsplit  # not at the top: it would be a tenth of what importing millstream takes
+
+    try:
+        parts = urlsplit(url)
+        host = parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        # Not a URL, which the engine's own check says better.
+        return "", url, None
+    # The engine takes a backslash for a slash and may find another host than Python does: such a URL is like no other.
+    return ("", url, None) if "\\" in url or parts.hostname is None else host
+
+
+def environment_key(base_url: str, environment_url: str) -> str | None:
+    """The key of the environment, if that is for this host."""
+    ours = host_of(base_url) in (host_of(environment_url), host_of(OPENAI_BASE_URL))
+    return os.environ.get("OPENAI_API_KEY") or None if ours else None
+
+
+def check_key_is_not_needed(base_url: str, secrets: Secrets) -> None:
+    if host_of(base_url) == host_of(OPENAI_BASE_URL) and not secrets.authorize():
+        raise ConfigurationError("no API key: give api_key= or set OPENAI_API_KEY")
+
+
+def with_environment_keys(endpoints: Sequence[Endpoint], environment_url: str, secrets: Secrets) -> list[Endpoint]:
+    for each in endpoints:
+        if not isinstance(each, Endpoint):
+            raise TypeError(f"endpoints must be a list of Endpoint, not of {type(each).__name__}")
+    return [_with_environment_key(each, environment_url, secrets) for each in endpoints]
+
+
+def _with_environment_key(endpoint: Endpoint, environment_url: str, secrets: Secrets) -> Endpoint:
+    if endpoint.has_key:
+        return endpoint
+    if environment_key(endpoint.base_url, environment_url) is None:
+        check_key_is_not_needed(endpoint.base_url, secrets)
+        return endpoint
+    # Not by a variable, which a traceback would show.
+    return endpoint._with_key(environment_key(endpoint.base_url, environment_url) or "")
+
+
+def checked_names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise TypeError(f"{argument} must be a list of names, not str")
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a list of names, each a str")
+    if not all(name.strip() for name in names):
+        raise ConfigurationError(f"{argument} has an empty name")
+    return tuple(names)
+
+
+def header_pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(str(name), str(value)) for name, value in headers.items()]
