@@ -6,20 +6,19 @@
 //! common servers close, bounded bodies, bounded decompression, and errors told apart by what they are (a reset while reading the
 //! body is none of the connecting, the keep-alive race neither). How a connection is made is `connect`'s.
 
+mod body;
 mod connect;
 
 use std::error::Error as StdError;
-use std::io::{self, Write};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
-use http::header::{CONTENT_ENCODING, HeaderMap, PROXY_AUTHORIZATION};
+use bytes::Bytes;
+use http::header::{HeaderMap, PROXY_AUTHORIZATION};
 use http::{Extensions, HeaderName, HeaderValue, Method, StatusCode, Uri};
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::crypto::ring;
@@ -27,6 +26,7 @@ use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
+pub use self::body::{Pieces, Silence};
 use self::connect::{Answered, Connector};
 use super::config::Timeouts;
 use super::error::{Error, Kind, Verdict};
@@ -37,12 +37,6 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// A pooled connection that the server closed in the moment of its use fails within a round trip. What fails later was under way,
 /// so sending it again is a retry.
 const STALE_WITHIN: Duration = Duration::from_millis(250);
-/// The largest decoded body that is read.
-const BODY_LIMIT: usize = 64 * 1024 * 1024;
-/// A body that has grown past the first number of bytes may not be more than the second times its compressed size.
-const RATIO_FREE_BYTES: usize = 1024 * 1024;
-const RATIO_LIMIT: usize = 200;
-
 /// TLS settings, made once and shared by every client of a process: reading the system's certificates takes milliseconds.
 #[derive(Clone)]
 pub struct Tls(rustls::ClientConfig);
@@ -133,6 +127,33 @@ pub struct Response {
     pub latency: Duration,
 }
 
+/// A response whose head has come, its body still on its way.
+#[derive(Debug)]
+pub struct Opened {
+    /// Any status.
+    pub status: StatusCode,
+    /// As received.
+    pub headers: HeaderMap,
+    /// From its sending to its head.
+    pub first_byte: Duration,
+    /// When it was sent.
+    pub sent: Instant,
+    /// What follows.
+    pub body: Pieces,
+}
+
+impl Opened {
+    /// The whole answer.
+    ///
+    /// # Errors
+    /// `Connection`, `InvalidResponse` for a body that is too large or cannot be decompressed, or `IdleTimeout`.
+    pub async fn whole(self, timeouts: &Timeouts) -> Result<Response, Error> {
+        let Self { status, headers, first_byte, sent, body } = self;
+        let body = body.whole(&headers, timeouts.idle).await?;
+        Ok(Response { status, headers, body, first_byte, latency: sent.elapsed() })
+    }
+}
+
 /// A pool of connections.
 #[derive(Debug)]
 pub struct Transport {
@@ -158,6 +179,15 @@ impl Transport {
     /// # Errors
     /// `Connection`, or the timeout of the phase that took too long; a status of any kind is an answer.
     pub async fn send(&self, request: &Request, timeouts: &Timeouts) -> Result<Response, Error> {
+        self.open(request, timeouts).await?.whole(timeouts).await
+    }
+
+    /// Sends one request and reads the head of the answer. Dropping the future, or the answer before its end, closes the
+    /// connection.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn open(&self, request: &Request, timeouts: &Timeouts) -> Result<Opened, Error> {
         let target = &*request.target;
         let host = &*target.host;
         let Some(uri) = &target.uri else {
@@ -178,7 +208,7 @@ impl Transport {
         if let Some(authorization) = self.connector.proxy_authorization(uri) {
             outgoing.headers_mut().entry(PROXY_AUTHORIZATION).or_insert(authorization);
         }
-        let _exchange = Exchange::begin(outgoing.headers_mut());
+        let exchange = Exchange::begin(outgoing.headers_mut());
         let sent = Instant::now();
         let head = within(timeouts.first_byte, pin!(self.client.request(outgoing))).await;
         let response = match head.map_err(|limit| no_head(host, limit))? {
@@ -196,11 +226,13 @@ impl Transport {
             answered.set();
         }
         let (head, body) = response.into_parts();
-        let first_byte = sent.elapsed();
-        let body = read_body(body, host, timeouts.idle).await?;
-        let latency = sent.elapsed();
-        let body = decompress(&head.headers, body, host)?;
-        Ok(Response { status: head.status, headers: head.headers, body, first_byte, latency })
+        Ok(Opened {
+            status: head.status,
+            headers: head.headers,
+            first_byte: sent.elapsed(),
+            sent,
+            body: Pieces::new(Arc::clone(&request.target), body, exchange),
+        })
     }
 }
 
@@ -211,38 +243,6 @@ fn was_pooled(error: &hyper_util::client::legacy::Error) -> bool {
         connection.get_extras(&mut extras);
     }
     extras.get::<Answered>().is_some_and(Answered::get)
-}
-
-async fn read_body(mut body: Incoming, host: &str, idle: Option<Duration>) -> Result<Bytes, Error> {
-    let announced = body.size_hint().exact().unwrap_or(0);
-    if announced > BODY_LIMIT as u64 {
-        return Err(too_large(host));
-    }
-    let Some(first) = next_chunk(&mut body, host, idle).await? else { return Ok(Bytes::new()) };
-    let Some(second) = next_chunk(&mut body, host, idle).await? else { return Ok(first) };
-    let mut whole = BytesMut::with_capacity((announced as usize).max(first.len() + second.len()));
-    whole.extend_from_slice(&first);
-    whole.extend_from_slice(&second);
-    while let Some(chunk) = next_chunk(&mut body, host, idle).await? {
-        if whole.len() + chunk.len() > BODY_LIMIT {
-            return Err(too_large(host));
-        }
-        whole.extend_from_slice(&chunk);
-    }
-    Ok(whole.freeze())
-}
-
-/// The next piece of the body; `None` at its end, which is known without asking where the length was announced.
-async fn next_chunk(body: &mut Incoming, host: &str, idle: Option<Duration>) -> Result<Option<Bytes>, Error> {
-    while !body.is_end_stream()
-        && let Some(frame) = within(idle, pin!(body.frame())).await.map_err(|limit| fell_silent(host, limit))?
-    {
-        // Anything else than data is a trailer.
-        if let Ok(chunk) = frame.map_err(|error| classify(error, host, Moment::Body, None))?.into_data() {
-            return Ok(Some(chunk));
-        }
-    }
-    Ok(None)
 }
 
 /// `work`, or the limit that it did not keep. Without a limit no timer is set.
@@ -271,63 +271,6 @@ fn fell_silent(host: &str, limit: Duration) -> Error {
     let seconds = limit.as_secs_f64();
     Error::new(Kind::IdleTimeout, format!("{host} fell silent in the middle of its answer for idle = {seconds} s"))
         .advise("Raise it in timeout=Timeout(idle=...), or leave it out.")
-}
-
-fn too_large(host: &str) -> Error {
-    Error::new(Kind::InvalidResponse, format!("the answer of {host} is larger than {} MiB", BODY_LIMIT >> 20))
-        .verdict_is(Verdict::Final)
-}
-
-/// Undoes one layer of `Content-Encoding`.
-fn decompress(headers: &HeaderMap, body: Bytes, host: &str) -> Result<Bytes, Error> {
-    let Some(encoding) = headers.get(CONTENT_ENCODING) else { return Ok(body) };
-    let sink = Bounded { bytes: Vec::new(), compressed: body.len() };
-    let decoded = match encoding.to_str().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
-        "" | "identity" => return Ok(body),
-        _ if body.is_empty() => return Ok(body),
-        "gzip" | "x-gzip" => {
-            let mut decoder = MultiGzDecoder::new(sink);
-            decoder.write_all(&body).and_then(|()| decoder.finish())
-        }
-        // RFC 9110 means zlib by "deflate"; some servers send the bare stream.
-        "deflate" if body.first().is_some_and(|byte| byte & 0x0f == 8) => {
-            let mut decoder = ZlibDecoder::new(sink);
-            decoder.write_all(&body).and_then(|()| decoder.finish())
-        }
-        "deflate" => {
-            let mut decoder = DeflateDecoder::new(sink);
-            decoder.write_all(&body).and_then(|()| decoder.finish())
-        }
-        _ => Err(io::Error::new(io::ErrorKind::Unsupported, "an encoding that was not asked for")),
-    };
-    match decoded {
-        Ok(sink) => Ok(Bytes::from(sink.bytes)),
-        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(too_large(host)),
-        Err(error) => {
-            Err(Error::new(Kind::InvalidResponse, format!("the compressed answer of {host} cannot be read: {error}")))
-        }
-    }
-}
-
-/// A vector that refuses to become a bomb.
-struct Bounded {
-    bytes: Vec<u8>,
-    compressed: usize,
-}
-
-impl Write for Bounded {
-    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        let size = self.bytes.len() + piece.len();
-        if size > BODY_LIMIT || (size > RATIO_FREE_BYTES && size > self.compressed.saturating_mul(RATIO_LIMIT)) {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.bytes.extend_from_slice(piece);
-        Ok(piece.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -413,54 +356,6 @@ impl Cause {
         }
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
             self.certificate |= matches!(error, rustls::Error::InvalidCertificate(_));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use flate2::Compression;
-    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
-
-    use super::*;
-
-    fn encoded(encoding: &'static str, body: &[u8]) -> Result<Bytes, Error> {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_ENCODING, encoding.parse().unwrap());
-        decompress(&headers, Bytes::copy_from_slice(body), "h")
-    }
-
-    fn gzip(body: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-        encoder.write_all(body).unwrap();
-        encoder.finish().unwrap()
-    }
-
-    #[test]
-    fn undoes_gzip_zlib_and_bare_deflate() {
-        let mut zlib = ZlibEncoder::new(Vec::new(), Compression::fast());
-        zlib.write_all(b"hello").unwrap();
-        let mut bare = DeflateEncoder::new(Vec::new(), Compression::fast());
-        bare.write_all(b"hello").unwrap();
-        assert_eq!(encoded("gzip", &gzip(b"hello")).unwrap(), "hello");
-        assert_eq!(encoded("deflate", &zlib.finish().unwrap()).unwrap(), "hello");
-        assert_eq!(encoded("Deflate", &bare.finish().unwrap()).unwrap(), "hello");
-        assert_eq!(encoded("identity", b"hello").unwrap(), "hello");
-    }
-
-    #[test]
-    fn refuses_a_bomb_long_before_it_is_unpacked() {
-        let bomb = gzip(&vec![0; 32 << 20]);
-        assert!(bomb.len() < 64 * 1024);
-        assert_eq!(encoded("gzip", &bomb).unwrap_err().verdict(), Verdict::Final);
-    }
-
-    #[test]
-    fn a_broken_or_unknown_encoding_is_an_error_of_ours() {
-        let mut cut = gzip(b"hello hello hello");
-        cut.truncate(cut.len() - 9);
-        for (encoding, body) in [("gzip", cut.as_slice()), ("gzip", b"plain"), ("br", b"x")] {
-            assert_eq!(encoded(encoding, body).unwrap_err().kind(), Kind::InvalidResponse);
         }
     }
 }
