@@ -36,6 +36,8 @@ pub enum Kind {
     Status(u16),
     /// A 2xx whose body is not an answer.
     InvalidResponse,
+    /// A stream that ended before it was told to be complete.
+    StreamInterrupted,
     /// The client was closed.
     Closed,
     /// A fault of ours.
@@ -101,6 +103,7 @@ struct Inner {
     quota: bool,
     pressure: Pressure,
     key_id: Option<String>,
+    partial: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -112,7 +115,8 @@ impl Error {
             | Kind::ConnectTimeout
             | Kind::FirstByteTimeout
             | Kind::IdleTimeout
-            | Kind::InvalidResponse => Verdict::Retryable,
+            | Kind::InvalidResponse
+            | Kind::StreamInterrupted => Verdict::Retryable,
             Kind::QueueTimeout | Kind::Deadline => Verdict::Exhausted,
             _ => Verdict::Final,
         };
@@ -134,6 +138,7 @@ impl Error {
                 _ => Pressure::None,
             },
             key_id: None,
+            partial: None,
             source: None,
         }))
     }
@@ -240,6 +245,13 @@ impl Error {
         self
     }
 
+    /// With the text of a stream that had begun.
+    #[must_use]
+    pub fn with_partial(mut self, text: String) -> Self {
+        self.0.partial = Some(text);
+        self
+    }
+
     /// With more said in its text.
     #[must_use]
     pub fn context(mut self, text: &str) -> Self {
@@ -315,6 +327,11 @@ impl Error {
     /// The fingerprint of the key that was used.
     pub fn key_id(&self) -> Option<&str> {
         self.0.key_id.as_deref()
+    }
+
+    /// The text of a stream that had begun: some of it was delivered, so it cannot be begun again.
+    pub fn partial(&self) -> Option<&str> {
+        self.0.partial.as_deref()
     }
 
     /// Whether a quota or a budget is used up that waiting does not refill.

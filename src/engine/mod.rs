@@ -5,9 +5,9 @@
 //! ```text
 //! batch
 //! pipeline
-//! keys
+//! keys  stream
 //! provider  limit  retry  transport
-//! error  types  config  secret  tokens  metrics
+//! error  types  config  secret  tokens  metrics  sse
 //! ```
 //!
 //! All waiting goes through tokio's clock, so a test can pause it.
@@ -22,6 +22,8 @@ pub mod pipeline;
 pub mod provider;
 pub mod retry;
 pub mod secret;
+pub mod sse;
+pub mod stream;
 pub mod tokens;
 pub mod transport;
 pub mod types;

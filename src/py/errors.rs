@@ -23,6 +23,7 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
     facts.set_item("retry_after", error.retry_after().map(|wait| wait.as_secs_f64()))?;
     facts.set_item("attempts", error.attempts())?;
     facts.set_item("key_id", error.key_id())?;
+    facts.set_item("partial", error.partial())?;
     facts.set_item("elapsed", error.elapsed().as_secs_f64())?;
     if let Some(http) = error.http() {
         facts.set_item("body", &http.body)?;
@@ -46,6 +47,7 @@ fn kind(error: &Error) -> &'static str {
         Kind::Status(_) if error.is_out_of_quota() => "quota",
         Kind::Status(_) => "status",
         Kind::InvalidResponse => "invalid_response",
+        Kind::StreamInterrupted => "stream_interrupted",
         Kind::Closed => "closed",
         Kind::Internal => "internal",
     }

@@ -41,7 +41,7 @@ impl RetryCause {
         match (error.pressure(), error.kind()) {
             (Pressure::RateLimit | Pressure::Ramp, _) => Self::RateLimit,
             (Pressure::Overload, _) => Self::Overload,
-            (_, Kind::Connection) => Self::Connection,
+            (_, Kind::Connection | Kind::StreamInterrupted) => Self::Connection,
             (_, Kind::ConnectTimeout | Kind::Deadline | Kind::Status(408)) => Self::Timeout,
             (_, Kind::Status(500..)) => Self::ServerError,
             (_, Kind::InvalidResponse) => Self::InvalidResponse,

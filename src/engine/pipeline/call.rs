@@ -10,6 +10,7 @@ use crate::engine::error::Error;
 use crate::engine::keys::{Lane, Lanes, Route};
 use crate::engine::provider::openai;
 use crate::engine::retry::IDEMPOTENCY_KEY;
+use crate::engine::stream::Writer;
 use crate::engine::transport::Request;
 use crate::engine::types::{ChatCompletion, Model, Priority, Text, Usage};
 
@@ -32,6 +33,8 @@ pub struct Call {
     pub max_tokens: Option<u64>,
     /// Who goes first.
     pub priority: Priority,
+    /// Where its pieces go, if it is asked for as a stream.
+    pub writer: Option<Arc<Writer>>,
 }
 
 impl Call {
@@ -46,6 +49,7 @@ impl Call {
             model: 0..0,
             max_tokens: None,
             priority: 0,
+            writer: None,
         }
     }
 
@@ -57,6 +61,12 @@ impl Call {
             extra: idempotency_key.map(|key| (IDEMPOTENCY_KEY, key.clone())),
             body: self.body_for(&lane.quoted_model),
         }
+    }
+
+    /// Every header that goes out with it, for the secrets in them.
+    pub(super) fn sent_headers<'a>(&'a self, lane: &'a Lane) -> Vec<&'a HeaderMap> {
+        let own = &lane.upstream.target(self.route).headers;
+        std::iter::once(own).chain(self.headers.as_deref()).collect()
     }
 
     /// The body with the lane's name of the model, quoted, in place of the user's.

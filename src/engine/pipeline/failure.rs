@@ -22,7 +22,12 @@ pub(super) fn read<T: Answer>(sent: &[&HeaderMap], response: &Response, host: &s
     } else {
         openai::parse_error(response.status, &response.headers, &body, host, SystemTime::now())
     };
-    // Headers (a request id, a redirect's target) are part of it, too.
+    clean(sent, error)
+}
+
+/// An error without the secrets of the headers that were `sent`: headers (a request id, a redirect's target) are part of it, and so
+/// is what a server said.
+pub(super) fn clean(sent: &[&HeaderMap], error: Error) -> Error {
     error.map_texts(|text| {
         if let Cow::Owned(clean) = scrub_all(sent, text.as_bytes()) {
             *text = String::from_utf8_lossy(&clean).into_owned();

@@ -11,6 +11,7 @@ mod call;
 mod clock;
 mod failure;
 mod parking;
+mod stream;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,11 +30,12 @@ use super::limit::{
     Actual, Breaker, Cost, Health, Pass, Permit, RateLimiter, Reservation, Sent, Signal, Ticket, Window,
 };
 use super::metrics::{AttemptOutcome, Metrics, RetryCause, WaitCause};
+use super::provider::chunk::ChatChunk;
 use super::provider::rate_headers;
 use super::retry::{
     Attempts, Decision, HedgeAfter, HedgeBudget, IDEMPOTENCY_KEY, IdempotencyKeys, RetryBudget, RetryPolicy, hedged,
 };
-use super::transport::Response;
+use super::transport::{Opened, Response};
 use super::types::{Priority, RateReading, Receipt, Usage};
 
 /// How long a call of its own holds on while a server fails everybody: two probes' time.
@@ -141,7 +143,11 @@ impl Pipeline {
                 Some(Err(error)) => error,
                 None => {
                     admission.observe(Signal::Timeout, None);
-                    return Err(item.clock.overrun(None, item.attempts()));
+                    let error = item.clock.overrun(None, item.attempts());
+                    return Err(match &call.writer {
+                        Some(writer) if writer.has_delivered() => error.with_partial(writer.text()),
+                        _ => error,
+                    });
                 }
             };
             let lane = admission.lane;
@@ -311,24 +317,26 @@ impl Pipeline {
         item.attempts.fetch_add(1, Relaxed);
         let in_flight = lane.metrics.attempt_begins();
         let request = call.request(lane, item.idempotency_key.as_ref());
-        let received = upstream.transport.send(&request, &self.timeouts).await;
+        let opened = upstream.transport.open(&request, &self.timeouts).await;
         let mut rate_told = false;
-        let outcome = received.and_then(|response| {
-            let readings = rate_headers::read(&response.headers, SystemTime::now());
-            if !readings.is_empty() {
-                rate_told = true;
-                admission.learn(&readings);
+        let received = match opened {
+            Ok(opened) => {
+                let readings = rate_headers::read(&opened.headers, SystemTime::now());
+                if !readings.is_empty() {
+                    rate_told = true;
+                    admission.learn(&readings);
+                }
+                self.receive(call, lane, opened).await
             }
+            Err(error) => Err(error),
+        };
+        let outcome = received.and_then(|response| {
             if response.status.is_success()
                 && let Ok(answer) = T::read(&response.body)
             {
                 return Ok((answer, response));
             }
-            let sent: &[&HeaderMap] = match &call.headers {
-                Some(extra) => &[&request.target.headers, extra],
-                None => &[&request.target.headers],
-            };
-            Err(failure::read::<T>(sent, &response, upstream.endpoint.host()).with_key_id(upstream.key_id.to_string()))
+            Err(failure::read::<T>(&call.sent_headers(lane), &response, upstream.endpoint.host()).with_key_id(upstream.key_id.to_string()))
         });
         match &outcome {
             Ok((answer, response)) => {
@@ -368,6 +376,24 @@ impl Pipeline {
         outcome
     }
 
+    /// The answer that was `opened`; that of a stream once it has ended.
+    async fn receive(&self, call: &Call, lane: &Lane, opened: Opened) -> Result<Response, Error> {
+        let Some(writer) = &call.writer else { return opened.whole(&self.timeouts).await };
+        if stream::is_whole(&opened) {
+            let response = opened.whole(&self.timeouts).await?;
+            if response.status.is_success() && let Ok(chunk) = ChatChunk::of_completion(&response.body) {
+                writer.put(vec![chunk]);
+                writer.complete();
+            }
+            return Ok(response);
+        }
+        let endpoint = &lane.upstream.endpoint;
+        // In a box of its own, since it is larger than what most calls need.
+        let read = stream::read(opened, endpoint.provider, writer, endpoint.host(), self.timeouts.idle);
+        let read = Box::pin(read).await;
+        read.map_err(|error| failure::clean(&call.sent_headers(lane), error))
+    }
+
     /// How long to wait before the next attempt, or why there is none.
     fn next_attempt(
         &self,
@@ -377,6 +403,9 @@ impl Pipeline {
         item: &mut Item,
         was_probe: bool,
     ) -> Result<Duration, Option<&'static str>> {
+        if error.partial().is_some() {
+            return Err(Some("the answer had begun, so it is not asked for again"));
+        }
         if error.is_stale_connection() && !item.resent {
             // The server closed a pooled connection in the moment it was used again: no fault of either, so no retry is used up.
             item.resent = true;
@@ -616,7 +645,11 @@ fn health(error: &Error) -> Health {
         _ if error.is_out_of_quota() => Health::Barred,
         Kind::Status(401 | 402) => Health::Barred,
         _ if error.pressure() == Pressure::Overload => Health::Failing,
-        Kind::Status(500..) | Kind::Connection | Kind::ConnectTimeout | Kind::FirstByteTimeout | Kind::IdleTimeout => {
+        Kind::Status(500..) | Kind::Connection
+        | Kind::StreamInterrupted
+        | Kind::ConnectTimeout
+        | Kind::FirstByteTimeout
+        | Kind::IdleTimeout => {
             Health::Failing
         }
         Kind::InvalidResponse if error.verdict() == Verdict::Retryable => Health::Failing,
@@ -637,6 +670,6 @@ fn speaks_for_all(error: &Error, lane: &Lane) -> bool {
 /// Whether the failure may be the model's and not the request's.
 fn another_model_may_help(error: &Error) -> bool {
     let is_models = matches!(error.kind(), Kind::Status(402..=404)) || error.is_out_of_quota();
-    let is_over = matches!(error.kind(), Kind::Deadline | Kind::QueueTimeout);
-    is_models || (error.verdict() == Verdict::Exhausted && !is_over)
+    let is_over = matches!(error.kind(), Kind::Deadline | Kind::QueueTimeout) || error.partial().is_some();
+    !is_over && (is_models || error.verdict() == Verdict::Exhausted)
 }

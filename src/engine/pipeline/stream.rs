@@ -1,0 +1,133 @@
+//! One attempt of a stream: its events are handed on as they come, and what they add up to is its answer.
+
+use std::time::Duration;
+
+use http::header::CONTENT_TYPE;
+use tokio::time::Instant;
+
+use crate::engine::error::{Error, Kind};
+use crate::engine::provider::Provider;
+use crate::engine::provider::chunk::ChatChunk;
+use crate::engine::provider::stream::{Step, StreamReader};
+use crate::engine::sse;
+use crate::engine::stream::Writer;
+use crate::engine::transport::{Opened, Response, Silence};
+
+/// Reads the stream that was `opened` into `writer`. What it returns has the whole answer for a body, as if it had not been
+/// streamed.
+///
+/// `idle` is the longest time between two events: comments, by which some servers keep a connection alive, do not count.
+///
+/// # Errors
+/// What an error event says; `StreamInterrupted` if the stream ended before it was told to be complete. Once something was
+/// delivered every error has the text so far.
+pub(super) async fn read(
+    opened: Opened,
+    provider: Provider,
+    writer: &Writer,
+    host: &str,
+    idle: Option<Duration>,
+) -> Result<Response, Error> {
+    let read = read_events(opened, provider, writer, host, idle).await;
+    read.map_err(|error| match error {
+        error if !writer.has_delivered() => error,
+        error => error.with_partial(writer.text()),
+    })
+}
+
+async fn read_events(
+    opened: Opened,
+    provider: Provider,
+    writer: &Writer,
+    host: &str,
+    idle: Option<Duration>,
+) -> Result<Response, Error> {
+    let Opened { status, headers, first_byte, sent, mut body } = opened;
+    let mut decoder = sse::Decoder::default();
+    let mut reader = StreamReader::new(provider);
+    let mut last_event = Instant::now();
+    let mut has_events = false;
+    loop {
+        writer.room().await;
+        let silence = idle.map(|limit| Silence { since: last_event, limit });
+        let piece = match body.next(&headers, silence).await {
+            Ok(piece) => piece,
+            Err(error) if error.kind() == Kind::Connection => return Err(interrupted(host).with_source(error)),
+            Err(error) => return Err(error),
+        };
+        let is_over = piece.is_none();
+        let mut chunks = Vec::new();
+        let end = match piece {
+            Some(piece) => {
+                decoder.push(piece);
+                read_chunks(&mut decoder, &mut reader, &mut chunks, &mut has_events)
+            }
+            // What is left may be half an event: if it cannot be read, the stream was cut there.
+            None => decoder.finish().map_or(Ok(false), |event| {
+                has_events = true;
+                read_event(&event, &mut reader, &mut chunks).or_else(|error| match error.kind() {
+                    Kind::InvalidResponse => Ok(false),
+                    _ => Err(error),
+                })
+            }),
+        };
+        if !chunks.is_empty() {
+            last_event = Instant::now();
+        }
+        // What came before a fault is delivered before it.
+        writer.put(chunks);
+        if end? {
+            // In the background, since the answer is complete.
+            tokio::spawn(body.drain());
+            break;
+        }
+        if is_over {
+            if !has_events {
+                return Err(Error::new(Kind::InvalidResponse, format!("{host} answered a stream without any event"))
+                    .advise("Check that base_url is an API that can stream."));
+            }
+            if !writer.is_complete() {
+                return Err(interrupted(host));
+            }
+            break;
+        }
+    }
+    writer.complete();
+    Ok(Response { status, headers, body: writer.body(), first_byte, latency: sent.elapsed() })
+}
+
+/// Whether the end was told.
+fn read_chunks(
+    decoder: &mut sse::Decoder,
+    reader: &mut StreamReader,
+    chunks: &mut Vec<ChatChunk>,
+    has_events: &mut bool,
+) -> Result<bool, Error> {
+    while let Some(event) = decoder.next_event()? {
+        *has_events = true;
+        if read_event(&event, reader, chunks)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn read_event(event: &sse::Event, reader: &mut StreamReader, chunks: &mut Vec<ChatChunk>) -> Result<bool, Error> {
+    match reader.event(event)? {
+        Step::Chunk(body) => chunks.push(ChatChunk::read(body)?),
+        Step::Nothing => {}
+        Step::End => return Ok(true),
+    }
+    Ok(false)
+}
+
+/// Whether a server that was asked for a stream sent a whole answer instead, as some do.
+pub(super) fn is_whole(opened: &Opened) -> bool {
+    let kind = opened.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    !opened.status.is_success() || kind.trim_start().to_ascii_lowercase().starts_with("application/json")
+}
+
+fn interrupted(host: &str) -> Error {
+    Error::new(Kind::StreamInterrupted, format!("the stream of {host} ended before the answer was complete"))
+        .advise("What had come of it is in the error's `partial`; ask again for the whole.")
+}

@@ -1,0 +1,309 @@
+//! From a stream on its socket to whoever reads it: a bounded queue, and what has been read so far.
+//!
+//! The engine puts pieces into a [`Feed`]; the consumer takes all that wait in one go, so that a busy one costs one wake-up for
+//! many. A feed that is full stops the engine from reading the socket, which stops the server: a slow consumer never makes memory
+//! grow. Several streams may share a feed.
+
+use std::fmt;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::error::Error;
+use super::provider::accumulate::Accumulator;
+use super::provider::chunk::ChatChunk;
+
+/// A feed with so many bytes or pieces in it takes no more.
+const MOST_BYTES: usize = 256 * 1024;
+const MOST_PIECES: usize = 4096;
+
+/// One piece of a stream, as its consumer wants it.
+#[derive(Debug)]
+pub enum Piece {
+    /// Text of the first choice.
+    Text(String),
+    /// A whole chunk.
+    Chunk(Box<ChatChunk>),
+    /// The end of one of several streams that failed.
+    Failed(Error),
+}
+
+impl Piece {
+    fn size(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Chunk(chunk) => chunk.body.len(),
+            Self::Failed(_) => 0,
+        }
+    }
+}
+
+/// What waits in a feed.
+#[derive(Debug)]
+pub enum Taken {
+    /// Pieces, each with the number of its stream; at least one.
+    Pieces(Vec<(u32, Piece)>),
+    /// Nothing yet.
+    Nothing,
+    /// Nothing, and nothing will come.
+    End,
+}
+
+/// Called once, as soon as there is something to take.
+type Waiter = Box<dyn FnOnce() + Send>;
+
+/// A bounded queue of pieces.
+#[derive(Default)]
+pub struct Feed {
+    queue: Mutex<Queue>,
+    room: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    pieces: Vec<(u32, Piece)>,
+    bytes: usize,
+    waiter: Option<Waiter>,
+    is_ended: bool,
+}
+
+impl Queue {
+    fn is_full(&self) -> bool {
+        self.bytes >= MOST_BYTES || self.pieces.len() >= MOST_PIECES
+    }
+
+    fn has_news(&self) -> bool {
+        self.is_ended || !self.pieces.is_empty()
+    }
+}
+
+impl Feed {
+    /// Adds what `pieces` yields; how full it is only [`Self::room`] asks.
+    pub fn put(&self, pieces: impl Iterator<Item = (u32, Piece)>) {
+        let mut queue = self.lock();
+        for piece in pieces {
+            queue.bytes += piece.1.size();
+            queue.pieces.push(piece);
+        }
+        let waiter = if queue.has_news() { queue.waiter.take() } else { None };
+        drop(queue);
+        if let Some(waiter) = waiter {
+            waiter();
+        }
+    }
+
+    /// Waits until the consumer has taken enough for more to be read.
+    pub async fn room(&self) {
+        loop {
+            let taken = self.room.notified();
+            if !self.lock().is_full() {
+                return;
+            }
+            taken.await;
+        }
+    }
+
+    /// Nothing more will come.
+    pub fn end(&self) {
+        let mut queue = self.lock();
+        queue.is_ended = true;
+        let waiter = queue.waiter.take();
+        drop(queue);
+        if let Some(waiter) = waiter {
+            waiter();
+        }
+    }
+
+    /// All that waits.
+    pub fn take(&self) -> Taken {
+        let mut queue = self.lock();
+        if queue.pieces.is_empty() {
+            return if queue.is_ended { Taken::End } else { Taken::Nothing };
+        }
+        let pieces = mem::take(&mut queue.pieces);
+        queue.bytes = 0;
+        drop(queue);
+        self.room.notify_waiters();
+        Taken::Pieces(pieces)
+    }
+
+    /// Calls `waiter` as soon as there is something to take or the feed has ended, which may be at once. One waits at a time: a
+    /// later one takes its place.
+    pub fn when_ready(&self, waiter: impl FnOnce() + Send + 'static) {
+        let mut queue = self.lock();
+        if !queue.has_news() {
+            queue.waiter = Some(Box::new(waiter));
+            return;
+        }
+        drop(queue);
+        waiter();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Feed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let queue = self.lock();
+        formatter.debug_struct("Feed").field("pieces", &queue.pieces.len()).field("is_ended", &queue.is_ended).finish()
+    }
+}
+
+/// What a consumer wants of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The first choice's text.
+    Texts,
+    /// Every chunk, but not the one that only counts tokens, which nobody asked for.
+    Chunks,
+    /// Every chunk.
+    ChunksAndUsage,
+}
+
+/// One stream: what came of it so far, and where it goes.
+#[derive(Debug)]
+pub struct Writer {
+    feed: Option<Arc<Feed>>,
+    number: u32,
+    wanted: Wanted,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    accumulator: Accumulator,
+    /// A first chunk without any content is kept back until the next, so that a stream which breaks there can be asked again.
+    held: Option<ChatChunk>,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    has_delivered: bool,
+}
+
+/// When the pieces of a stream came.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace {
+    /// The first with content.
+    pub first: Option<Instant>,
+    /// The last.
+    pub last: Option<Instant>,
+}
+
+impl Pace {
+    /// From the first piece with content to the last.
+    pub fn duration(&self) -> Option<Duration> {
+        Some(self.last?.duration_since(self.first?))
+    }
+}
+
+impl Writer {
+    /// Into `feed`, as its stream of that number.
+    pub fn new(feed: Arc<Feed>, number: u32, wanted: Wanted) -> Self {
+        Self { feed: Some(feed), number, wanted, progress: Mutex::default() }
+    }
+
+    /// For a stream that nobody sees: only what it adds up to is wanted.
+    pub fn unseen() -> Self {
+        Self { feed: None, number: 0, wanted: Wanted::Chunks, progress: Mutex::default() }
+    }
+
+    /// Forgets an attempt that ended before anything was delivered.
+    pub fn begin(&self) {
+        let mut progress = self.lock();
+        if !progress.has_delivered {
+            *progress = Progress::default();
+        }
+    }
+
+    /// Waits until more should be read.
+    pub async fn room(&self) {
+        if let Some(feed) = &self.feed {
+            feed.room().await;
+        }
+    }
+
+    /// Adds chunks that came together.
+    pub fn put(&self, chunks: Vec<ChatChunk>) {
+        if chunks.is_empty() {
+            return;
+        }
+        let mut progress = self.lock();
+        let now = Instant::now();
+        let mut ready = Vec::with_capacity(chunks.len() + 1);
+        for chunk in chunks {
+            progress.accumulator.push(&chunk);
+            let says = chunk.says_something();
+            if says {
+                progress.first.get_or_insert(now);
+                progress.last = Some(now);
+            }
+            if !progress.has_delivered && !says && progress.held.is_none() && ready.is_empty() {
+                progress.held = Some(chunk);
+                continue;
+            }
+            ready.extend(progress.held.take());
+            ready.push(chunk);
+        }
+        self.deliver(&mut progress, ready);
+    }
+
+    /// Delivers what was kept back; the stream is complete.
+    pub fn complete(&self) {
+        let mut progress = self.lock();
+        let held = progress.held.take();
+        self.deliver(&mut progress, held.into_iter().collect());
+    }
+
+    fn deliver(&self, progress: &mut Progress, chunks: Vec<ChatChunk>) {
+        if chunks.is_empty() {
+            return;
+        }
+        let Some(feed) = &self.feed else { return };
+        let wanted = self.wanted;
+        let pieces = chunks.into_iter().filter_map(|chunk| match wanted {
+            Wanted::Texts => chunk.into_text().filter(|text| !text.is_empty()).map(Piece::Text),
+            Wanted::Chunks if chunk.choices.is_empty() => None,
+            Wanted::Chunks | Wanted::ChunksAndUsage => Some(Piece::Chunk(Box::new(chunk))),
+        });
+        let mut pieces = pieces.map(|piece| (self.number, piece)).peekable();
+        if pieces.peek().is_some() {
+            progress.has_delivered = true;
+            feed.put(pieces);
+        }
+    }
+
+    /// Whether the consumer has been given anything, so that the stream cannot be begun again.
+    pub fn has_delivered(&self) -> bool {
+        self.lock().has_delivered
+    }
+
+    /// Whether every choice was told to be at its end.
+    pub fn is_complete(&self) -> bool {
+        self.lock().accumulator.is_complete()
+    }
+
+    /// The first choice's text so far.
+    pub fn text(&self) -> String {
+        self.lock().accumulator.text().to_owned()
+    }
+
+    /// When its pieces came.
+    pub fn pace(&self) -> Pace {
+        let progress = self.lock();
+        Pace { first: progress.first, last: progress.last }
+    }
+
+    /// What all of it adds up to: the body of a chat completion.
+    pub fn body(&self) -> Bytes {
+        self.lock().accumulator.finish()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
