@@ -183,11 +183,14 @@ struct Progress {
     first: Option<Instant>,
     last: Option<Instant>,
     has_delivered: bool,
+    begun: Option<Instant>,
 }
 
 /// When the pieces of a stream came.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
+    /// When the request was sent, the last time.
+    pub begun: Option<Instant>,
     /// The first with content.
     pub first: Option<Instant>,
     /// The last.
@@ -195,6 +198,11 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// From the request to the first piece with content.
+    pub fn to_first(&self) -> Option<Duration> {
+        Some(self.first?.duration_since(self.begun?))
+    }
+
     /// From the first piece with content to the last.
     pub fn duration(&self) -> Option<Duration> {
         Some(self.last?.duration_since(self.first?))
@@ -212,12 +220,9 @@ impl Writer {
         Self { feed: None, number: 0, wanted: Wanted::Chunks, progress: Mutex::default() }
     }
 
-    /// Forgets an attempt that ended before anything was delivered.
+    /// An attempt begins. One before it, which ended before anything was delivered, is forgotten.
     pub fn begin(&self) {
-        let mut progress = self.lock();
-        if !progress.has_delivered {
-            *progress = Progress::default();
-        }
+        *self.lock() = Progress { begun: Some(Instant::now()), ..Progress::default() };
     }
 
     /// Waits until more should be read.
@@ -295,7 +300,7 @@ impl Writer {
     /// When its pieces came.
     pub fn pace(&self) -> Pace {
         let progress = self.lock();
-        Pace { first: progress.first, last: progress.last }
+        Pace { begun: progress.begun, first: progress.first, last: progress.last }
     }
 
     /// What all of it adds up to: the body of a chat completion.

@@ -437,6 +437,19 @@ where
     (queued == 1).into_py_any(py)
 }
 
+/// What completes `pending`: whoever calls it, from any thread, has `convert` make the result in the loop's thread.
+pub(crate) fn promise(
+    py: Python<'_>,
+    pending: &Bound<'_, Pending>,
+    convert: impl FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send + 'static,
+) -> PyResult<impl FnOnce() + Send + 'static> {
+    let pending = pending.get();
+    Port::stir(pending.port.bind(py))?;
+    let (inbox, id) = (Arc::clone(&pending.port.get().inbox), pending.id);
+    let bells = Runtime::get().or_raise(py)?.bells();
+    Ok(move || inbox.push(id, Box::new(convert), &bells))
+}
+
 /// A call on a virtual clock that has not ended. Dropped, the clock was left under it, which whoever awaits it must learn.
 struct Lost(Option<(Arc<Inbox>, Id)>);
 

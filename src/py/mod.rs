@@ -7,6 +7,7 @@
 
 mod batch_policy;
 mod bridge;
+mod chunks;
 mod client;
 mod clock;
 mod endpoint;
@@ -19,6 +20,7 @@ mod records;
 mod retry;
 mod runtime;
 mod stats;
+mod stream;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {
@@ -26,6 +28,8 @@ mod _millstream {
     use super::batch_policy::NativeAdaptiveBatchPolicy;
     #[pymodule_export]
     use super::bridge::{Pending, Port, echo, quiesce};
+    #[pymodule_export]
+    use super::chunks::{ChatCompletionChunk, ChunkChoice, ChoiceDelta, FunctionCallDelta, ToolCallDelta};
     #[pymodule_export]
     use super::client::{BatchTexts, NativeClient};
     #[pymodule_export]
@@ -42,6 +46,8 @@ mod _millstream {
     use super::records::{ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage};
     #[pymodule_export]
     use super::retry::{NativeRetryPolicy, check_timeout};
+    #[pymodule_export]
+    use super::stream::NativeStream;
 
     /// The version of the crate, which is the package's.
     #[pymodule_export]

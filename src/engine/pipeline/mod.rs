@@ -280,7 +280,9 @@ impl Pipeline {
         admission: &mut Admission<'a>,
         item: &Item,
     ) -> Result<(T, Response), Error> {
-        let Some((hedge, after)) = self.hedge_after(admission.lane) else {
+        // A stream has no twin: what of the two was delivered could not be told apart.
+        let hedge = if call.writer.is_some() { None } else { self.hedge_after(admission.lane) };
+        let Some((hedge, after)) = hedge else {
             return self.exchange(call, admission, item).await;
         };
         hedge.budget.deposit();
@@ -317,6 +319,9 @@ impl Pipeline {
         item.attempts.fetch_add(1, Relaxed);
         let in_flight = lane.metrics.attempt_begins();
         let request = call.request(lane, item.idempotency_key.as_ref());
+        if let Some(writer) = &call.writer {
+            writer.begin();
+        }
         let opened = upstream.transport.open(&request, &self.timeouts).await;
         let mut rate_told = false;
         let received = match opened {
