@@ -7,7 +7,7 @@
 //! pipeline
 //! keys
 //! provider  limit  retry  transport
-//! error  types  config  secret  tokens  metrics
+//! error  types  config  secret  service  tokens  metrics
 //! ```
 //!
 //! All waiting goes through tokio's clock, so a test can pause it.
@@ -22,6 +22,7 @@ pub mod pipeline;
 pub mod provider;
 pub mod retry;
 pub mod secret;
+pub mod service;
 pub mod tokens;
 pub mod transport;
 pub mod types;

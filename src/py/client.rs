@@ -28,7 +28,7 @@ use crate::engine::keys::{Keys, Lanes, Route, UpstreamConfig};
 use crate::engine::limit::{AutoConcurrency, Window};
 use crate::engine::metrics::Metrics;
 use crate::engine::pipeline::{Bulk, Call, Hedge, Pipeline};
-use crate::engine::provider::openai::ChatTemplate;
+use crate::engine::provider::ChatTemplate;
 use crate::engine::retry::{HedgeAfter, HedgeBudget, HedgePolicy, IdempotencyKeys, RetryBudget, RetryPolicy};
 use crate::engine::secret::ApiKey;
 use crate::engine::transport::{Transport, TransportConfig};
@@ -249,11 +249,11 @@ impl NativeClient {
         let name = if text_only { "prompt" } else { "messages" };
         let prompt = to_prompt(prompt, || name.to_owned())?;
         let (pipeline, call) = if let Some(plain) = self.plain(&options, system.is_some()).or_raise(py)? {
-            (Arc::clone(&plain.pipeline), plain.calls.call(&prompt))
+            (Arc::clone(&plain.pipeline), plain.calls.call(&prompt).or_raise(py)?)
         } else {
             let pipeline = self.pipeline(&options).or_raise(py)?;
             let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
-            (Arc::new(pipeline), calls.call(&prompt))
+            (Arc::new(pipeline), calls.call(&prompt).or_raise(py)?)
         };
         if text_only {
             let work = Box::pin(async move { pipeline.run::<types::Text>(&call).await });
@@ -400,7 +400,10 @@ impl NativeClient {
         let model = config::model(options.model.as_deref())?;
         let plain = self.plain.get_or_make(|| {
             let pipeline = self.pipeline(options)?;
-            let mut calls = ChatCalls::new(ChatTemplate::new(model, None, ""), pipeline.keys.lanes(model));
+            let mut calls = ChatCalls::new(
+                ChatTemplate::new(pipeline.keys.provider(), model, None, "")?,
+                pipeline.keys.lanes(model),
+            );
             calls.fallbacks = fallbacks(&pipeline.keys, &self.fallback_models, model);
             Ok::<_, Error>(PlainCalls { model: model.to_owned(), pipeline: Arc::new(pipeline), calls })
         })?;
@@ -517,7 +520,7 @@ impl Options {
     ) -> PyResult<ChatCalls> {
         let model = config::model(self.model.as_deref()).or_raise(py)?;
         let system = system.map(|system| to_text("system", system)).transpose()?;
-        let template = ChatTemplate::new(model, system.as_deref(), &self.fields);
+        let template = ChatTemplate::new(keys.provider(), model, system.as_deref(), &self.fields).or_raise(py)?;
         let mut calls = ChatCalls::new(template, keys.lanes(model));
         if let Some(headers) = self.headers {
             for upstream in keys.upstreams() {

@@ -11,7 +11,7 @@ use millstream::engine::keys::{Keys, UpstreamConfig};
 use millstream::engine::limit::{RateLimiter, RateLimits, Window};
 use millstream::engine::metrics::Metrics;
 use millstream::engine::pipeline::{Bulk, Pipeline};
-use millstream::engine::provider::openai::ChatTemplate;
+use millstream::engine::provider::{ChatTemplate, Provider};
 use millstream::engine::retry::{Backoff, RetryPolicy};
 use millstream::engine::secret::ApiKey;
 use millstream::engine::transport::{Tls, Transport, TransportConfig};
@@ -60,7 +60,10 @@ pub(crate) fn pipeline_over(upstreams: Vec<UpstreamConfig>) -> Pipeline {
 }
 
 pub(crate) fn calls(pipeline: &Pipeline) -> ChatCalls {
-    ChatCalls::new(ChatTemplate::new("mock-model", None, ""), pipeline.keys.lanes("mock-model"))
+    ChatCalls::new(
+        ChatTemplate::new(Provider::OpenAi, "mock-model", None, "").unwrap(),
+        pipeline.keys.lanes("mock-model"),
+    )
 }
 
 pub(crate) fn batch(pipeline: Pipeline, max_concurrent: usize) -> Batch {
@@ -70,7 +73,7 @@ pub(crate) fn batch(pipeline: Pipeline, max_concurrent: usize) -> Batch {
 }
 
 pub(crate) async fn ask(pipeline: &Pipeline, text: &str) -> Result<(ChatCompletion, Receipt), Error> {
-    pipeline.run(&calls(pipeline).call(&Prompt::Text(text.to_owned()))).await
+    pipeline.run(&calls(pipeline).call(&Prompt::Text(text.to_owned())).unwrap()).await
 }
 
 pub(crate) fn server() -> MockServer {

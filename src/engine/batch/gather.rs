@@ -17,7 +17,7 @@ use crate::engine::error::Error;
 use crate::engine::keys::{Lanes, Route};
 use crate::engine::limit::Window;
 use crate::engine::pipeline::{Call, Pipeline};
-use crate::engine::provider::openai::ChatTemplate;
+use crate::engine::provider::ChatTemplate;
 use crate::engine::types::{Outcome, Priority, Prompt, Text};
 
 /// The most pullers that stand in for waiting items, where the window is smaller than this.
@@ -56,17 +56,20 @@ impl ChatCalls {
     }
 
     /// The call that asks `prompt`.
-    pub fn call(&self, prompt: &Prompt) -> Call {
-        Call {
+    ///
+    /// # Errors
+    /// A configuration error for a message that the provider cannot be sent.
+    pub fn call(&self, prompt: &Prompt) -> Result<Call, Error> {
+        Ok(Call {
             route: Route::Chat,
             lanes: self.lanes.clone(),
             fallbacks: Arc::clone(&self.fallbacks),
             headers: self.headers.clone(),
-            body: self.template.body(prompt),
+            body: self.template.body(prompt, false)?,
             model: self.template.model(),
             max_tokens: self.max_tokens,
             priority: self.priority,
-        }
+        })
     }
 }
 
@@ -115,7 +118,10 @@ impl Shared {
             let Some((index, prompt)) = next else { break };
             let call = self.batch.calls.call(&prompt);
             drop(prompt);
-            let outcome = self.batch.pipeline.run::<Text>(&call).await;
+            let outcome = match call {
+                Ok(call) => self.batch.pipeline.run::<Text>(&call).await,
+                Err(refused) => Err(refused),
+            };
             match outcome {
                 Err(error) if self.on_error == OnError::Stop => return Err(error),
                 outcome => self.put(index, outcome.map(|(text, _)| text.content)),
