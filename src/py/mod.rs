@@ -27,7 +27,7 @@ mod _millstream {
     #[pymodule_export]
     use super::bridge::{Pending, Port, echo, quiesce};
     #[pymodule_export]
-    use super::client::{BatchTexts, NativeClient};
+    use super::client::{BatchOutcomes, NativeClient};
     #[pymodule_export]
     use super::clock::NativeVirtualClock;
     #[pymodule_export]

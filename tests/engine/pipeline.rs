@@ -217,6 +217,26 @@ async fn a_batch_keeps_order_and_a_failing_item_disturbs_no_other() {
 }
 
 #[tokio::test]
+async fn a_batch_keeps_of_each_answer_what_is_asked_for() {
+    let server = server();
+    server.when("item 3.", [Answer::status(400)]);
+    let prompts = (0..20).map(|index| Prompt::Text(format!("item {index}."))).collect();
+    let keep = |completion: ChatCompletion, receipt: Receipt| (completion, receipt.attempts);
+    let outcomes = batch(pipeline(&server), 4).run_keeping(prompts, OnError::Keep, keep).await.unwrap();
+    assert_eq!(outcomes.len(), 20);
+    for (index, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Ok((completion, attempts)) => {
+                assert_eq!(completion.choices[0].message.content, Some(format!("echo: item {index}.")));
+                assert_eq!(completion.choices[0].finish_reason.as_deref(), Some("stop"));
+                assert_eq!(attempts, 1);
+            }
+            Err(error) => assert_eq!((index, error.status()), (3, Some(400))),
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_first_error_of_a_batch_aborts_the_others() {
     let server = server();
     server.when("hang", [Answer { times: 0, ..Answer::fault(Fault::HangBefore) }]);
