@@ -37,7 +37,7 @@ use millstream::engine::config::{Endpoint, Timeouts};
 use millstream::engine::keys::{Keys, UpstreamConfig};
 use millstream::engine::limit::Window;
 use millstream::engine::pipeline::Pipeline;
-use millstream::engine::provider::openai::ChatTemplate;
+use millstream::engine::provider::{ChatTemplate, Provider};
 use millstream::engine::retry::RetryPolicy;
 use millstream::engine::secret::ApiKey;
 use millstream::engine::transport::{Tls, Transport, TransportConfig};
@@ -206,7 +206,7 @@ impl EngineLoop {
             metrics,
         };
         let model = field("/model");
-        let calls = ChatCalls::new(ChatTemplate::new(model, None, ""), pipeline.keys.lanes(model));
+        let calls = ChatCalls::new(ChatTemplate::new(Provider::OpenAi, model, None, "")?, pipeline.keys.lanes(model));
         let prompt = Prompt::Text(field("/messages/0/content").to_owned());
         Ok(Self { pipeline: Arc::new(pipeline), calls, prompt })
     }
@@ -214,7 +214,7 @@ impl EngineLoop {
 
 impl Exchange for EngineLoop {
     async fn exchange(&self) -> Result<(), Failure> {
-        self.pipeline.run::<Text>(&self.calls.call(&self.prompt)).await?;
+        self.pipeline.run::<Text>(&self.calls.call(&self.prompt)?).await?;
         Ok(())
     }
 }

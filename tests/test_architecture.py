@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokens": set(),
     "types": {"error"},
     "secret": {"error"},
-    "config": {"error", "secret"},
+    "service": {"error"},
+    "config": {"error", "secret", "service"},
     "metrics": {"error", "secret", "types"},
 }
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("provider", "limit", "retry", "transport")}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from millstream._config import CompletionConfig, Timeout
-    from millstream._millstream import BatchTexts
+    from millstream._millstream import BatchOutcomes
     from millstream.exceptions import MillstreamError
 
 Prompt = str | Sequence[Message]
@@ -152,13 +152,14 @@ class AsyncClient(Base):
             APIError: An item failed, without ``return_exceptions``.
         """
         options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
-        outcomes: BatchTexts = await wait(
+        outcomes: BatchOutcomes = await wait(
             self._native.batch_chat,
             _prompts(prompts),
             system,
             options,
             max_concurrent=max_concurrent,
             stop_on_error=not return_exceptions,
+            text_only=True,
         )
         import asyncio  # not at the top, see `millstream._bridge._running_loop`
 
@@ -270,13 +271,14 @@ class Client(Base):
     ) -> list[Any]:
         """Ask many prompts at once; see `AsyncClient.batch_complete`."""
         options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
-        outcomes: BatchTexts = self._native.batch_chat(
+        outcomes: BatchOutcomes = self._native.batch_chat(
             None,
             _prompts(prompts),
             system,
             options,
             max_concurrent=max_concurrent,
             stop_on_error=not return_exceptions,
+            text_only=True,
         )
         return outcomes.take(len(outcomes))
 

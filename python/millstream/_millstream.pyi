@@ -11,7 +11,7 @@ from millstream.testing import Answer, Limits
 __all__ = [
     "BUILD_PROFILE",
     "VERSION",
-    "BatchTexts",
+    "BatchOutcomes",
     "ChatCompletion",
     "ChatMessage",
     "Choice",
@@ -182,7 +182,8 @@ class NativeClient:
         *,
         max_concurrent: int | None,
         stop_on_error: bool,
-    ) -> BatchTexts: ...
+        text_only: bool,
+    ) -> BatchOutcomes: ...
     def models(self, pending: Pending | None) -> list[tuple[str, int, str]]: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
@@ -192,7 +193,8 @@ class NativeClient:
     def closed(self) -> bool: ...
 
 @final
-class BatchTexts:
+class BatchOutcomes:
+    # Of `str` with `text_only`, else of `ChatCompletion`; and errors.
     def take(self, count: int) -> list[Any]: ...
     def __len__(self) -> int: ...
 

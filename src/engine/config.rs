@@ -15,6 +15,7 @@ use url::{Host, Url};
 
 use super::error::Error;
 use super::secret::{ApiKey, KeyId};
+use super::service::{ANTHROPIC_VERSION, Auth, Service};
 
 /// The most requests in flight at once that a window finds by itself, where the process may open enough files.
 const MOST_IN_FLIGHT: usize = 1000;
@@ -48,41 +49,65 @@ pub struct Endpoint {
     pub key_id: KeyId,
     /// Whether a secret may go over plain http to another machine.
     pub allow_http: bool,
+    /// The API that it speaks.
+    pub service: Service,
 }
 
 /// Whether requests to both go out the same; the key is one of the headers.
 impl PartialEq for Endpoint {
     fn eq(&self, other: &Self) -> bool {
-        (&self.base_url, &self.headers, self.allow_http) == (&other.base_url, &other.headers, other.allow_http)
+        (&self.base_url, &self.headers, self.allow_http, &self.service)
+            == (&other.base_url, &other.headers, other.allow_http, &other.service)
     }
 }
 
 impl Endpoint {
-    /// An endpoint whose parts fit together.
-    ///
-    /// `extra` are the user's headers; they may replace `Authorization` and `User-Agent`, not what frames the message.
+    /// One that speaks `OpenAI`'s API, as [`Self::of`] makes it.
     ///
     /// # Errors
-    /// A configuration error for a URL that is not plain http(s), for a key that would go over an open network unencrypted
-    /// without `allow_http`, and for headers that HTTP cannot carry.
+    /// As [`Self::of`].
     pub fn new(
         base_url: &str,
         api_key: Option<ApiKey>,
         extra: &[(String, String)],
         allow_http: bool,
     ) -> Result<Self, Error> {
+        Self::of(Service::default(), base_url, api_key, extra, allow_http)
+    }
+
+    /// An endpoint whose parts fit together.
+    ///
+    /// `extra` are the user's headers; they may replace `Authorization` and `User-Agent`, not what frames the message.
+    ///
+    /// # Errors
+    /// A configuration error for a URL that is not plain http(s), for a key that would go over an open network unencrypted
+    /// without `allow_http`, for headers that HTTP cannot carry, and for a service that lacks something.
+    pub fn of(
+        service: Service,
+        base_url: &str,
+        api_key: Option<ApiKey>,
+        extra: &[(String, String)],
+        allow_http: bool,
+    ) -> Result<Self, Error> {
         let base_url = parse_base_url(base_url)?;
+        let service = service.validated(&base_url)?;
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("millstream/", env!("CARGO_PKG_VERSION"))));
         if let Some(key) = &api_key {
-            headers.insert(http::header::AUTHORIZATION, key.bearer()?);
+            let auth = service.auth();
+            headers.insert(auth.header(), if auth == Auth::Bearer { key.bearer()? } else { key.bare()? });
+        }
+        if let Some(version) = service.version_header() {
+            let value = HeaderValue::try_from(version)
+                .map_err(|_| Error::configuration("api_version has a character that a header cannot carry"))?;
+            headers.insert(ANTHROPIC_VERSION, value);
         }
         headers.extend(header_map(extra)?);
         let key_id = api_key.as_ref().map_or(KeyId::NONE, ApiKey::fingerprint);
-        let endpoint = Self { base_url, headers, api_key, key_id, allow_http };
+        let endpoint = Self { base_url, headers, api_key, key_id, allow_http, service };
         endpoint.check_secrets(&endpoint.headers)?;
         Ok(endpoint)
     }

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::Method;
-
 use super::config::Endpoint;
 use super::error::Error;
 use super::limit::{Breaker, Cost, Gate, RateLimiter, RateLimits, Snapshot};
 use super::metrics::{LaneMetrics, Metrics};
-use super::provider::openai::{chat_url, models_url, quoted};
+use super::provider::openai::quoted;
 use super::secret::KeyId;
+use super::service::Provider;
+pub use super::service::Route;
 use super::tokens::ModelTokens;
 use super::transport::{Target, Transport};
 
@@ -52,28 +52,16 @@ pub struct Upstream {
     /// A short fingerprint of the key.
     pub key_id: KeyId,
     chat: Arc<Target>,
-    models: Arc<Target>,
     weight: f64,
     model_map: HashMap<String, String>,
     in_flight: AtomicUsize,
 }
 
-/// What is asked of a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    /// `POST /chat/completions`
-    Chat,
-    /// `GET /models`
-    Models,
-}
-
 impl Upstream {
     fn new(config: UpstreamConfig, transport: Arc<Transport>) -> Result<Self, Error> {
         let endpoint = config.endpoint;
-        let target = |method, url| Arc::new(Target::new(method, &url, endpoint.headers.clone()));
         Ok(Self {
-            chat: target(Method::POST, chat_url(&endpoint.base_url)),
-            models: target(Method::GET, models_url(&endpoint.base_url)),
+            chat: target(&endpoint, &Route::Chat, ""),
             transport,
             limiter: config.limits.map(RateLimiter::new).transpose()?.map(Arc::new),
             key_id: endpoint.key_id,
@@ -84,14 +72,29 @@ impl Upstream {
         })
     }
 
-    /// Where requests of one kind go.
-    pub fn target(&self, route: Route) -> &Arc<Target> {
-        match route {
-            Route::Chat => &self.chat,
-            Route::Models => &self.models,
+    /// The API that it speaks.
+    pub fn provider(&self) -> Provider {
+        self.endpoint.service.provider
+    }
+
+    /// Where chat requests for `model` go.
+    fn chat(&self, model: &str) -> Arc<Target> {
+        if self.endpoint.service.names_model_in_path(&self.endpoint.base_url) {
+            target(&self.endpoint, &Route::Chat, model)
+        } else {
+            Arc::clone(&self.chat)
         }
     }
 }
+
+fn target(endpoint: &Endpoint, route: &Route, model: &str) -> Arc<Target> {
+    let url = endpoint.service.url(&endpoint.base_url, route, model);
+    Arc::new(Target::new(route.method(), &url, endpoint.headers.clone()))
+}
+
+/// Routes besides chat whose targets a lane remembers; who asks more paths than these (one for each file, say) has the rest made
+/// anew each time.
+const MOST_ROUTES: usize = 16;
 
 /// One model of one upstream.
 #[derive(Debug)]
@@ -112,9 +115,27 @@ pub struct Lane {
     pub tokens: Arc<ModelTokens>,
     /// What became of its requests.
     pub metrics: Arc<LaneMetrics>,
+    chat: Arc<Target>,
+    others: Mutex<HashMap<Route, Arc<Target>>>,
 }
 
 impl Lane {
+    /// Where requests of one kind go.
+    pub fn target(&self, route: &Route) -> Arc<Target> {
+        if *route == Route::Chat {
+            return Arc::clone(&self.chat);
+        }
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = others.get(route) {
+            return Arc::clone(known);
+        }
+        let target = target(&self.upstream.endpoint, route, &self.model);
+        if others.len() < MOST_ROUTES {
+            others.insert(route.clone(), Arc::clone(&target));
+        }
+        target
+    }
+
     /// Until a request of `cost` could go, as far as that is known.
     fn ready_in(&self, cost: Cost) -> Duration {
         let own = self.upstream.limiter.as_ref().map_or(Duration::ZERO, |limiter| limiter.estimated_wait(cost));
@@ -215,10 +236,17 @@ impl Keys {
     /// One upstream for each of `configs`, with the transport beside it.
     ///
     /// # Errors
-    /// A configuration error if there is none, or for a weight or limit that makes no sense.
+    /// A configuration error if there is none, if they do not all take the same bodies, or for a weight or limit that makes no
+    /// sense.
     pub fn new(configs: Vec<(UpstreamConfig, Arc<Transport>)>, metrics: Arc<Metrics>) -> Result<Self, Error> {
         if configs.is_empty() {
             return Err(Error::configuration("endpoints is empty; name at least one"));
+        }
+        let providers: Vec<Provider> = configs.iter().map(|(config, _)| config.endpoint.service.provider).collect();
+        if let Some(&[one, other]) = providers.windows(2).find(|pair| formats_differ(pair)) {
+            return Err(Error::configuration(format!(
+                "endpoints of one client must speak one format, and {one} and {other} do not; make a client for each"
+            )));
         }
         let upstreams = configs.into_iter().map(|(config, transport)| Upstream::new(config, transport).map(Arc::new));
         Ok(Self { upstreams: upstreams.collect::<Result<_, _>>()?, metrics, models: Mutex::default() })
@@ -241,6 +269,8 @@ impl Keys {
                 breaker: Breaker::default(),
                 tokens: Arc::default(),
                 metrics: self.metrics.lane(upstream.key_id, name),
+                chat: upstream.chat(name),
+                others: Mutex::default(),
                 upstream: Arc::clone(upstream),
             })
         };
@@ -249,6 +279,11 @@ impl Keys {
             models.insert(model.to_owned(), lanes.clone());
         }
         lanes
+    }
+
+    /// The API that they speak; of those that share a format, the first one's.
+    pub fn provider(&self) -> Provider {
+        self.upstreams.first().map_or_else(Provider::default, |upstream| upstream.provider())
     }
 
     /// Every upstream.
@@ -266,6 +301,12 @@ impl Keys {
         };
         models.iter().flat_map(|lanes| lanes.iter().map(limits)).collect()
     }
+}
+
+fn formats_differ(providers: &[Provider]) -> bool {
+    let mut formats = providers.iter().map(|provider| provider.format());
+    let first = formats.next();
+    formats.any(|format| Some(format) != first)
 }
 
 /// What was learnt of one lane's limits.

@@ -7,7 +7,7 @@
 //! pipeline
 //! keys  stream
 //! provider  limit  retry  transport
-//! error  types  config  secret  tokens  metrics  sse
+//! error  types  config  secret  service  sse  tokens  metrics
 //! ```
 //!
 //! All waiting goes through tokio's clock, so a test can pause it.
@@ -22,6 +22,7 @@ pub mod pipeline;
 pub mod provider;
 pub mod retry;
 pub mod secret;
+pub mod service;
 pub mod sse;
 pub mod stream;
 pub mod tokens;

@@ -1,7 +1,7 @@
 //! API keys that cannot be printed.
 //!
 //! The key lives in a `secrecy` box (zeroed on drop, `Debug` shows nothing) and leaves it in one place only: the
-//! `Authorization` header, which is marked sensitive. Text that a server sends back is scrubbed of every secret that the
+//! header that carries it, which is marked sensitive. Text that a server sends back is scrubbed of every secret that the
 //! request's headers carried, so also of one that the user gave as a header. Where a key must be told from another (statistics,
 //! errors), its [`KeyId`] stands for it.
 
@@ -70,8 +70,17 @@ impl ApiKey {
 
     /// `Bearer KEY`, marked sensitive so that no HTTP layer logs it.
     pub(crate) fn bearer(&self) -> Result<HeaderValue, Error> {
-        let mut value = HeaderValue::try_from(format!("Bearer {}", self.0.expose_secret()))
-            .map_err(|_| Error::configuration("api_key cannot stand in an HTTP header"))?;
+        Self::value(format!("Bearer {}", self.0.expose_secret()))
+    }
+
+    /// The key alone, marked in the same way.
+    pub(crate) fn bare(&self) -> Result<HeaderValue, Error> {
+        Self::value(self.0.expose_secret().to_owned())
+    }
+
+    fn value(text: String) -> Result<HeaderValue, Error> {
+        let mut value =
+            HeaderValue::try_from(text).map_err(|_| Error::configuration("api_key cannot stand in an HTTP header"))?;
         value.set_sensitive(true);
         Ok(value)
     }

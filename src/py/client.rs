@@ -1,7 +1,7 @@
 //! The client: arguments in, a call of the engine, records out. What the arguments may be is `engine::config`'s to say.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::vec;
 
@@ -28,7 +28,7 @@ use crate::engine::keys::{Keys, Lanes, Route, UpstreamConfig};
 use crate::engine::limit::{AutoConcurrency, Window};
 use crate::engine::metrics::Metrics;
 use crate::engine::pipeline::{Bulk, Call, Hedge, Pipeline};
-use crate::engine::provider::openai::ChatTemplate;
+use crate::engine::provider::ChatTemplate;
 use crate::engine::retry::{HedgeAfter, HedgeBudget, HedgePolicy, IdempotencyKeys, RetryBudget, RetryPolicy};
 use crate::engine::secret::ApiKey;
 use crate::engine::transport::{Transport, TransportConfig};
@@ -249,11 +249,11 @@ impl NativeClient {
         let name = if text_only { "prompt" } else { "messages" };
         let prompt = to_prompt(prompt, || name.to_owned())?;
         let (pipeline, call) = if let Some(plain) = self.plain(&options, system.is_some()).or_raise(py)? {
-            (Arc::clone(&plain.pipeline), plain.calls.call(&prompt))
+            (Arc::clone(&plain.pipeline), plain.calls.call(&prompt).or_raise(py)?)
         } else {
             let pipeline = self.pipeline(&options).or_raise(py)?;
             let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
-            (Arc::new(pipeline), calls.call(&prompt))
+            (Arc::new(pipeline), calls.call(&prompt).or_raise(py)?)
         };
         if text_only {
             let work = Box::pin(async move { pipeline.run::<types::Text>(&call).await });
@@ -265,8 +265,8 @@ impl NativeClient {
         })
     }
 
-    /// Asks many prompts; a `BatchTexts`.
-    #[pyo3(signature = (pending, prompts, system, options, *, max_concurrent, stop_on_error))]
+    /// Asks many prompts; a `BatchOutcomes` of texts if `text_only`, else of `ChatCompletion`s.
+    #[pyo3(signature = (pending, prompts, system, options, *, max_concurrent, stop_on_error, text_only))]
     #[expect(clippy::too_many_arguments, reason = "one for each option of the Python method")]
     fn batch_chat(
         &self,
@@ -277,6 +277,7 @@ impl NativeClient {
         options: Options,
         max_concurrent: Option<i64>,
         stop_on_error: bool,
+        text_only: bool,
     ) -> PyResult<Py<PyAny>> {
         let max_concurrent = config::concurrency("max_concurrent", max_concurrent).or_raise(py)?;
         let prompts: Vec<Prompt> = prompts
@@ -299,8 +300,13 @@ impl NativeClient {
         let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
         let batch = Batch { pipeline, calls };
         let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
-        let work = async move { batch.run(prompts, on_error).await };
-        dispatch(py, pending, work, |py, outcomes| BatchTexts(Mutex::new(outcomes.into_iter())).into_py_any(py))
+        if text_only {
+            let work = async move { batch.run(prompts, on_error).await };
+            return dispatch(py, pending, work, |py, texts| BatchOutcomes::new(Outcomes::Texts, texts).into_py_any(py));
+        }
+        let keep = |completion, receipt| Answer { completion, receipt };
+        let work = async move { batch.run_keeping(prompts, on_error, keep).await };
+        dispatch(py, pending, work, |py, answers| BatchOutcomes::new(Outcomes::Answers, answers).into_py_any(py))
     }
 
     /// Lists the models; `(id, created, owned_by)` of each.
@@ -400,7 +406,10 @@ impl NativeClient {
         let model = config::model(options.model.as_deref())?;
         let plain = self.plain.get_or_make(|| {
             let pipeline = self.pipeline(options)?;
-            let mut calls = ChatCalls::new(ChatTemplate::new(model, None, ""), pipeline.keys.lanes(model));
+            let mut calls = ChatCalls::new(
+                ChatTemplate::new(pipeline.keys.provider(), model, None, "")?,
+                pipeline.keys.lanes(model),
+            );
             calls.fallbacks = fallbacks(&pipeline.keys, &self.fallback_models, model);
             Ok::<_, Error>(PlainCalls { model: model.to_owned(), pipeline: Arc::new(pipeline), calls })
         })?;
@@ -517,7 +526,7 @@ impl Options {
     ) -> PyResult<ChatCalls> {
         let model = config::model(self.model.as_deref()).or_raise(py)?;
         let system = system.map(|system| to_text("system", system)).transpose()?;
-        let template = ChatTemplate::new(model, system.as_deref(), &self.fields);
+        let template = ChatTemplate::new(keys.provider(), model, system.as_deref(), &self.fields).or_raise(py)?;
         let mut calls = ChatCalls::new(template, keys.lanes(model));
         if let Some(headers) = self.headers {
             for upstream in keys.upstreams() {
@@ -587,26 +596,61 @@ fn to_prompt(prompt: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<P
     Err(PyTypeError::new_err(format!("{} must be a string or a list of messages, not {kind}", name())))
 }
 
-/// The texts and errors of a batch, handed over in slices so that a large one does not stall the event loop.
+/// What a batch kept of each answer.
+enum Outcomes {
+    Texts(vec::IntoIter<Outcome<String>>),
+    Answers(vec::IntoIter<Outcome<Answer>>),
+}
+
+/// The answers and errors of a batch, handed over in slices so that a large one does not stall the event loop.
 #[pyclass(frozen, module = "millstream._millstream")]
-pub(crate) struct BatchTexts(Mutex<vec::IntoIter<Outcome<String>>>);
+pub(crate) struct BatchOutcomes(Mutex<Outcomes>);
+
+impl BatchOutcomes {
+    fn new<K>(of: fn(vec::IntoIter<Outcome<K>>) -> Outcomes, outcomes: Vec<Outcome<K>>) -> Self {
+        Self(Mutex::new(of(outcomes.into_iter())))
+    }
+
+    fn outcomes(&self) -> MutexGuard<'_, Outcomes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 #[pymethods]
-impl BatchTexts {
+impl BatchOutcomes {
     /// The next `count` of them, in order; empty at the end.
     fn take<'py>(&self, py: Python<'py>, count: usize) -> PyResult<Bound<'py, PyList>> {
-        let slice: Vec<_> = self.0.lock().unwrap_or_else(PoisonError::into_inner).by_ref().take(count).collect();
-        let objects: PyResult<Vec<_>> = slice
-            .into_iter()
-            .map(|outcome| match outcome {
-                Ok(text) => text.into_py_any(py),
-                Err(error) => errors::raise(py, &error).into_value(py).into_py_any(py),
-            })
-            .collect();
-        PyList::new(py, objects?)
+        // The lock is not held while Python's objects are made.
+        let slice = match &mut *self.outcomes() {
+            Outcomes::Texts(texts) => Outcomes::Texts(texts.take(count).collect::<Vec<_>>().into_iter()),
+            Outcomes::Answers(answers) => Outcomes::Answers(answers.take(count).collect::<Vec<_>>().into_iter()),
+        };
+        match slice {
+            Outcomes::Texts(texts) => to_list(py, texts, |text| text.into_py_any(py)),
+            Outcomes::Answers(answers) => {
+                to_list(py, answers, |answer| ChatCompletion(Arc::new(answer)).into_py_any(py))
+            }
+        }
     }
 
     fn __len__(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+        match &*self.outcomes() {
+            Outcomes::Texts(texts) => texts.len(),
+            Outcomes::Answers(answers) => answers.len(),
+        }
     }
+}
+
+fn to_list<K>(
+    py: Python<'_>,
+    outcomes: vec::IntoIter<Outcome<K>>,
+    show: impl Fn(K) -> PyResult<Py<PyAny>>,
+) -> PyResult<Bound<'_, PyList>> {
+    let objects: PyResult<Vec<_>> = outcomes
+        .map(|outcome| match outcome {
+            Ok(answer) => show(answer),
+            Err(error) => errors::raise(py, &error).into_value(py).into_py_any(py),
+        })
+        .collect();
+    PyList::new(py, objects?)
 }

@@ -29,9 +29,9 @@ mod _millstream {
     #[pymodule_export]
     use super::bridge::{Pending, Port, echo, quiesce};
     #[pymodule_export]
-    use super::chunks::{ChatCompletionChunk, ChunkChoice, ChoiceDelta, FunctionCallDelta, ToolCallDelta};
+    use super::chunks::{ChatCompletionChunk, ChoiceDelta, ChunkChoice, FunctionCallDelta, ToolCallDelta};
     #[pymodule_export]
-    use super::client::{BatchTexts, NativeClient};
+    use super::client::{BatchOutcomes, NativeClient};
     #[pymodule_export]
     use super::clock::NativeVirtualClock;
     #[pymodule_export]

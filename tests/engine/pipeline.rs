@@ -11,7 +11,7 @@ use millstream::engine::keys::{Keys, UpstreamConfig};
 use millstream::engine::limit::{RateLimiter, RateLimits, Window};
 use millstream::engine::metrics::Metrics;
 use millstream::engine::pipeline::{Bulk, Pipeline};
-use millstream::engine::provider::openai::ChatTemplate;
+use millstream::engine::provider::{ChatTemplate, Provider};
 use millstream::engine::retry::{Backoff, RetryPolicy};
 use millstream::engine::secret::ApiKey;
 use millstream::engine::transport::{Tls, Transport, TransportConfig};
@@ -60,7 +60,10 @@ pub(crate) fn pipeline_over(upstreams: Vec<UpstreamConfig>) -> Pipeline {
 }
 
 pub(crate) fn calls(pipeline: &Pipeline) -> ChatCalls {
-    ChatCalls::new(ChatTemplate::new("mock-model", None, ""), pipeline.keys.lanes("mock-model"))
+    ChatCalls::new(
+        ChatTemplate::new(Provider::OpenAi, "mock-model", None, "").unwrap(),
+        pipeline.keys.lanes("mock-model"),
+    )
 }
 
 pub(crate) fn batch(pipeline: Pipeline, max_concurrent: usize) -> Batch {
@@ -70,7 +73,7 @@ pub(crate) fn batch(pipeline: Pipeline, max_concurrent: usize) -> Batch {
 }
 
 pub(crate) async fn ask(pipeline: &Pipeline, text: &str) -> Result<(ChatCompletion, Receipt), Error> {
-    pipeline.run(&calls(pipeline).call(&Prompt::Text(text.to_owned()))).await
+    pipeline.run(&calls(pipeline).call(&Prompt::Text(text.to_owned())).unwrap()).await
 }
 
 pub(crate) fn server() -> MockServer {
@@ -211,6 +214,26 @@ async fn a_batch_keeps_order_and_a_failing_item_disturbs_no_other() {
     }
     assert_eq!(server.stats().requests, 200);
     assert!(server.stats().max_in_flight <= 8, "the client's window holds");
+}
+
+#[tokio::test]
+async fn a_batch_keeps_of_each_answer_what_is_asked_for() {
+    let server = server();
+    server.when("item 3.", [Answer::status(400)]);
+    let prompts = (0..20).map(|index| Prompt::Text(format!("item {index}."))).collect();
+    let keep = |completion: ChatCompletion, receipt: Receipt| (completion, receipt.attempts);
+    let outcomes = batch(pipeline(&server), 4).run_keeping(prompts, OnError::Keep, keep).await.unwrap();
+    assert_eq!(outcomes.len(), 20);
+    for (index, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Ok((completion, attempts)) => {
+                assert_eq!(completion.choices[0].message.content, Some(format!("echo: item {index}.")));
+                assert_eq!(completion.choices[0].finish_reason.as_deref(), Some("stop"));
+                assert_eq!(attempts, 1);
+            }
+            Err(error) => assert_eq!((index, error.status()), (3, Some(400))),
+        }
+    }
 }
 
 #[tokio::test]

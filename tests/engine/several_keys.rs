@@ -127,7 +127,7 @@ async fn another_model_stands_in_where_the_first_is_not_to_be_had() {
     let pipeline = pipeline_over(vec![upstream(&server, "sk-canary")]);
     let mut calls = super::pipeline::calls(&pipeline);
     calls.fallbacks = Arc::from([pipeline.keys.lanes("second"), pipeline.keys.lanes("third")]);
-    let call = calls.call(&Prompt::Text("hi".to_owned()));
+    let call = calls.call(&Prompt::Text("hi".to_owned())).unwrap();
     let (_, receipt) = pipeline.run::<millstream::engine::types::Text>(&call).await.unwrap();
     let models: Vec<_> = server
         .requests()

@@ -7,7 +7,7 @@ use millstream::engine::batch::{Batch, OnError};
 use millstream::engine::config::Timeouts;
 use millstream::engine::limit::{AutoConcurrency, RateLimiter, RateLimits, Window};
 use millstream::engine::pipeline::Pipeline;
-use millstream::engine::provider::openai::ChatTemplate;
+use millstream::engine::provider::{ChatTemplate, Provider};
 use millstream::engine::retry::RetryPolicy;
 use millstream::engine::types::Prompt;
 use millstream::mock::{Dialect, Latency, MockConfig, MockServer, RecordedRequest, Reply};
@@ -264,7 +264,7 @@ async fn prompts_and_answers_that_are_counted_apart_are_used_to_95_percent_of_th
         });
         let pipeline = patient(pipeline(&server));
         let mut batch = batch(pipeline, 64);
-        batch.calls.template = ChatTemplate::new("mock-model", None, "\"max_tokens\":300");
+        batch.calls.template = ChatTemplate::new(Provider::OpenAi, "mock-model", None, "\"max_tokens\":300").unwrap();
         batch.calls.max_tokens = Some(300);
         let run = carry(&server, batch, prompts(1200, mixed)).await;
         assert_eq!(run.failed, 0);

@@ -256,7 +256,7 @@ async fn an_interactive_call_passes_a_batch_of_thousands_within_two_slots() {
             sleep(Duration::from_millis(1370)).await;
             let mut calls = calls(&pipeline);
             calls.priority = 1;
-            let call = calls.call(&Prompt::Text(format!("now {index}")));
+            let call = calls.call(&Prompt::Text(format!("now {index}"))).unwrap();
             let (_, receipt) = pipeline.run::<millstream::engine::types::Text>(&call).await.unwrap();
             waits.push(receipt.queue_time.as_secs_f64());
         }
@@ -283,7 +283,7 @@ async fn a_batch_goes_on_beside_calls_of_a_higher_priority_that_take_all_there_i
     let calls_of = |priority, count: usize| {
         let mut calls = calls(&pipeline);
         calls.priority = priority;
-        let calls = (0..count).map(move |index| calls.call(&Prompt::Text(format!("{priority} {index}"))));
+        let calls = (0..count).map(move |index| calls.call(&Prompt::Text(format!("{priority} {index}"))).unwrap());
         calls.collect::<Vec<_>>()
     };
     // Sixty at once are let through, then one a second: the urgent ones ask for more than that.

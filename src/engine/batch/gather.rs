@@ -2,8 +2,8 @@
 //!
 //! Puller tasks take the next prompt as soon as they are free, so the window is always full and there is no task per item. There
 //! are as many as the window has places, and one more for each item that waits between two attempts, so that a few failing items
-//! do not slow the others down. A prompt is given up as soon as it is answered and of an answer only the text is kept, so memory
-//! stays at about what came in and what goes out.
+//! do not slow the others down. A prompt is given up as soon as it is answered and of an answer only what is asked for is kept
+//! ([`Batch::run`]: the text), so memory stays at about what came in and what goes out.
 
 use std::iter::Enumerate;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 use crate::engine::error::Error;
 use crate::engine::keys::{Lanes, Route};
 use crate::engine::limit::Window;
-use crate::engine::pipeline::{Call, Pipeline};
-use crate::engine::provider::openai::ChatTemplate;
-use crate::engine::types::{Outcome, Priority, Prompt, Text};
+use crate::engine::pipeline::{Answer, Call, Pipeline};
+use crate::engine::provider::ChatTemplate;
+use crate::engine::types::{Outcome, Priority, Prompt, Receipt, Text};
 
 /// The most pullers that stand in for waiting items, where the window is smaller than this.
 const MOST_STAND_INS: usize = 1000;
@@ -56,17 +56,20 @@ impl ChatCalls {
     }
 
     /// The call that asks `prompt`.
-    pub fn call(&self, prompt: &Prompt) -> Call {
-        Call {
+    ///
+    /// # Errors
+    /// A configuration error for a message that the provider cannot be sent.
+    pub fn call(&self, prompt: &Prompt) -> Result<Call, Error> {
+        Ok(Call {
             route: Route::Chat,
             lanes: self.lanes.clone(),
             fallbacks: Arc::clone(&self.fallbacks),
             headers: self.headers.clone(),
-            body: self.template.body(prompt),
+            body: self.template.body(prompt, false)?,
             model: self.template.model(),
             max_tokens: self.max_tokens,
             priority: self.priority,
-        }
+        })
     }
 }
 
@@ -79,20 +82,21 @@ pub struct Batch {
     pub calls: ChatCalls,
 }
 
-struct Shared {
+struct Shared<A, K> {
     batch: Batch,
     on_error: OnError,
+    keep: fn(A, Receipt) -> K,
     source: Mutex<Enumerate<vec::IntoIter<Prompt>>>,
-    outcomes: Mutex<Vec<Option<Outcome<String>>>>,
+    outcomes: Mutex<Vec<Option<Outcome<K>>>>,
     pullers: AtomicUsize,
 }
 
-impl Shared {
+impl<A: Answer + 'static, K: Send + 'static> Shared<A, K> {
     fn source(&self) -> MutexGuard<'_, Enumerate<vec::IntoIter<Prompt>>> {
         self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, index: usize, outcome: Outcome<String>) {
+    fn put(&self, index: usize, outcome: Outcome<K>) {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = outcomes.get_mut(index) {
             *place = Some(outcome);
@@ -115,10 +119,13 @@ impl Shared {
             let Some((index, prompt)) = next else { break };
             let call = self.batch.calls.call(&prompt);
             drop(prompt);
-            let outcome = self.batch.pipeline.run::<Text>(&call).await;
+            let outcome = match call {
+                Ok(call) => self.batch.pipeline.run::<A>(&call).await,
+                Err(refused) => Err(refused),
+            };
             match outcome {
                 Err(error) if self.on_error == OnError::Stop => return Err(error),
-                outcome => self.put(index, outcome.map(|(text, _)| text.content)),
+                outcome => self.put(index, outcome.map(|(answer, receipt)| (self.keep)(answer, receipt))),
             }
             let (pullers, wanted) = (self.pullers.load(Relaxed), self.wanted());
             if pullers > wanted {
@@ -149,12 +156,26 @@ impl Batch {
     /// # Errors
     /// With [`OnError::Stop`] the first error, after the others were aborted. Dropping the future aborts all that is in flight.
     pub async fn run(self, prompts: Vec<Prompt>, on_error: OnError) -> Result<Vec<Outcome<String>>, Error> {
+        self.run_keeping(prompts, on_error, |text: Text, _| text.content).await
+    }
+
+    /// The same, of each answer what `keep` makes of it.
+    ///
+    /// # Errors
+    /// As in [`Batch::run`].
+    pub async fn run_keeping<A: Answer + 'static, K: Send + 'static>(
+        self,
+        prompts: Vec<Prompt>,
+        on_error: OnError,
+        keep: fn(A, Receipt) -> K,
+    ) -> Result<Vec<Outcome<K>>, Error> {
         let mut outcomes = Vec::new();
         outcomes.resize_with(prompts.len(), || None);
         let parking = self.pipeline.bulk.as_ref().map(|bulk| Arc::clone(&bulk.parking)).unwrap_or_default();
         let shared = Arc::new(Shared {
             batch: self,
             on_error,
+            keep,
             source: Mutex::new(prompts.into_iter().enumerate()),
             outcomes: Mutex::new(outcomes),
             pullers: AtomicUsize::new(0),

@@ -56,7 +56,7 @@ impl Call {
     /// The request that asks it of `lane`.
     pub(super) fn request(&self, lane: &Lane, idempotency_key: Option<&HeaderValue>) -> Request {
         Request {
-            target: Arc::clone(lane.upstream.target(self.route)),
+            target: lane.target(&self.route),
             headers: self.headers.clone(),
             extra: idempotency_key.map(|key| (IDEMPOTENCY_KEY, key.clone())),
             body: self.body_for(&lane.quoted_model),

@@ -522,7 +522,7 @@ impl Item {
 /// A name for one item, unless it needs none or has one.
 fn name(pipeline: &Pipeline, call: &Call) -> Option<HeaderValue> {
     let keys = pipeline.idempotency.as_ref()?;
-    let target = call.lanes.first()?.upstream.target(call.route);
+    let target = call.lanes.first()?.target(&call.route);
     let is_named = call.headers.as_ref().is_some_and(|headers| headers.contains_key(IDEMPOTENCY_KEY));
     if is_named { None } else { keys.name(&target.method, &target.headers) }
 }

@@ -1,6 +1,6 @@
 //! `OpenAI`'s chat format, which vLLM, llama.cpp, Together, Groq and most others speak too.
 //!
-//! A request's fixed parts are serialised once per batch ([`ChatTemplate`]); an item only adds its prompt. An answer is read by a
+//! A request's fixed parts are serialised once per batch ([`Template`]); an item only adds its prompt. An answer is read by a
 //! strict and fast parser first and, where that refuses, by a lenient one that takes what is needed and ignores the rest:
 //! an odd type in a field nobody asked for must not lose an answer that is paid for. A 2xx without a message is not an answer.
 
@@ -27,41 +27,48 @@ const ANSWERING_FIELDS: [&str; 7] =
 
 const BEFORE_MODEL: &str = "{\"model\":";
 const AFTER_MODEL: &str = ",\"messages\":[";
+const STREAM: &str = ",\"stream\":true";
+const STREAM_WITH_USAGE: &str = ",\"stream\":true,\"stream_options\":{\"include_usage\":true}";
 
 /// Everything of a chat request but its prompt, as JSON text around the gap where the prompt goes.
 #[derive(Debug, Clone)]
-pub struct ChatTemplate {
+pub(super) struct Template {
     before_prompt: String,
     system: Option<String>,
     after_prompt: String,
+    /// What a stream's request has before the fields.
+    stream: &'static str,
 }
 
-impl ChatTemplate {
+impl Template {
     /// A template for `model` with an optional system message and further fields.
     ///
     /// `fields` is a JSON object's inside without the braces (`"temperature":0.5,"n":2`), passed through untouched.
-    pub fn new(model: &str, system: Option<&str>, fields: &str) -> Self {
+    /// With `asks_usage` a stream is asked for its usage, unless the fields have `stream_options` themselves.
+    pub(super) fn new(model: &str, system: Option<&str>, fields: &str, asks_usage: bool) -> Self {
+        let asks_usage = asks_usage && !fields.contains("\"stream_options\":");
         let separator = if fields.is_empty() { "" } else { "," };
         Self {
             before_prompt: [BEFORE_MODEL, &quoted(model), AFTER_MODEL].concat(),
             system: system.map(|system| format!("{{\"role\":\"system\",\"content\":{}}}", quoted(system))),
             after_prompt: format!("]{separator}{fields}}}"),
+            stream: if asks_usage { STREAM_WITH_USAGE } else { STREAM },
         }
     }
 
     /// Where the model's name stands in every body, with its quotes.
-    pub fn model(&self) -> Range<usize> {
+    pub(super) fn model(&self) -> Range<usize> {
         BEFORE_MODEL.len()..self.before_prompt.len().saturating_sub(AFTER_MODEL.len())
     }
 
     /// The body of the request that asks `prompt`.
-    pub fn body(&self, prompt: &Prompt) -> Bytes {
+    pub(super) fn body(&self, prompt: &Prompt, stream: bool) -> Bytes {
         const USER: &str = "{\"role\":\"user\",\"content\":";
         let length = match prompt {
             Prompt::Text(text) | Prompt::Messages(text) => text.len(),
         };
         let fixed = self.before_prompt.len() + self.after_prompt.len() + self.system.as_ref().map_or(0, String::len);
-        let mut body = Vec::with_capacity(fixed + length + length / 8 + USER.len() + 8);
+        let mut body = Vec::with_capacity(fixed + length + length / 8 + USER.len() + STREAM_WITH_USAGE.len() + 8);
         body.extend_from_slice(self.before_prompt.as_bytes());
         if let Some(system) = &self.system {
             body.extend_from_slice(system.as_bytes());
@@ -83,13 +90,19 @@ impl ChatTemplate {
                 body.extend_from_slice(inside.as_bytes());
             }
         }
-        body.extend_from_slice(self.after_prompt.as_bytes());
+        let mut after_prompt = self.after_prompt.as_str();
+        if stream {
+            body.push(b']');
+            body.extend_from_slice(self.stream.as_bytes());
+            after_prompt = after_prompt.strip_prefix(']').unwrap_or_default();
+        }
+        body.extend_from_slice(after_prompt.as_bytes());
         Bytes::from(body)
     }
 }
 
 /// Writes `text` as a JSON string. Most prompts hold nothing to escape, and finding that out first is several times faster.
-fn push_quoted(body: &mut Vec<u8>, text: &str) {
+pub(super) fn push_quoted(body: &mut Vec<u8>, text: &str) {
     let escaped = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
     if text.bytes().fold(false, |found, byte| found | escaped(byte)) {
         // Writing to a vector cannot fail.
@@ -104,24 +117,6 @@ fn push_quoted(body: &mut Vec<u8>, text: &str) {
 /// `text` as a JSON string.
 pub fn quoted(text: &str) -> String {
     Value::from(text).to_string()
-}
-
-/// Where chat requests go.
-pub fn chat_url(base: &Url) -> Url {
-    endpoint(base, &["chat", "completions"])
-}
-
-/// Where the list of models is.
-pub fn models_url(base: &Url) -> Url {
-    endpoint(base, &["models"])
-}
-
-fn endpoint(base: &Url, segments: &[&str]) -> Url {
-    let mut url = base.clone();
-    if let Ok(mut path) = url.path_segments_mut() {
-        path.pop_if_empty().extend(segments);
-    }
-    url
 }
 
 // ---- answers ----
@@ -520,35 +515,39 @@ mod tests {
 
     #[test]
     fn a_body_holds_the_prompt_and_nothing_the_user_did_not_set() {
-        let template = ChatTemplate::new("m", None, "");
-        let body = template.body(&Prompt::Text("say \"hé\"\n".into()));
+        let template = Template::new("m", None, "", true);
+        let body = template.body(&Prompt::Text("say \"hé\"\n".into()), false);
         assert_eq!(body, r#"{"model":"m","messages":[{"role":"user","content":"say \"hé\"\n"}]}"#);
     }
 
     #[test]
     fn a_system_message_comes_first_and_fields_last() {
-        let template = ChatTemplate::new("m", Some("be brief"), r#""top_k":5"#);
+        let template = Template::new("m", Some("be brief"), r#""top_k":5"#, true);
         let messages = Prompt::Messages(r#"[{"role":"user","content":"a"}]"#.into());
         let expected = r#"{"model":"m","messages":[{"role":"system","content":"be brief"},{"role":"user","content":"a"}],"top_k":5}"#;
-        assert_eq!(template.body(&messages), expected);
-        assert_eq!(template.body(&Prompt::Text("a".into())), expected);
+        assert_eq!(template.body(&messages, false), expected);
+        assert_eq!(template.body(&Prompt::Text("a".into()), false), expected);
+    }
+
+    #[test]
+    fn a_stream_is_asked_for_with_its_usage_unless_the_fields_say_otherwise() {
+        let ask = |fields, asks_usage| {
+            let template = Template::new("m", None, fields, asks_usage);
+            serde_json::from_slice::<Value>(&template.body(&Prompt::Text("a".into()), true)).unwrap()
+        };
+        let plain = ask("", true);
+        assert_eq!((&plain["stream"], &plain["stream_options"]["include_usage"]), (&true.into(), &true.into()));
+        assert_eq!(ask(r#""top_k":5"#, true)["top_k"], 5);
+        assert_eq!(ask(r#""stream_options":{"x":1}"#, true)["stream_options"], serde_json::json!({"x": 1}));
+        assert_eq!(ask("", false).get("stream_options"), None);
     }
 
     proptest::proptest! {
         #[test]
         fn any_prompt_comes_out_of_the_body_as_it_went_in(text in "(?s).{0,200}") {
-            let body = ChatTemplate::new("m", None, "").body(&Prompt::Text(text.clone()));
+            let body = Template::new("m", None, "", true).body(&Prompt::Text(text.clone()), false);
             let body: Value = serde_json::from_slice(&body).unwrap();
             proptest::prop_assert_eq!(&body["messages"][0]["content"], &text);
-        }
-    }
-
-    #[test]
-    fn urls_keep_the_base_path_with_and_without_a_slash() {
-        for base in ["http://h/v1", "http://h/v1/"] {
-            let base = Url::parse(base).unwrap();
-            assert_eq!(chat_url(&base).as_str(), "http://h/v1/chat/completions");
-            assert_eq!(models_url(&base).as_str(), "http://h/v1/models");
         }
     }
 

@@ -1,0 +1,84 @@
+//! A provider's stream as the chunks of `OpenAI`'s.
+
+use bytes::Bytes;
+
+use super::{Format, Provider};
+
+/// What one event of a stream is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// The body of a `chat.completion.chunk`, or of an error (`{"error": …}`).
+    Chunk(Bytes),
+    /// Nothing to be handed on.
+    Nothing,
+    /// The provider's own mark of a complete stream: `[DONE]`, or `message_stop`.
+    End,
+}
+
+/// Reads one stream.
+#[derive(Debug)]
+pub struct StreamReader(Format);
+
+impl StreamReader {
+    /// For a stream that has not begun.
+    pub fn new(provider: Provider) -> Self {
+        Self(provider.format())
+    }
+
+    /// The next event of the stream: its name, if it has one, and its data.
+    pub fn event(&mut self, name: Option<&str>, data: &Bytes) -> Step {
+        match self.0 {
+            Format::OpenAi | Format::Mistral | Format::Anthropic => openai(name, data),
+        }
+    }
+}
+
+fn openai(name: Option<&str>, data: &Bytes) -> Step {
+    if data.starts_with(b"[DONE]") {
+        Step::End
+    } else if data.is_empty() {
+        Step::Nothing
+    } else if name == Some("error") && !data.starts_with(b"{\"error\"") {
+        Step::Chunk(as_error(data))
+    } else {
+        Step::Chunk(data.clone())
+    }
+}
+
+/// An error event whose data is the error itself.
+fn as_error(data: &Bytes) -> Bytes {
+    match super::lenient::parse(data) {
+        Ok(value) if value.get("error").is_some() => data.clone(),
+        Ok(value) if value.is_object() => Bytes::from(serde_json::json!({"error": value}).to_string()),
+        _ => {
+            let said = String::from_utf8_lossy(data);
+            Bytes::from(serde_json::json!({"error": {"message": said}}).to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_of_openais_passes_untouched_until_its_mark_of_the_end() {
+        let mut reader = StreamReader::new(Provider::OpenAi);
+        let chunk = Bytes::from_static(b"{\"choices\":[]}");
+        assert_eq!(reader.event(None, &chunk), Step::Chunk(chunk));
+        assert_eq!(reader.event(None, &Bytes::new()), Step::Nothing);
+        assert_eq!(reader.event(None, &Bytes::from_static(b"[DONE] ")), Step::End);
+    }
+
+    #[test]
+    fn an_error_event_is_an_error_whatever_its_data() {
+        for (data, expected) in [
+            (r#"{"error":{"message":"m"}}"#, r#"{"error":{"message":"m"}}"#),
+            (r#"{"message":"m"}"#, r#"{"error":{"message":"m"}}"#),
+            ("boom", r#"{"error":{"message":"boom"}}"#),
+        ] {
+            let step = StreamReader::new(Provider::OpenAi).event(Some("error"), &Bytes::from(data));
+            assert_eq!(step, Step::Chunk(Bytes::from(expected)));
+        }
+    }
+}
