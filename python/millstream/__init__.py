@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from millstream._client import AsyncClient, Client
 from millstream._limits import RateLimiter
-from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, Endpoint, Reservation
+from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, ChatCompletionChunk, Endpoint, Reservation
 from millstream._not_given import NOT_GIVEN
+from millstream._stream import AsyncMergedStream, AsyncStream, MergedStream, Stream
 from millstream.exceptions import (
     APIConnectionError,
     APIError,
@@ -33,6 +34,7 @@ from millstream.exceptions import (
     PermissionDeniedError,
     QueueTimeoutError,
     RateLimitError,
+    StreamInterruptedError,
     UnprocessableEntityError,
 )
 
@@ -75,9 +77,12 @@ __all__ = [
     "APITimeoutError",
     "AdaptiveBatchPolicy",
     "AsyncClient",
+    "AsyncMergedStream",
+    "AsyncStream",
     "AuthenticationError",
     "BadRequestError",
     "ChatCompletion",
+    "ChatCompletionChunk",
     "Client",
     "ClientClosedError",
     "ClientStats",
@@ -90,6 +95,7 @@ __all__ = [
     "InsufficientQuotaError",
     "InternalError",
     "InternalServerError",
+    "MergedStream",
     "MillstreamError",
     "ModelList",
     "NotFoundError",
@@ -100,6 +106,8 @@ __all__ = [
     "RateLimiter",
     "Reservation",
     "RetryPolicy",
+    "Stream",
+    "StreamInterruptedError",
     "Timeout",
     "UnprocessableEntityError",
     "__version__",

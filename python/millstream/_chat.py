@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from millstream._bridge import wait
 from millstream._millstream import ChatMessage
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._stream import AsyncStream, Stream
 
 if TYPE_CHECKING:
     from millstream._client import AsyncClient, Client
     from millstream._config import Timeout
-    from millstream._millstream import ChatCompletion
+    from millstream._millstream import ChatCompletion, ChatCompletionChunk
 
 Message = Mapping[str, Any] | ChatMessage
 """One chat message: ``{"role": "user", "content": "..."}``, or an answer's ``message``."""
@@ -40,10 +41,12 @@ class AsyncCompletions:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
+    @overload
     async def create(
         self,
         *,
         messages: Sequence[Message],
+        stream: Literal[False] | None = None,
         model: str | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
@@ -51,11 +54,58 @@ class AsyncCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
-    ) -> ChatCompletion:
+    ) -> ChatCompletion: ...
+
+    @overload
+    async def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        stream: Literal[True],
+        model: str | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> AsyncStream[ChatCompletionChunk]: ...
+
+    @overload
+    async def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        stream: bool | None = None,
+        model: str | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]: ...
+
+    async def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        stream: bool | None = None,
+        model: str | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
         """Ask for a chat completion, as in openai-python.
 
         Args:
             messages: The conversation; an answer's ``message`` may go in as it is.
+            stream: Return once the first piece is there, and read the others as they come. The tokens are counted in
+                any case (``stream.usage``); the chunk that only counts them is handed out if
+                ``stream_options={"include_usage": True}`` asks for it.
             model: Model to ask. Default: the client's.
             timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
             queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
@@ -67,7 +117,7 @@ class AsyncCompletions:
             **params: Request fields, sent untouched.
 
         Returns:
-            The whole answer.
+            The whole answer; with ``stream`` a stream of its chunks.
 
         Raises:
             ConfigurationError: An argument is not valid; nothing was sent.
@@ -75,7 +125,18 @@ class AsyncCompletions:
         """
         fields = {**params, **(extra_body or {})}
         options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields, priority)
-        return await wait(self._client._native.chat, _messages(messages), None, options, text_only=False)
+        if not stream:
+            return await wait(self._client._native.chat, _messages(messages), None, options, text_only=False)
+        native = self._client._native.chat_stream(
+            _messages(messages), None, options, text_only=False, with_usage=_wants_usage(fields)
+        )
+        try:
+            await wait(native.opened)
+        except BaseException:
+            # The exception's traceback holds this frame.
+            native.close()
+            raise
+        return AsyncStream(native)
 
 
 class Chat:
@@ -100,10 +161,12 @@ class Completions:
     def __init__(self, client: Client) -> None:
         self._client = client
 
+    @overload
     def create(
         self,
         *,
         messages: Sequence[Message],
+        stream: Literal[False] | None = None,
         model: str | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
@@ -111,14 +174,73 @@ class Completions:
         extra_headers: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
-    ) -> ChatCompletion:
+    ) -> ChatCompletion: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        stream: Literal[True],
+        model: str | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> Stream[ChatCompletionChunk]: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        stream: bool | None = None,
+        model: str | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> ChatCompletion | Stream[ChatCompletionChunk]: ...
+
+    def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        stream: bool | None = None,
+        model: str | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> ChatCompletion | Stream[ChatCompletionChunk]:
         """Ask for a chat completion; see `AsyncCompletions.create`."""
         fields = {**params, **(extra_body or {})}
         options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields, priority)
-        return self._client._native.chat(None, _messages(messages), None, options, text_only=False)
+        if not stream:
+            return self._client._native.chat(None, _messages(messages), None, options, text_only=False)
+        native = self._client._native.chat_stream(
+            _messages(messages), None, options, text_only=False, with_usage=_wants_usage(fields)
+        )
+        try:
+            native.opened(None)
+        except BaseException:
+            native.close()
+            raise
+        return Stream(native)
 
 
 def _messages(messages: Sequence[Message]) -> Sequence[Message]:
     if isinstance(messages, str):
         raise TypeError('messages must be a list like [{"role": "user", "content": "..."}], not str')
     return messages
+
+
+def _wants_usage(fields: Mapping[str, Any]) -> bool:
+    options = fields.get("stream_options")
+    return isinstance(options, Mapping) and bool(options.get("include_usage"))

@@ -13,6 +13,7 @@ from millstream._bridge import wait
 from millstream._chat import AsyncChat, Chat, Message
 from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._stream import AsyncMergedStream, AsyncStream, MergedStream, Stream
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -169,6 +170,132 @@ class AsyncClient(Base):
             texts += outcomes.take(_SLICE)
         return texts
 
+    def stream_complete(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> AsyncStream[str]:
+        """Ask one prompt and read the answer as it comes.
+
+        Nothing is sent before the stream is first read. An attempt that fails before its first piece is made again as
+        other calls are; after it, a fault is an error.
+
+        Args:
+            prompt: A user message, or a list of messages.
+            system: A system message to put first.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds to the end of the stream over all attempts, or a `Timeout`, whose ``idle`` bounds the time
+                between two pieces; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
+            extra_headers: Headers for this request.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            An async iterator of the text's pieces; afterwards it has the whole answer.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            StreamInterruptedError: While it is read: the stream ended too soon. ``partial`` has the text so far.
+            APIError: While it is read: no answer, or the server reported an error in the middle of it.
+        """
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
+        return AsyncStream(native)
+
+    @overload
+    def stream_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: Literal[False] = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> AsyncMergedStream[tuple[int, str]]: ...
+
+    @overload
+    def stream_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> AsyncMergedStream[tuple[int, str | MillstreamError]]: ...
+
+    def stream_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> AsyncMergedStream[Any]:
+        """Ask many prompts at once and read all answers as they come, merged into one stream.
+
+        Args:
+            prompts: N prompts, each a user message or a list of messages.
+            system: A system message to put first in each.
+            max_concurrent: Streams in flight at once. Default: the client's.
+            return_exceptions: Hand out an item's error as its last piece and go on. Otherwise the first error is
+                raised after the others were aborted.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds for each item to its end over all its attempts, or a `Timeout`; None for no limit.
+                Default: the client's.
+            queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
+            extra_headers: Headers for each request.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            An async iterator of pairs: a prompt's index and a piece of its text (or, with ``return_exceptions``, its error).
+
+        Raises:
+            TypeError: ``prompts`` is one string, or one of them is neither a string nor a list.
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: While it is read: an item failed, without ``return_exceptions``.
+        """
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        native = self._native.stream_many(
+            _prompts(prompts),
+            system,
+            options,
+            max_concurrent=max_concurrent,
+            stop_on_error=not return_exceptions,
+        )
+        return AsyncMergedStream(native)
+
     @property
     def chat(self) -> AsyncChat:
         """OpenAI's namespace: ``client.chat.completions.create(...)``."""
@@ -281,6 +408,132 @@ class Client(Base):
             text_only=True,
         )
         return outcomes.take(len(outcomes))
+
+    def stream_complete(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> Stream[str]:
+        """Ask one prompt and read the answer as it comes.
+
+        Nothing is sent before the stream is first read. An attempt that fails before its first piece is made again as
+        other calls are; after it, a fault is an error.
+
+        Args:
+            prompt: A user message, or a list of messages.
+            system: A system message to put first.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds to the end of the stream over all attempts, or a `Timeout`, whose ``idle`` bounds the time
+                between two pieces; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
+            extra_headers: Headers for this request.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            An iterator of the text's pieces; afterwards it has the whole answer.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            StreamInterruptedError: While it is read: the stream ended too soon. ``partial`` has the text so far.
+            APIError: While it is read: no answer, or the server reported an error in the middle of it.
+        """
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
+        return Stream(native)
+
+    @overload
+    def stream_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: Literal[False] = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> MergedStream[tuple[int, str]]: ...
+
+    @overload
+    def stream_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> MergedStream[tuple[int, str | MillstreamError]]: ...
+
+    def stream_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> MergedStream[Any]:
+        """Ask many prompts at once and read all answers as they come, merged into one stream.
+
+        Args:
+            prompts: N prompts, each a user message or a list of messages.
+            system: A system message to put first in each.
+            max_concurrent: Streams in flight at once. Default: the client's.
+            return_exceptions: Hand out an item's error as its last piece and go on. Otherwise the first error is
+                raised after the others were aborted.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds for each item to its end over all its attempts, or a `Timeout`; None for no limit.
+                Default: the client's.
+            queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
+            extra_headers: Headers for each request.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            An iterator of pairs: a prompt's index and a piece of its text (or, with ``return_exceptions``, its error).
+
+        Raises:
+            TypeError: ``prompts`` is one string, or one of them is neither a string nor a list.
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: While it is read: an item failed, without ``return_exceptions``.
+        """
+        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        native = self._native.stream_many(
+            _prompts(prompts),
+            system,
+            options,
+            max_concurrent=max_concurrent,
+            stop_on_error=not return_exceptions,
+        )
+        return MergedStream(native)
 
     @property
     def chat(self) -> Chat:

@@ -184,6 +184,18 @@ class NativeClient:
         stop_on_error: bool,
         text_only: bool,
     ) -> BatchOutcomes: ...
+    def chat_stream(
+        self, prompt: Any, system: str | None, options: _Options, *, text_only: bool, with_usage: bool
+    ) -> NativeStream: ...
+    def stream_many(
+        self,
+        prompts: list[Any],
+        system: str | None,
+        options: _Options,
+        *,
+        max_concurrent: int | None,
+        stop_on_error: bool,
+    ) -> NativeStream: ...
     def models(self, pending: Pending | None) -> list[tuple[str, int, str]]: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
@@ -437,6 +449,148 @@ class FunctionCall:
     __hash__: None  # type: ignore[assignment]
     @staticmethod
     def _restore(call_id: str, kind: str, name: str, arguments: str) -> FunctionCall: ...
+
+@final
+class NativeStream:
+    """A stream, or several merged: the engine's side of `millstream.AsyncStream` and its like."""
+
+    def take(self) -> list[Any] | None: ...
+    def next(self, pending: Pending | None) -> list[Any]: ...
+    def opened(self, pending: Pending | None) -> None: ...
+    def answer(self) -> ChatCompletion | None: ...
+    def text(self) -> str: ...
+    def time_to_first_token(self) -> float | None: ...
+    def duration(self) -> float | None: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+
+@final
+class ChatCompletionChunk:
+    """One chunk of a streamed answer. Fields that are not listed are those of the server's chunk."""
+
+    @property
+    def id(self) -> str:
+        """The server's id of the answer, the same in all its chunks."""
+
+    @property
+    def object(self) -> Literal["chat.completion.chunk"]:
+        """What it is."""
+
+    @property
+    def created(self) -> int:
+        """Unix time in seconds."""
+
+    @property
+    def model(self) -> str:
+        """The model that answers."""
+
+    @property
+    def choices(self) -> list[ChunkChoice]:
+        """What is new of each of the ``n`` answers; none in a chunk that only counts tokens."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens, usually in the last chunk alone."""
+
+    @property
+    def text(self) -> str:
+        """The new text of the first choice, empty if there is none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The chunk as the server sent it."""
+
+    def __getattribute__(self, name: str, /) -> Any: ...
+    def __eq__(self, other: Any, /) -> bool: ...
+    def __hash__(self, /) -> int: ...
+
+@final
+class ChunkChoice:
+    """What is new of one of the ``n`` answers."""
+
+    @property
+    def index(self) -> int:
+        """Its place among the ``n``."""
+
+    @property
+    def delta(self) -> ChoiceDelta:
+        """What is new."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """``stop``, ``length``, ``tool_calls``, ``content_filter``, ...; None until the end."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choice as the server sent it."""
+
+    def __getattribute__(self, name: str, /) -> Any: ...
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class ChoiceDelta:
+    """What the model said since the last chunk."""
+
+    @property
+    def role(self) -> str | None:
+        """``assistant``, in the first."""
+
+    @property
+    def content(self) -> str | None:
+        """A piece of the text."""
+
+    @property
+    def refusal(self) -> str | None:
+        """A piece of why it refuses."""
+
+    @property
+    def tool_calls(self) -> list[ToolCallDelta] | None:
+        """Pieces of the functions it wants called."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The delta as the server sent it."""
+
+    def __getattribute__(self, name: str, /) -> Any: ...
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class ToolCallDelta:
+    """A piece of one function call. The first brings id and name, the others more of the arguments."""
+
+    @property
+    def index(self) -> int:
+        """The call it belongs to."""
+
+    @property
+    def id(self) -> str | None:
+        """Names the call in the message that answers it."""
+
+    @property
+    def type(self) -> str | None:
+        """``function``."""
+
+    @property
+    def function(self) -> FunctionCallDelta:
+        """A piece of its name and arguments."""
+
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+
+@final
+class FunctionCallDelta:
+    """A piece of a function call's name and arguments."""
+
+    @property
+    def name(self) -> str | None:
+        """Name of the function."""
+
+    @property
+    def arguments(self) -> str | None:
+        """A piece of the JSON text of its arguments."""
+
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
 
 @final
 class Usage:

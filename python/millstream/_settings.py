@@ -83,7 +83,7 @@ class Settings(NamedTuple):
 
 
 NOT_PARAMETERS = {
-    "stream": "this version has no streaming",
+    "stream": "use stream_complete(), stream_many() or chat.completions.create(stream=True)",
     "messages": "a list of messages is a prompt",
     "prompt": "it is the first argument",
     "prompts": "they are the first argument",

@@ -106,6 +106,7 @@ class APIError(MillstreamError):
         attempts: HTTP requests made for this call, the first included.
         elapsed: Seconds from the call's admission to the error.
         key_id: The fingerprint of the key that was used, never the key; None if nothing was sent.
+        partial: The text of a stream that failed after it had begun; None for any other call.
     """
 
     status_code: int | None = None
@@ -117,6 +118,7 @@ class APIError(MillstreamError):
     attempts: int = 0
     elapsed: float = 0.0
     key_id: str | None = None
+    partial: str | None = None
 
 
 class APIResponseValidationError(APIError):
@@ -171,6 +173,10 @@ class APIConnectionError(APIError, ConnectionError):
     """No complete HTTP response: refused, reset, cut, not trusted, or not HTTP."""
 
 
+class StreamInterruptedError(APIConnectionError):
+    """A stream ended before it was told to be complete; ``partial`` has the text that came of it."""
+
+
 class APITimeoutError(APIConnectionError, TimeoutError):
     """No connection, no head or no next piece of an answer in time; the text says which and names its argument.
 
@@ -193,6 +199,7 @@ _BY_KIND: dict[str, type[MillstreamError]] = {
     "configuration": ConfigurationError,
     "input_too_large": InputTooLargeError,
     "connection": APIConnectionError,
+    "stream_interrupted": StreamInterruptedError,
     "timeout": APITimeoutError,
     "queue_timeout": QueueTimeoutError,
     "deadline": DeadlineExceeded,

@@ -178,6 +178,8 @@ pub struct Writer {
 #[derive(Debug, Default)]
 struct Progress {
     accumulator: Accumulator,
+    /// Of the whole, once the accumulator was emptied.
+    text: Option<String>,
     /// A first chunk without any content is kept back until the next, so that a stream which breaks there can be asked again.
     held: Option<ChatChunk>,
     first: Option<Instant>,
@@ -233,15 +235,18 @@ impl Writer {
     }
 
     /// Adds chunks that came together.
-    pub fn put(&self, chunks: Vec<ChatChunk>) {
+    ///
+    /// # Errors
+    /// As [`Accumulator::push`].
+    pub fn put(&self, chunks: Vec<ChatChunk>) -> Result<(), Error> {
         if chunks.is_empty() {
-            return;
+            return Ok(());
         }
         let mut progress = self.lock();
         let now = Instant::now();
         let mut ready = Vec::with_capacity(chunks.len() + 1);
         for chunk in chunks {
-            progress.accumulator.push(&chunk);
+            progress.accumulator.push(&chunk)?;
             let says = chunk.says_something();
             if says {
                 progress.first.get_or_insert(now);
@@ -255,6 +260,7 @@ impl Writer {
             ready.push(chunk);
         }
         self.deliver(&mut progress, ready);
+        Ok(())
     }
 
     /// Delivers what was kept back; the stream is complete.
@@ -294,7 +300,8 @@ impl Writer {
 
     /// The first choice's text so far.
     pub fn text(&self) -> String {
-        self.lock().accumulator.text().to_owned()
+        let progress = self.lock();
+        progress.text.clone().unwrap_or_else(|| progress.accumulator.text().to_owned())
     }
 
     /// When its pieces came.
@@ -303,9 +310,11 @@ impl Writer {
         Pace { begun: progress.begun, first: progress.first, last: progress.last }
     }
 
-    /// What all of it adds up to: the body of a chat completion.
+    /// What all of it adds up to, once it is complete: the body of a chat completion.
     pub fn body(&self) -> Bytes {
-        self.lock().accumulator.finish()
+        let mut progress = self.lock();
+        progress.text = Some(progress.accumulator.text().to_owned());
+        mem::take(&mut progress.accumulator).finish()
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {

@@ -112,6 +112,13 @@ pub struct Request {
     pub body: Bytes,
 }
 
+impl Request {
+    /// Everything that goes out with it and may hold a secret.
+    pub fn header_maps(&self) -> Vec<&HeaderMap> {
+        std::iter::once(&self.target.headers).chain(self.headers.as_deref()).collect()
+    }
+}
+
 /// One complete HTTP response, its body decompressed.
 #[derive(Debug)]
 pub struct Response {

@@ -21,6 +21,7 @@ use super::records::{Answer, ChatCompletion};
 use super::retry::{NativeRetryPolicy, TimeoutArgument};
 use super::runtime::Runtime;
 use super::stats;
+use super::stream::NativeStream;
 use crate::engine::batch::{Batch, ChatCalls, OnError};
 use crate::engine::config::{self, Timeouts};
 use crate::engine::error::Error;
@@ -31,6 +32,7 @@ use crate::engine::pipeline::{Bulk, Call, Hedge, Pipeline};
 use crate::engine::provider::ChatTemplate;
 use crate::engine::retry::{HedgeAfter, HedgeBudget, HedgePolicy, IdempotencyKeys, RetryBudget, RetryPolicy};
 use crate::engine::secret::ApiKey;
+use crate::engine::stream::{Feed, Wanted, Writer};
 use crate::engine::transport::{Transport, TransportConfig};
 use crate::engine::types::{self, Model, Outcome, Priority, Prompt};
 
@@ -279,26 +281,8 @@ impl NativeClient {
         stop_on_error: bool,
         text_only: bool,
     ) -> PyResult<Py<PyAny>> {
-        let max_concurrent = config::concurrency("max_concurrent", max_concurrent).or_raise(py)?;
-        let prompts: Vec<Prompt> = prompts
-            .iter()
-            .enumerate()
-            .map(|(index, prompt)| to_prompt(&prompt, || format!("prompts[{index}]")))
-            .collect::<PyResult<_>>()?;
-        let mut pipeline = self.pipeline(&options).or_raise(py)?;
-        if max_concurrent.is_some() && self.max_concurrency == Concurrency::Default {
-            // The default gives way to what is asked for.
-            pipeline.window = None;
-        }
-        // With other models to ask, an item goes on to them and does not wait for its own.
-        let holds_on = self.fallback_models.is_empty();
-        if holds_on {
-            pipeline.retry = pipeline.retry.in_bulk();
-        }
-        let window = max_concurrent.map(|size| Runtime::on_its_clock(|| Window::fixed(size)));
-        pipeline.bulk = Some(Bulk { window, holds_on, parking: Arc::default() });
-        let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
-        let batch = Batch { pipeline, calls };
+        let prompts = to_prompts(prompts)?;
+        let batch = self.batch(py, system, options, max_concurrent)?;
         let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
         if text_only {
             let work = async move { batch.run(prompts, on_error).await };
@@ -307,6 +291,55 @@ impl NativeClient {
         let keep = |completion, receipt| Answer { completion, receipt };
         let work = async move { batch.run_keeping(prompts, on_error, keep).await };
         dispatch(py, pending, work, |py, answers| BatchOutcomes::new(Outcomes::Answers, answers).into_py_any(py))
+    }
+
+    /// Asks one prompt for a stream of its texts, or of its chunks, with the one that only counts tokens if `with_usage`.
+    #[pyo3(signature = (prompt, system, options, *, text_only, with_usage))]
+    fn chat_stream(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        system: Option<&Bound<'_, PyString>>,
+        options: Options,
+        text_only: bool,
+        with_usage: bool,
+    ) -> PyResult<NativeStream> {
+        let name = if text_only { "prompt" } else { "messages" };
+        let prompt = to_prompt(prompt, || name.to_owned())?;
+        let wanted = match (text_only, with_usage) {
+            (true, _) => Wanted::Texts,
+            (false, false) => Wanted::Chunks,
+            (false, true) => Wanted::ChunksAndUsage,
+        };
+        let feed = Arc::new(Feed::default());
+        let writer = Arc::new(Writer::new(Arc::clone(&feed), 0, wanted));
+        let pipeline = self.pipeline(&options).or_raise(py)?;
+        let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
+        let call = calls.stream(&prompt, Arc::clone(&writer)).or_raise(py)?;
+        let work = async move {
+            let (completion, receipt) = pipeline.run::<types::ChatCompletion>(&call).await?;
+            Ok(Some(Answer { completion, receipt }))
+        };
+        Ok(NativeStream::new(feed, Some(writer), Box::pin(work)))
+    }
+
+    /// Asks many prompts for streams of texts, merged into one: of each piece the prompt's index and the text, or its error.
+    #[pyo3(signature = (prompts, system, options, *, max_concurrent, stop_on_error))]
+    fn stream_many(
+        &self,
+        py: Python<'_>,
+        prompts: &Bound<'_, PyList>,
+        system: Option<&Bound<'_, PyString>>,
+        options: Options,
+        max_concurrent: Option<i64>,
+        stop_on_error: bool,
+    ) -> PyResult<NativeStream> {
+        let prompts = to_prompts(prompts)?;
+        let batch = self.batch(py, system, options, max_concurrent)?;
+        let on_error = if stop_on_error { OnError::Stop } else { OnError::Keep };
+        let feed = Arc::new(Feed::default());
+        let work = batch.stream(prompts, on_error, Arc::clone(&feed));
+        Ok(NativeStream::new(feed, None, async move { work.await.map(|()| None) }))
     }
 
     /// Lists the models; `(id, created, owned_by)` of each.
@@ -348,6 +381,30 @@ impl NativeClient {
 }
 
 impl NativeClient {
+    fn batch(
+        &self,
+        py: Python<'_>,
+        system: Option<&Bound<'_, PyString>>,
+        options: Options,
+        max_concurrent: Option<i64>,
+    ) -> PyResult<Batch> {
+        let max_concurrent = config::concurrency("max_concurrent", max_concurrent).or_raise(py)?;
+        let mut pipeline = self.pipeline(&options).or_raise(py)?;
+        if max_concurrent.is_some() && self.max_concurrency == Concurrency::Default {
+            // The default gives way to what is asked for.
+            pipeline.window = None;
+        }
+        // With other models to ask, an item goes on to them and does not wait for its own.
+        let holds_on = self.fallback_models.is_empty();
+        if holds_on {
+            pipeline.retry = pipeline.retry.in_bulk();
+        }
+        let window = max_concurrent.map(|size| Runtime::on_its_clock(|| Window::fixed(size)));
+        pipeline.bulk = Some(Bulk { window, holds_on, parking: Arc::default() });
+        let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
+        Ok(Batch { pipeline, calls })
+    }
+
     /// The upstreams of a client derived from this one, with these headers: all of them, or the first one's keys at another URL.
     fn upstreams_at(
         &self,
@@ -576,6 +633,11 @@ impl<'py> FromPyObject<'_, 'py> for HedgeArgument {
         let seconds = config::positive_seconds("hedge_after", Some(value.extract()?)).or_raise(value.py())?;
         Ok(Self(HedgeAfter::Fixed(seconds.unwrap_or_default())))
     }
+}
+
+fn to_prompts(prompts: &Bound<'_, PyList>) -> PyResult<Vec<Prompt>> {
+    let numbered = prompts.iter().enumerate();
+    numbered.map(|(index, prompt)| to_prompt(&prompt, || format!("prompts[{index}]"))).collect()
 }
 
 fn to_prompt(prompt: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<Prompt> {

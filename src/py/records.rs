@@ -30,38 +30,50 @@ impl Answer {
         self.completion.choices.get(index).map_or(index, |choice| choice.position)
     }
 
-    /// The part of the body under `path`.
-    fn part(&self, path: &[Step]) -> Option<Value> {
-        let body = lenient::parse(&self.receipt.body).ok()?;
-        let found = path.iter().try_fold(&body, |value, step| match step {
-            Step::Key(key) => value.get(key),
-            Step::Index(index) => value.get(index),
-        });
-        found.cloned()
-    }
-
-    /// An attribute that the record does not have itself, from the body.
     fn attribute(&self, py: Python<'_>, record: &str, path: &[Step], name: &str) -> PyResult<Py<PyAny>> {
-        // Python asks for many dunder names on its own; no server has such a field.
-        let found =
-            if name.starts_with("__") { None } else { self.part(path).and_then(|part| part.get(name).cloned()) };
-        match found {
-            Some(value) => to_python(py, &value, Objects::Records),
-            None => Err(PyAttributeError::new_err(format!("{record} has no field {name:?} in this answer"))),
-        }
+        attribute(py, &self.receipt.body, record, path, name)
     }
 
     fn dict(&self, py: Python<'_>, path: &[Step]) -> PyResult<Py<PyAny>> {
-        to_python(py, &self.part(path).unwrap_or_default(), Objects::Dicts)
+        dict(py, &self.receipt.body, path)
     }
 }
 
-enum Step {
+/// One step into a body.
+pub(crate) enum Step {
+    /// Of an object.
     Key(&'static str),
+    /// Of a list.
     Index(usize),
 }
 
-fn repr<T: std::fmt::Debug>(value: Option<&T>) -> String {
+/// The part of `body` under `path`.
+fn part(body: &[u8], path: &[Step]) -> Option<Value> {
+    let body = lenient::parse(body).ok()?;
+    let found = path.iter().try_fold(&body, |value, step| match step {
+        Step::Key(key) => value.get(key),
+        Step::Index(index) => value.get(index),
+    });
+    found.cloned()
+}
+
+/// An attribute that a record does not have itself, from its part of `body`.
+pub(crate) fn attribute(py: Python<'_>, body: &[u8], record: &str, path: &[Step], name: &str) -> PyResult<Py<PyAny>> {
+    // Python asks for many dunder names on its own; no server has such a field.
+    let found = if name.starts_with("__") { None } else { part(body, path).and_then(|part| part.get(name).cloned()) };
+    match found {
+        Some(value) => to_python(py, &value, Objects::Records),
+        None => Err(PyAttributeError::new_err(format!("{record} has no field {name:?} in this answer"))),
+    }
+}
+
+/// The part of `body` under `path` as dicts and lists.
+pub(crate) fn dict(py: Python<'_>, body: &[u8], path: &[Step]) -> PyResult<Py<PyAny>> {
+    to_python(py, &part(body, path).unwrap_or_default(), Objects::Dicts)
+}
+
+/// `None` or the value, as Python shows it.
+pub(crate) fn repr<T: std::fmt::Debug>(value: Option<&T>) -> String {
     value.map_or_else(|| "None".to_owned(), |value| format!("{value:?}"))
 }
 
@@ -99,7 +111,8 @@ impl ChatCompletion {
 
     #[getter]
     fn usage(&self) -> Option<Usage> {
-        self.0.completion.usage.map(|_| Usage(Arc::clone(&self.0)))
+        let body = &self.0.receipt.body;
+        self.0.completion.usage.map(|counts| Usage { counts, body: body.clone() })
     }
 
     /// The first choice's text, empty if it has none.
@@ -447,54 +460,53 @@ impl FunctionCall {
 
 /// Tokens of one answer, as the server counted them.
 #[pyclass(frozen, module = "millstream._millstream")]
-pub(crate) struct Usage(Arc<Answer>);
-
-impl Usage {
-    fn get(&self) -> types::Usage {
-        self.0.completion.usage.unwrap_or_default()
-    }
+pub(crate) struct Usage {
+    pub(crate) counts: types::Usage,
+    pub(crate) body: Bytes,
 }
 
 #[pymethods]
 impl Usage {
     #[getter]
     fn prompt_tokens(&self) -> u64 {
-        self.get().prompt_tokens
+        self.counts.prompt_tokens
     }
 
     #[getter]
     fn completion_tokens(&self) -> u64 {
-        self.get().completion_tokens
+        self.counts.completion_tokens
     }
 
     #[getter]
     fn total_tokens(&self) -> u64 {
-        self.get().total_tokens
+        self.counts.total_tokens
     }
 
     fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.0.dict(py, &[Step::Key("usage")])
+        dict(py, &self.body, &[Step::Key("usage")])
     }
 
     fn __getattr__(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
-        self.0.attribute(py, "Usage", &[Step::Key("usage")], name)
+        attribute(py, &self.body, "Usage", &[Step::Key("usage")], name)
     }
 
     fn __eq__(&self, other: &Self) -> bool {
-        self.get() == other.get()
+        self.counts == other.counts
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (ChatCompletion,))> {
-        Ok((slf.get_type().getattr("_restore")?, (ChatCompletion(Arc::clone(&slf.get().0)),)))
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {
+        let body = PyBytes::new(slf.py(), &slf.get().body);
+        Ok((slf.get_type().getattr("_restore")?, (body,)))
     }
 
     #[staticmethod]
-    fn _restore(completion: &Bound<'_, ChatCompletion>) -> Self {
-        Self(Arc::clone(&completion.get().0))
+    fn _restore(body: Vec<u8>) -> Self {
+        let counts = part(&body, &[Step::Key("usage")]).as_ref().and_then(openai::lenient_usage);
+        Self { counts: counts.unwrap_or_default(), body: body.into() }
     }
 
     fn __repr__(&self) -> String {
-        let types::Usage { prompt_tokens, completion_tokens, total_tokens } = self.get();
+        let types::Usage { prompt_tokens, completion_tokens, total_tokens } = self.counts;
         format!(
             "Usage(prompt_tokens={prompt_tokens}, completion_tokens={completion_tokens}, total_tokens={total_tokens})"
         )

@@ -77,7 +77,9 @@ impl NativeStream {
     /// Starts it at its first use.
     fn start(&self, py: Python<'_>) -> PyResult<()> {
         if self.process != process::current() {
-            return Err(PyRuntimeError::new_err("the stream is of the process that this one was forked from; make a new one"));
+            return Err(PyRuntimeError::new_err(
+                "the stream is of the process that this one was forked from; make a new one",
+            ));
         }
         let Some(job) = lock(&self.job).take() else { return Ok(()) };
         Runtime::get().and_then(|runtime| runtime.start(vec![job])).or_raise(py)
@@ -164,7 +166,9 @@ impl NativeStream {
     fn wait(&self, py: Python<'_>) -> PyResult<()> {
         let feed = Arc::clone(&self.state.feed);
         let (sender, ready) = oneshot::channel();
-        feed.when_ready(move || drop(sender.send(())));
+        feed.when_ready(move || {
+            let _ = sender.send(());
+        });
         block_on(py, async move { ready.await.map_err(|_| Error::internal("the stream was lost")) })
     }
 }

@@ -7,10 +7,11 @@
 
 use std::iter::Enumerate;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::vec;
 
-use http::HeaderMap;
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use tokio::task::JoinSet;
 
 use crate::engine::error::Error;
@@ -18,7 +19,8 @@ use crate::engine::keys::{Lanes, Route};
 use crate::engine::limit::Window;
 use crate::engine::pipeline::{Answer, Call, Pipeline};
 use crate::engine::provider::ChatTemplate;
-use crate::engine::types::{Outcome, Priority, Prompt, Receipt, Text};
+use crate::engine::stream::{Feed, Piece, Wanted, Writer};
+use crate::engine::types::{ChatCompletion, Outcome, Priority, Prompt, Receipt, Text};
 
 /// The most pullers that stand in for waiting items, where the window is smaller than this.
 const MOST_STAND_INS: usize = 1000;
@@ -47,12 +49,22 @@ pub struct ChatCalls {
     pub max_tokens: Option<u64>,
     /// Who goes first.
     pub priority: Priority,
+    /// `headers`, of a stream.
+    stream_headers: OnceLock<Arc<HeaderMap>>,
 }
 
 impl ChatCalls {
     /// Calls with bodies from `template`, of the model that `lanes` are of.
     pub fn new(template: ChatTemplate, lanes: Lanes) -> Self {
-        Self { template, lanes, fallbacks: Arc::new([]), headers: None, max_tokens: None, priority: 0 }
+        Self {
+            template,
+            lanes,
+            fallbacks: Arc::new([]),
+            headers: None,
+            max_tokens: None,
+            priority: 0,
+            stream_headers: OnceLock::new(),
+        }
     }
 
     /// The call that asks `prompt`.
@@ -60,16 +72,46 @@ impl ChatCalls {
     /// # Errors
     /// A configuration error for a message that the provider cannot be sent.
     pub fn call(&self, prompt: &Prompt) -> Result<Call, Error> {
+        if self.template.must_stream() {
+            return self.stream(prompt, Writer::unseen());
+        }
+        Ok(self.with_body(self.template.body(prompt, false)?))
+    }
+
+    /// The call that asks `prompt` for a stream.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn stream(&self, prompt: &Prompt, writer: impl Into<Arc<Writer>>) -> Result<Call, Error> {
+        let headers = self.stream_headers.get_or_init(|| {
+            let own = [
+                (ACCEPT, HeaderValue::from_static("text/event-stream")),
+                // A compressor would hold pieces back.
+                (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+            ];
+            let mut headers = HeaderMap::from_iter(own);
+            headers.extend(self.headers.as_deref().cloned().unwrap_or_default());
+            Arc::new(headers)
+        });
         Ok(Call {
+            headers: Some(Arc::clone(headers)),
+            writer: Some(writer.into()),
+            ..self.with_body(self.template.body(prompt, true)?)
+        })
+    }
+
+    fn with_body(&self, body: Bytes) -> Call {
+        Call {
             route: Route::Chat,
             lanes: self.lanes.clone(),
             fallbacks: Arc::clone(&self.fallbacks),
             headers: self.headers.clone(),
-            body: self.template.body(prompt, false)?,
+            body,
             model: self.template.model(),
             max_tokens: self.max_tokens,
             priority: self.priority,
-        })
+            writer: None,
+        }
     }
 }
 
@@ -86,6 +128,8 @@ struct Shared<A, K> {
     batch: Batch,
     on_error: OnError,
     keep: fn(A, Receipt) -> K,
+    /// Where the pieces go, if the answers are streamed.
+    feed: Option<Arc<Feed>>,
     source: Mutex<Enumerate<vec::IntoIter<Prompt>>>,
     outcomes: Mutex<Vec<Option<Outcome<K>>>>,
     pullers: AtomicUsize,
@@ -96,7 +140,19 @@ impl<A: Answer + 'static, K: Send + 'static> Shared<A, K> {
         self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn call(&self, index: usize, prompt: &Prompt) -> Result<Call, Error> {
+        let calls = &self.batch.calls;
+        match &self.feed {
+            None => calls.call(prompt),
+            Some(feed) => calls.stream(prompt, Writer::new(Arc::clone(feed), index as u32, Wanted::Texts)),
+        }
+    }
+
     fn put(&self, index: usize, outcome: Outcome<K>) {
+        if let (Some(feed), Err(_)) = (&self.feed, &outcome) {
+            feed.put(outcome.err().into_iter().map(|error| (index as u32, Piece::Failed(error))));
+            return;
+        }
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = outcomes.get_mut(index) {
             *place = Some(outcome);
@@ -117,7 +173,7 @@ impl<A: Answer + 'static, K: Send + 'static> Shared<A, K> {
             // Not in the condition of a `while let`: the lock would be held through the item's whole life.
             let next = self.source().next();
             let Some((index, prompt)) = next else { break };
-            let call = self.batch.calls.call(&prompt);
+            let call = self.call(index, &prompt);
             drop(prompt);
             let outcome = match call {
                 Ok(call) => self.batch.pipeline.run::<A>(&call).await,
@@ -159,7 +215,15 @@ impl Batch {
         self.run_keeping(prompts, on_error, |text: Text, _| text.content).await
     }
 
-    /// The same, of each answer what `keep` makes of it.
+    /// Asks every prompt for a stream; the texts go into `feed` as they come, each with the number of its prompt.
+    ///
+    /// # Errors
+    /// As in [`Batch::run`]; with [`OnError::Keep`] an error goes into the feed.
+    pub async fn stream(self, prompts: Vec<Prompt>, on_error: OnError, feed: Arc<Feed>) -> Result<(), Error> {
+        self.carry(prompts, on_error, |_: ChatCompletion, _| (), Some(feed)).await.map(drop)
+    }
+
+    /// Asks every prompt; of each answer what `keep` makes of it.
     ///
     /// # Errors
     /// As in [`Batch::run`].
@@ -169,6 +233,16 @@ impl Batch {
         on_error: OnError,
         keep: fn(A, Receipt) -> K,
     ) -> Result<Vec<Outcome<K>>, Error> {
+        self.carry(prompts, on_error, keep, None).await
+    }
+
+    async fn carry<A: Answer + 'static, K: Send + 'static>(
+        self,
+        prompts: Vec<Prompt>,
+        on_error: OnError,
+        keep: fn(A, Receipt) -> K,
+        feed: Option<Arc<Feed>>,
+    ) -> Result<Vec<Outcome<K>>, Error> {
         let mut outcomes = Vec::new();
         outcomes.resize_with(prompts.len(), || None);
         let parking = self.pipeline.bulk.as_ref().map(|bulk| Arc::clone(&bulk.parking)).unwrap_or_default();
@@ -176,6 +250,7 @@ impl Batch {
             batch: self,
             on_error,
             keep,
+            feed,
             source: Mutex::new(prompts.into_iter().enumerate()),
             outcomes: Mutex::new(outcomes),
             pullers: AtomicUsize::new(0),

@@ -63,12 +63,6 @@ impl Call {
         }
     }
 
-    /// Every header that goes out with it, for the secrets in them.
-    pub(super) fn sent_headers<'a>(&'a self, lane: &'a Lane) -> Vec<&'a HeaderMap> {
-        let own = &lane.upstream.target(self.route).headers;
-        std::iter::once(own).chain(self.headers.as_deref()).collect()
-    }
-
     /// The body with the lane's name of the model, quoted, in place of the user's.
     fn body_for(&self, wanted: &str) -> Bytes {
         let Some(written) = self.body.get(self.model.clone()).filter(|written| !written.is_empty()) else {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 
 pub use self::call::{Answer, Call};
 use self::clock::Clock;
@@ -35,7 +35,7 @@ use super::provider::rate_headers;
 use super::retry::{
     Attempts, Decision, HedgeAfter, HedgeBudget, IDEMPOTENCY_KEY, IdempotencyKeys, RetryBudget, RetryPolicy, hedged,
 };
-use super::transport::{Opened, Response};
+use super::transport::{Opened, Request, Response};
 use super::types::{Priority, RateReading, Receipt, Usage};
 
 /// How long a call of its own holds on while a server fails everybody: two probes' time.
@@ -331,7 +331,7 @@ impl Pipeline {
                     rate_told = true;
                     admission.learn(&readings);
                 }
-                self.receive(call, lane, opened).await
+                self.receive(call, lane, &request, opened).await
             }
             Err(error) => Err(error),
         };
@@ -341,7 +341,8 @@ impl Pipeline {
             {
                 return Ok((answer, response));
             }
-            Err(failure::read::<T>(&call.sent_headers(lane), &response, upstream.endpoint.host()).with_key_id(upstream.key_id.to_string()))
+            Err(failure::read::<T>(&request.header_maps(), &response, upstream.endpoint.host())
+                .with_key_id(upstream.key_id.to_string()))
         });
         match &outcome {
             Ok((answer, response)) => {
@@ -382,21 +383,23 @@ impl Pipeline {
     }
 
     /// The answer that was `opened`; that of a stream once it has ended.
-    async fn receive(&self, call: &Call, lane: &Lane, opened: Opened) -> Result<Response, Error> {
+    async fn receive(&self, call: &Call, lane: &Lane, request: &Request, opened: Opened) -> Result<Response, Error> {
         let Some(writer) = &call.writer else { return opened.whole(&self.timeouts).await };
         if stream::is_whole(&opened) {
             let response = opened.whole(&self.timeouts).await?;
-            if response.status.is_success() && let Ok(chunk) = ChatChunk::of_completion(&response.body) {
-                writer.put(vec![chunk]);
+            if response.status.is_success()
+                && let Ok(chunk) = ChatChunk::read(response.body.clone())
+            {
+                writer.put(vec![chunk])?;
                 writer.complete();
             }
             return Ok(response);
         }
-        let endpoint = &lane.upstream.endpoint;
+        let (endpoint, provider) = (&lane.upstream.endpoint, lane.upstream.provider());
         // In a box of its own, since it is larger than what most calls need.
-        let read = stream::read(opened, endpoint.provider, writer, endpoint.host(), self.timeouts.idle);
+        let read = stream::read(opened, provider, writer, endpoint.host(), self.timeouts.idle);
         let read = Box::pin(read).await;
-        read.map_err(|error| failure::clean(&call.sent_headers(lane), error))
+        read.map_err(|error| failure::clean(&request.header_maps(), error))
     }
 
     /// How long to wait before the next attempt, or why there is none.
@@ -650,13 +653,12 @@ fn health(error: &Error) -> Health {
         _ if error.is_out_of_quota() => Health::Barred,
         Kind::Status(401 | 402) => Health::Barred,
         _ if error.pressure() == Pressure::Overload => Health::Failing,
-        Kind::Status(500..) | Kind::Connection
+        Kind::Status(500..)
+        | Kind::Connection
         | Kind::StreamInterrupted
         | Kind::ConnectTimeout
         | Kind::FirstByteTimeout
-        | Kind::IdleTimeout => {
-            Health::Failing
-        }
+        | Kind::IdleTimeout => Health::Failing,
         Kind::InvalidResponse if error.verdict() == Verdict::Retryable => Health::Failing,
         _ => Health::Alive,
     }

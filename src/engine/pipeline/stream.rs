@@ -6,9 +6,8 @@ use http::header::CONTENT_TYPE;
 use tokio::time::Instant;
 
 use crate::engine::error::{Error, Kind};
-use crate::engine::provider::Provider;
 use crate::engine::provider::chunk::ChatChunk;
-use crate::engine::provider::stream::{Step, StreamReader};
+use crate::engine::provider::{Provider, Step, StreamReader};
 use crate::engine::sse;
 use crate::engine::stream::Writer;
 use crate::engine::transport::{Opened, Response, Silence};
@@ -75,7 +74,7 @@ async fn read_events(
             last_event = Instant::now();
         }
         // What came before a fault is delivered before it.
-        writer.put(chunks);
+        writer.put(chunks)?;
         if end? {
             // In the background, since the answer is complete.
             tokio::spawn(body.drain());
@@ -113,7 +112,8 @@ fn read_chunks(
 }
 
 fn read_event(event: &sse::Event, reader: &mut StreamReader, chunks: &mut Vec<ChatChunk>) -> Result<bool, Error> {
-    match reader.event(event)? {
+    let name = event.name.as_deref().and_then(|name| std::str::from_utf8(name).ok());
+    match reader.event(name, &event.data) {
         Step::Chunk(body) => chunks.push(ChatChunk::read(body)?),
         Step::Nothing => {}
         Step::End => return Ok(true),
