@@ -18,6 +18,7 @@ The names are openai-python's, so that existing ``except`` clauses read on::
         │   └─ InternalServerError 5xx
         │       └─ OverloadedError 503, 529
         └─ APIConnectionError (ConnectionError)    no complete HTTP response
+            ├─ StreamInterruptedError              a stream ended before it was told to be complete
             └─ APITimeoutError (TimeoutError)      no connection, no head or no next piece of an answer in time
                 ├─ QueueTimeoutError               not admitted within ``queue_timeout``; nothing was sent
                 └─ DeadlineExceeded                no answer within ``timeout``, all attempts included
@@ -52,6 +53,7 @@ __all__ = [
     "PermissionDeniedError",
     "QueueTimeoutError",
     "RateLimitError",
+    "StreamInterruptedError",
     "UnprocessableEntityError",
 ]
 
