@@ -8,6 +8,7 @@ mod mock_stream;
 mod outages;
 mod paused;
 mod pipeline;
+mod providers;
 mod retries;
 mod several_keys;
 mod simulation;

@@ -5,9 +5,12 @@
 //! untouched and is not looked at twice.
 
 pub mod accumulate;
+mod anthropic;
 mod chat;
 pub mod chunk;
+mod fields;
 pub mod lenient;
+mod mistral;
 pub mod openai;
 pub mod rate_headers;
 mod refusal;
