@@ -52,6 +52,28 @@ class Face:
             messages = [{"role": "user", "content": "hi"}]
         return self.run(self.client.chat.completions.create(messages=messages, **arguments))
 
+    def read(self, stream: Any, most: int | None = None) -> tuple[list[Any], BaseException | None]:
+        """What a stream hands out, the first ``most`` of it, and the error that it ends with."""
+        pieces: list[Any] = []
+
+        async def read_async() -> None:
+            async for piece in stream:
+                pieces.append(piece)
+                if len(pieces) == most:
+                    break
+
+        try:
+            if hasattr(stream, "__aiter__"):
+                self._runner.run(read_async())
+            else:
+                for piece in stream:
+                    pieces.append(piece)
+                    if len(pieces) == most:
+                        break
+        except Exception as error:
+            return pieces, error
+        return pieces, None
+
     def models(self) -> ModelList:
         return self.run(self.client.models.list())
 
