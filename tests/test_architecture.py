@@ -271,6 +271,13 @@ def test_links_of_the_pages_lead_to_files_of_the_project() -> None:
     assert links >= 4
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")}
+    assert len(pages) > 5
+    assert pages <= linked, pages - linked
+
+
 def test_pages_and_sources_name_no_path_outside_of_the_project() -> None:
     looked_at = 0
     outside = re.compile(r"(?<![\w.$}~])(/(work|home|root|Users|mnt|srv)/\S*|\.\./\.\.\S*|\.\./shared\S*)")
