@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._bridge import wait
 from millstream._millstream import ChatMessage
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._settings import hide
 
 if TYPE_CHECKING:
     from millstream._client import AsyncClient, Client
@@ -73,8 +74,10 @@ class AsyncCompletions:
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: No answer after every retry.
         """
-        fields = {**params, **(extra_body or {})}
-        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._client._options(
+            None, model, None, timeout, queue_timeout, priority, headers, params, extra_body=extra_body
+        )
         return await wait(self._client._native.chat, _messages(messages), None, options, text_only=False)
 
 
@@ -113,8 +116,10 @@ class Completions:
         **params: Any,
     ) -> ChatCompletion:
         """Ask for a chat completion; see `AsyncCompletions.create`."""
-        fields = {**params, **(extra_body or {})}
-        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._client._options(
+            None, model, None, timeout, queue_timeout, priority, headers, params, extra_body=extra_body
+        )
         return self._client._native.chat(None, _messages(messages), None, options, text_only=False)
 
 

@@ -13,6 +13,7 @@ from millstream._bridge import wait
 from millstream._chat import AsyncChat, Chat, Message
 from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._settings import hide
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -73,7 +74,8 @@ class AsyncClient(Base):
             APIError: No answer after every retry; the class says why, see `millstream.exceptions`.
             InputTooLargeError: The request is larger than the rate limiter's whole minute.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
         return await wait(self._native.chat, prompt, system, options, text_only=True)
 
     @overload
@@ -151,7 +153,10 @@ class AsyncClient(Base):
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: An item failed, without ``return_exceptions``.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(
+            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+        )
         outcomes: BatchOutcomes = await wait(
             self._native.batch_chat,
             _prompts(prompts),
@@ -217,7 +222,8 @@ class Client(Base):
         **params: Any,
     ) -> str:
         """Ask one prompt; see `AsyncClient.complete`."""
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
         return self._native.chat(None, prompt, system, options, text_only=True)
 
     @overload
@@ -270,7 +276,10 @@ class Client(Base):
         **params: Any,
     ) -> list[Any]:
         """Ask many prompts at once; see `AsyncClient.batch_complete`."""
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(
+            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+        )
         outcomes: BatchOutcomes = self._native.batch_chat(
             None,
             _prompts(prompts),
