@@ -115,7 +115,27 @@ class Completions:
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion:
-        """Ask for a chat completion; see `AsyncCompletions.create`."""
+        """Ask for a chat completion, as in openai-python.
+
+        Args:
+            messages: The conversation; an answer's ``message`` may go in as it is.
+            model: Model to ask. Default: the client's.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
+                first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
+            extra_headers: Headers for this request.
+            extra_body: Further request fields, as openai-python wants them; here they may as well stand in
+                ``params``.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            The whole answer.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: No answer after every retry.
+        """
         headers, extra_headers = hide(extra_headers), None
         options = self._client._options(
             None, model, None, timeout, queue_timeout, priority, headers, params, extra_body=extra_body

@@ -221,7 +221,28 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> str:
-        """Ask one prompt; see `AsyncClient.complete`."""
+        """Ask one prompt.
+
+        Args:
+            prompt: A user message, or a list of messages.
+            system: A system message to put first.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
+                first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
+            extra_headers: Headers for this request.
+            **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
+
+        Returns:
+            The answer's text; empty if the model refused or called tools instead.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: No answer after every retry; the class says why, see `millstream.exceptions`.
+            InputTooLargeError: The request is larger than the rate limiter's whole minute.
+        """
         headers, extra_headers = hide(extra_headers), None
         options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
         return self._native.chat(None, prompt, system, options, text_only=True)
@@ -275,7 +296,32 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[Any]:
-        """Ask many prompts at once; see `AsyncClient.batch_complete`."""
+        """Ask many prompts at once; the answers come back in the prompts' order.
+
+        Args:
+            prompts: N prompts, each a user message or a list of messages. None gives none.
+            system: A system message to put first in each.
+            max_concurrent: Requests in flight at once. Default: the client's.
+            return_exceptions: Put an item's error in its place and go on. Otherwise the first error is raised after
+                the others were aborted.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds for each item over all its attempts, or a `Timeout`; None for no limit. Default: the
+                client's.
+            queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
+                first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
+            extra_headers: Headers for each request.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            N texts; with ``return_exceptions`` the error where an item failed.
+
+        Raises:
+            TypeError: ``prompts`` is one string, or one of them is neither a string nor a list.
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: An item failed, without ``return_exceptions``.
+        """
         headers, extra_headers = hide(extra_headers), None
         options = self._options(
             system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent

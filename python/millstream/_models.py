@@ -37,7 +37,11 @@ class Models:
         self._client = client
 
     def list(self) -> ModelList:
-        """The models that the server offers; see `AsyncModels.list`."""
+        """The models that the server offers.
+
+        Raises:
+            APIError: No answer after every retry.
+        """
         return _model_list(self._client._native.models(None))
 
 
