@@ -219,6 +219,22 @@ def test_every_public_name_has_a_docstring() -> None:
     assert documented > 50
 
 
+def test_both_clients_are_documented_in_the_same_words() -> None:
+    """Written out for both, since editors read the source and not what is made of it."""
+    pairs = [
+        (millstream.AsyncClient, millstream.Client),
+        (type(millstream.AsyncClient.chat.fget(None).completions), type(millstream.Client.chat.fget(None).completions)),  # type: ignore[attr-defined]
+        (type(millstream.AsyncClient.models.fget(None)), type(millstream.Client.models.fget(None))),  # type: ignore[attr-defined]
+    ]
+    compared = set()
+    for awaited, blocking in pairs:
+        for name, member in public_members(awaited):
+            if name != "aclose":
+                assert inspect.getdoc(getattr(blocking, name)) == inspect.getdoc(member), name
+                compared.add(name)
+    assert compared == {"complete", "batch_complete", "chat", "models", "close", "create", "list"}
+
+
 def test_every_public_record_of_the_native_module_is_documented_in_its_stub() -> None:
     stub = ast.parse((ROOT / "python" / "millstream" / "_millstream.pyi").read_text(encoding="utf-8"))
     public = {*millstream.__all__, *types.__all__}
@@ -270,6 +286,13 @@ def test_links_of_the_pages_lead_to_files_of_the_project() -> None:
             # `make bench` writes this one.
             assert path.exists() or path == ROOT / "docs" / "benchmarks.md", f"{page.name}: {target}"
     assert links >= 4
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")}
+    assert len(pages) > 5
+    assert pages <= linked, pages - linked
 
 
 def test_pages_and_sources_name_no_path_outside_of_the_project() -> None:

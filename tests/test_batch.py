@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -328,3 +329,17 @@ def test_a_blocking_batch_lets_other_threads_run(mock_server: MockServer) -> Non
         done.set()
         thread.join()
     assert ticks > 10
+
+
+def test_the_error_of_a_batch_names_its_prompt(face: Face, mock_server: MockServer) -> None:
+    mock_server.when("prompt 17.", Answer(status=400, times=0))
+    prompts = [f"prompt {number}." for number in range(20)]
+    with pytest.raises(BadRequestError, match=r"^prompts\[17\]: 400 from ") as caught:
+        face.batch_complete(prompts)
+    returned = face.batch_complete(prompts, return_exceptions=True)[17]
+    for error in (caught.value, returned, pickle.loads(pickle.dumps(returned))):
+        assert error.index == 17
+        assert str(error).startswith("prompts[17]: ")
+    with pytest.raises(BadRequestError, match=r"^400 from ") as single:
+        face.complete("prompt 17.")
+    assert single.value.index is None

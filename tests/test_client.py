@@ -887,3 +887,38 @@ def test_a_prompt_may_be_large(face: Face, mock_server: MockServer) -> None:
     prompt = "ü" * 2_000_000
     assert face.complete(prompt) == "echo: " + prompt
     assert json.loads(last_request(mock_server).body)["messages"][0]["content"] == prompt
+
+
+def test_fields_of_a_model_that_are_not_openais_are_kept(face: Face, mock_server: MockServer) -> None:
+    card = {"id": "m", "object": "model", "created": 5, "max_model_len": 4096, "permission": [{"allow": {"a": True}}]}
+    mock_server.script(Answer(body={"object": "list", "data": [card, {"id": "n"}]}))
+    first, second = face.models()
+    assert (first.id, first.created, first.owned_by, first.max_model_len) == ("m", 5, "", 4096)
+    assert first.permission[0].allow.a is True
+    assert first.to_dict() == {**card, "owned_by": ""}
+    assert type(first.to_dict()["permission"][0]) is dict
+    assert second.to_dict() == {"id": "n", "created": 0, "owned_by": ""}
+    with pytest.raises(AttributeError, match="max_model_len"):
+        _ = second.max_model_len
+    for model in (pickle.loads(pickle.dumps(first)), copy.deepcopy(first)):
+        assert (model, hash(model), model.max_model_len) == (first, hash(first), 4096)
+
+
+def test_calls_of_custom_tools_are_read(face: Face, mock_server: MockServer) -> None:
+    custom = {"id": "c1", "type": "custom", "custom": {"name": "grep", "input": "-r x ."}}
+    function = {"id": "c2", "type": "function", "function": {"name": "f", "arguments": "{}"}, "extra": {"a": 1}}
+    other = {"id": "c3", "type": "mcp", "mcp": {"server": "s"}}
+    message = {"role": "assistant", "content": None, "tool_calls": [{"broken": 1}, custom, function, other]}
+    mock_server.script(Answer(body={"choices": [{"index": 0, "message": message}]}))
+    calls = face.create().choices[0].message.tool_calls
+    assert calls is not None
+    assert [call.to_dict() for call in calls] == [custom, function, other]
+    first, second, third = [pickle.loads(pickle.dumps(call)) for call in calls]
+    assert [first, second, third] == calls
+    assert (first.type, first.function, first.custom.name, first.custom.input) == ("custom", None, "grep", "-r x .")
+    assert first.custom.to_dict() == custom["custom"]
+    assert pickle.loads(pickle.dumps(first.custom)) == first.custom
+    assert (second.custom, second.function.name, second.function.to_dict()) == (None, "f", function["function"])
+    assert (second.extra.a, third.mcp.server, third.function, third.custom) == (1, "s", None, None)
+    assert "grep" in repr(first)
+    assert "mcp" in repr(third)

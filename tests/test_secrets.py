@@ -233,6 +233,53 @@ def test_a_key_given_for_one_call_is_masked_too(face: Face, mock_server: MockSer
     assert_clean(*everything_about(caught.value))
 
 
+@pytest.mark.parametrize(
+    "name", ["Authorization", "X-Session-Id", "X-Password", "X-Credential", "X-Signature", "Cookie"]
+)
+def test_headers_of_one_call_are_not_in_a_traceback(make: Make, mock_server: MockServer, name: str) -> None:
+    face = make(max_retries=0)
+    headers = {name: CANARY}
+    message = [{"role": "user", "content": "hi"}]
+    for options in ({}, {"timeout": -1}, {"model": 5}, {"temperature": float("nan")}):
+        for call in (
+            lambda: face.complete("hi", extra_headers=headers, **options),
+            lambda: face.batch_complete(["hi"], extra_headers=headers, **options),
+            lambda: face.create(message, extra_headers=headers, **options),
+        ):
+            mock_server.script(ECHOES["message"])
+            with pytest.raises((MillstreamError, TypeError)) as caught:
+                call()
+            assert_clean(str(caught.value), full_trace(caught.value))
+    assert mock_server.stats.requests == 3
+
+
+def test_refused_headers_are_not_in_a_traceback(face: Face) -> None:
+    for headers in ({"X-A": CANARY + "\n"}, {"X A": CANARY}, {"Host": CANARY}, [CANARY], CANARY):
+        for call in (
+            lambda: face.complete("hi", extra_headers=headers),
+            lambda: face.with_options(default_headers=headers),
+            lambda: Client(api_key=KEY, default_headers=headers),  # type: ignore[arg-type]
+        ):
+            with pytest.raises((MillstreamError, TypeError)) as caught:
+                call()
+            assert_clean(str(caught.value), full_trace(caught.value))
+
+
+@pytest.mark.parametrize("key", [CANARY.encode(), {CANARY}, [CANARY.encode()], [CANARY, CANARY]])
+def test_a_key_of_the_wrong_type_is_not_shown(key: Any) -> None:
+    for build in (lambda: Client(api_key=key), lambda: Client(api_key=KEY).with_options(api_key=key)):
+        try:
+            build()
+        except (MillstreamError, TypeError) as error:
+            assert_clean(str(error), full_trace(error))
+
+
+def test_the_users_own_idempotency_key_is_no_secret(make: Make, mock_server: MockServer) -> None:
+    mock_server.script(Answer(status=400, body={"error": {"message": "order-0123456789 was used before"}}))
+    with pytest.raises(APIError, match="order-0123456789"):
+        make().complete("hi", extra_headers={"Idempotency-Key": "order-0123456789"})
+
+
 @pytest.mark.parametrize("fault", ["reset_before", "truncate", "hang_before"])
 def test_errors_of_the_network_do_not_show_the_key(make: Make, mock_server: MockServer, fault: Any) -> None:
     mock_server.script(Answer(fault=fault, times=0))

@@ -168,3 +168,14 @@ def test_statistics_are_frozen_and_become_plain_dicts(face: Face) -> None:
     assert WaitStats(**{name: TimingStats(**each) for name, each in plain["waits"].items()}) == stats.waits
     assert plain["requests"] == 1
     assert {"attempts", "retries", "succeeded", "failed", "in_flight", "max_in_flight"} <= plain.keys()
+
+
+def test_the_statistics_read_well(face: Face) -> None:
+    assert repr(face.client.stats()).startswith("ClientStats(\n")
+    face.complete("hi")
+    face.complete("hi", model="other")
+    lines = repr(face.client.stats()).splitlines()
+    assert "requests=2" in lines[1]
+    assert [line.strip().split(",")[1] for line in lines if "LaneStats(" in line] == [" model='m'", " model='other'"]
+    assert max(map(len, lines)) < 400
+    assert any(line.strip().startswith("latency=<2: p50 ") for line in lines)

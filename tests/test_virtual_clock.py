@@ -245,3 +245,22 @@ def native_threads() -> list[str]:
     import os
 
     return os.listdir("/proc/self/task")
+
+
+async def test_a_clock_that_is_left_before_its_calls_set_out_hangs_nothing() -> None:
+    """They wait in the port's outbox until the loop's next turn, and then find another runtime."""
+    with MockServer() as server:
+        async with AsyncClient(api_key="k", base_url=server.base_url, model="m") as client:
+            clock = VirtualClock()
+            clock.__enter__()
+            # The first sets out at once, the others wait for each other.
+            calls = [asyncio.create_task(clock.sleep(0.01)) for _ in range(3)]
+
+            async def leave() -> None:
+                clock.__exit__(None, None, None)
+
+            left = asyncio.create_task(leave())
+            await asyncio.wait([left, *calls], timeout=10)
+            assert all(call.done() for call in (left, *calls))
+            await asyncio.gather(*calls, return_exceptions=True)
+            assert await asyncio.wait_for(client.complete("hi"), 10) == "echo: hi"

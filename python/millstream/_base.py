@@ -5,28 +5,30 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
+from millstream._arguments import check
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._settings import (
     NOT_PARAMETERS,
     OPENAI_BASE_URL,
+    REQUEST_FIELDS,
     Secrets,
     Settings,
     check_key_is_not_needed,
     checked_names,
     environment_key,
-    header_pairs,
     host_of,
     with_environment_keys,
 )
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
     from millstream._millstream import Endpoint, _Options
     from millstream._retry import RetryPolicy
+    from millstream._settings import Hidden
     from millstream.types import ClientStats
 
 
@@ -101,6 +103,25 @@ class Base:
         secrets = Secrets(api_key, default_headers)
         del api_key, default_headers
         secrets.check()
+        check(
+            {
+                "endpoints": endpoints,
+                "model": model,
+                "fallback_models": fallback_models,
+                "config": config,
+                "timeout": timeout,
+                "connect_timeout": connect_timeout,
+                "queue_timeout": queue_timeout,
+                "max_retries": max_retries,
+                "retry": retry,
+                "idempotency_key": idempotency_key,
+                "max_concurrency": max_concurrency,
+                "rate_limiter": rate_limiter,
+                "hedge_after": hedge_after,
+                "http2": http2,
+                "allow_http": allow_http,
+            }
+        )
         if endpoints is not None and (base_url is not None or secrets.keys is not None):
             raise ConfigurationError("endpoints= names servers and keys itself; leave base_url= and api_key= out")
         environment_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
@@ -176,9 +197,13 @@ class Base:
             "max_retries": max_retries,
             "idempotency_key": idempotency_key,
             "max_concurrency": max_concurrency,
-            "fallback_models": None if fallback_models is None else checked_names("fallback_models", fallback_models),
+            "fallback_models": fallback_models,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
+        given = {"timeout": timeout, "queue_timeout": queue_timeout, "hedge_after": hedge_after}
+        check({**changes, **given, "rate_limiter": rate_limiter})
+        if fallback_models is not None:
+            changes["fallback_models"] = checked_names("fallback_models", fallback_models)
         if retry is not None:
             # It has a number of its own.
             changes["max_retries"] = max_retries
@@ -220,42 +245,61 @@ class Base:
 
     def _options(
         self,
+        system: str | None,
         model: str | None,
         config: CompletionConfig | None,
         timeout: float | Timeout | NotGiven | None,
         queue_timeout: float | NotGiven | None,
-        extra_headers: Mapping[str, str] | None,
+        priority: int,
+        headers: Hidden | None,
         params: dict[str, Any],
-        priority: int = 0,
+        *,
+        max_concurrent: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> _Options:
         """The request's fields; the nearest word wins: argument, call's config, client's config, client's model."""
         settings = self._settings
-        fields = params
+        if params and not params.keys() <= REQUEST_FIELDS:
+            _check_names(params)
+        fields = params if extra_body is None else {**params, **extra_body}
+        if config is not None:
+            check({"config": config})
         if settings.config is not None or config is not None:
             sources = (source.to_dict() for source in (settings.config, config) if source is not None)
-            fields = {name: value for source in (*sources, params) for name, value in source.items()}
+            fields = {name: value for source in (*sources, fields) for name, value in source.items()}
         if fields:
             if fields.get("stream") is False:
                 # What every call does anyway.
                 del fields["stream"]
-            for refused in NOT_PARAMETERS.keys() & fields.keys():
-                raise ConfigurationError(f"{refused}= is not a parameter of this call; {NOT_PARAMETERS[refused]}")
+            _refuse_others(fields)
             configured = fields.pop("model", None)
             model = configured if model is None else model
         model = settings.model if model is None else model
         if (
-            model is not None
+            type(model) is str
             and not fields
+            and system is None
+            and max_concurrent is None
             and timeout is NOT_GIVEN
             and queue_timeout is NOT_GIVEN
-            and extra_headers is None
+            and headers is None
             and priority == 0
         ):
             # Most calls are like that, and the engine has them ready.
             return model
+        check(
+            {
+                "system": system,
+                "model": model,
+                "timeout": timeout,
+                "queue_timeout": queue_timeout,
+                "priority": priority,
+                "max_concurrent": max_concurrent,
+            }
+        )
         given = None if isinstance(timeout, NotGiven) else (timeout,)
         queue = None if isinstance(queue_timeout, NotGiven) else (queue_timeout,)
-        return model, fields, given, None if extra_headers is None else header_pairs(extra_headers), queue, priority
+        return model, fields, given, headers, queue, priority
 
     def __repr__(self) -> str:
         if not hasattr(self, "_native"):
@@ -267,3 +311,17 @@ class Base:
         raise TypeError(
             f"{type(self).__name__} holds connections and a key, so it cannot be pickled; make one in each process"
         )
+
+
+def _refuse_others(fields: Iterable[str]) -> None:
+    """Refuse what belongs elsewhere."""
+    for refused in NOT_PARAMETERS.keys() & fields:
+        raise ConfigurationError(f"{refused}= is not a parameter of this call; {NOT_PARAMETERS[refused]}")
+
+
+def _check_names(params: dict[str, Any]) -> None:
+    """Refuse what would go to the server unseen: an argument of ours in the wrong place, or misspelt."""
+    _refuse_others(params)
+    from millstream._misspelt import check_spelling  # not at the top: most calls give no such name
+
+    check_spelling(params.keys() - REQUEST_FIELDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from millstream._arguments import INTEGER, SECONDS, check
 from millstream._millstream import NativeAdaptiveBatchPolicy
 from millstream.types import BatchMetrics
 
@@ -29,6 +30,7 @@ class AdaptiveBatchPolicy:
     def __init__(
         self, rule: Literal["classic", "aimd"] = "classic", *, initial_batch_size: int = 10, max_batch_size: int = 50
     ) -> None:
+        check({"rule": rule, "initial_batch_size": initial_batch_size, "max_batch_size": max_batch_size})
         self._native = NativeAdaptiveBatchPolicy(rule, initial_batch_size, max_batch_size)
         self._rule = rule
 
@@ -47,6 +49,8 @@ class AdaptiveBatchPolicy:
         Raises:
             ConfigurationError: ``succeeded + failed`` is not ``size``, or a number is negative.
         """
+        counts = {"size": size, "succeeded": succeeded, "failed": failed}
+        check({**counts, "duration": duration}, kinds=dict.fromkeys(counts, INTEGER), default=SECONDS)
         return self._native.record(size, duration, succeeded, failed)
 
     @property

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from millstream._bridge import wait
 from millstream._millstream import ChatMessage
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._settings import hide
 from millstream._stream import AsyncStream, Stream
 
 if TYPE_CHECKING:
@@ -123,12 +124,14 @@ class AsyncCompletions:
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: No answer after every retry.
         """
-        fields = {**params, **(extra_body or {})}
-        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._client._options(
+            None, model, None, timeout, queue_timeout, priority, headers, params, extra_body=extra_body
+        )
         if not stream:
             return await wait(self._client._native.chat, _messages(messages), None, options, text_only=False)
         native = self._client._native.chat_stream(
-            _messages(messages), None, options, text_only=False, with_usage=_wants_usage(fields)
+            _messages(messages), None, options, text_only=False, with_usage=_wants_usage(params, extra_body)
         )
         try:
             await wait(native.opened)
@@ -219,13 +222,38 @@ class Completions:
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion | Stream[ChatCompletionChunk]:
-        """Ask for a chat completion; see `AsyncCompletions.create`."""
-        fields = {**params, **(extra_body or {})}
-        options = self._client._options(model, None, timeout, queue_timeout, extra_headers, fields, priority)
+        """Ask for a chat completion, as in openai-python.
+
+        Args:
+            messages: The conversation; an answer's ``message`` may go in as it is.
+            stream: Return once the first piece is there, and read the others as they come. The tokens are counted in
+                any case (``stream.usage``); the chunk that only counts them is handed out if
+                ``stream_options={"include_usage": True}`` asks for it.
+            model: Model to ask. Default: the client's.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
+                first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
+            extra_headers: Headers for this request.
+            extra_body: Further request fields, as openai-python wants them; here they may as well stand in
+                ``params``.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            The whole answer; with ``stream`` a stream of its chunks.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: No answer after every retry.
+        """
+        headers, extra_headers = hide(extra_headers), None
+        options = self._client._options(
+            None, model, None, timeout, queue_timeout, priority, headers, params, extra_body=extra_body
+        )
         if not stream:
             return self._client._native.chat(None, _messages(messages), None, options, text_only=False)
         native = self._client._native.chat_stream(
-            _messages(messages), None, options, text_only=False, with_usage=_wants_usage(fields)
+            _messages(messages), None, options, text_only=False, with_usage=_wants_usage(params, extra_body)
         )
         try:
             native.opened(None)
@@ -241,6 +269,6 @@ def _messages(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
 
 
-def _wants_usage(fields: Mapping[str, Any]) -> bool:
-    options = fields.get("stream_options")
+def _wants_usage(params: Mapping[str, Any], extra_body: Mapping[str, Any] | None) -> bool:
+    options = {**params, **(extra_body or {})}.get("stream_options")
     return isinstance(options, Mapping) and bool(options.get("include_usage"))

@@ -13,6 +13,7 @@ from millstream._bridge import wait
 from millstream._chat import AsyncChat, Chat, Message
 from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._settings import hide
 from millstream._stream import AsyncMergedStream, AsyncStream, MergedStream, Stream
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class AsyncClient(Base):
             APIError: No answer after every retry; the class says why, see `millstream.exceptions`.
             InputTooLargeError: The request is larger than the rate limiter's whole minute.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
         return await wait(self._native.chat, prompt, system, options, text_only=True)
 
     @overload
@@ -152,7 +154,10 @@ class AsyncClient(Base):
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: An item failed, without ``return_exceptions``.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(
+            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+        )
         outcomes: BatchOutcomes = await wait(
             self._native.batch_chat,
             _prompts(prompts),
@@ -208,7 +213,8 @@ class AsyncClient(Base):
             StreamInterruptedError: While it is read: the stream ended too soon. ``partial`` has the text so far.
             APIError: While it is read: no answer, or the server reported an error in the middle of it.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
         return AsyncStream(native)
 
@@ -286,7 +292,10 @@ class AsyncClient(Base):
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: While it is read: an item failed, without ``return_exceptions``.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(
+            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+        )
         native = self._native.stream_many(
             _prompts(prompts),
             system,
@@ -343,8 +352,30 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> str:
-        """Ask one prompt; see `AsyncClient.complete`."""
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        """Ask one prompt.
+
+        Args:
+            prompt: A user message, or a list of messages.
+            system: A system message to put first.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
+                first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
+            extra_headers: Headers for this request.
+            **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
+
+        Returns:
+            The answer's text; empty if the model refused or called tools instead.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: No answer after every retry; the class says why, see `millstream.exceptions`.
+            InputTooLargeError: The request is larger than the rate limiter's whole minute.
+        """
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
         return self._native.chat(None, prompt, system, options, text_only=True)
 
     @overload
@@ -396,8 +427,36 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
     ) -> list[Any]:
-        """Ask many prompts at once; see `AsyncClient.batch_complete`."""
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        """Ask many prompts at once; the answers come back in the prompts' order.
+
+        Args:
+            prompts: N prompts, each a user message or a list of messages. None gives none.
+            system: A system message to put first in each.
+            max_concurrent: Requests in flight at once. Default: the client's.
+            return_exceptions: Put an item's error in its place and go on. Otherwise the first error is raised after
+                the others were aborted.
+            model: Model to ask. Default: the client's.
+            config: Request fields, over the client's own.
+            timeout: Seconds for each item over all its attempts, or a `Timeout`; None for no limit. Default: the
+                client's.
+            queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
+                first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
+            extra_headers: Headers for each request.
+            **params: Request fields, sent untouched.
+
+        Returns:
+            N texts; with ``return_exceptions`` the error where an item failed.
+
+        Raises:
+            TypeError: ``prompts`` is one string, or one of them is neither a string nor a list.
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIError: An item failed, without ``return_exceptions``.
+        """
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(
+            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+        )
         outcomes: BatchOutcomes = self._native.batch_chat(
             None,
             _prompts(prompts),
@@ -447,7 +506,8 @@ class Client(Base):
             StreamInterruptedError: While it is read: the stream ended too soon. ``partial`` has the text so far.
             APIError: While it is read: no answer, or the server reported an error in the middle of it.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
         return Stream(native)
 
@@ -525,7 +585,10 @@ class Client(Base):
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: While it is read: an item failed, without ``return_exceptions``.
         """
-        options = self._options(model, config, timeout, queue_timeout, extra_headers, params, priority)
+        headers, extra_headers = hide(extra_headers), None
+        options = self._options(
+            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+        )
         native = self._native.stream_many(
             _prompts(prompts),
             system,

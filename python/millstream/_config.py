@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from millstream._arguments import check
 from millstream._millstream import check_timeout
 from millstream._not_given import NOT_GIVEN, NotGiven
 
@@ -67,6 +68,8 @@ class Timeout:
     idle: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        phases = {"total": self.total, "connect": self.connect, "first_byte": self.first_byte, "idle": self.idle}
+        check({f"timeout.{phase}": seconds for phase, seconds in phases.items()})
         check_timeout(self)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
+from millstream._arguments import check
 from millstream._bridge import wait
 from millstream._millstream import NativeRateLimiter, Reservation
 from millstream.exceptions import ConfigurationError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 _Algorithm: TypeAlias = Literal["token_bucket", "sliding_window"]
 
 _WINDOWS = {"second": 1.0, "minute": 60.0, "day": 86400.0}
+
+_PLAIN = {int, float}
 
 # Unit, how many, in how many seconds, how many at once.
 _Rule: TypeAlias = tuple[str, float, float, float | None]
@@ -160,7 +163,7 @@ class RateLimiter:
             InputTooLargeError: More than the limits could ever let through at once; waiting would never help.
             QueueTimeoutError: It would take longer than ``max_wait`` (raised at once), or did. Also a ``TimeoutError``.
         """
-        amounts = (requests, tokens, input_tokens, output_tokens)
+        amounts = _amounts(requests, tokens, input_tokens, output_tokens, priority, max_wait)
         return await wait(self._native.acquire, amounts, priority, max_wait, False)
 
     def acquire_blocking(
@@ -174,7 +177,7 @@ class RateLimiter:
         max_wait: float | None = None,
     ) -> Reservation:
         """As `acquire`, blocking the thread (the GIL is released); Ctrl-C ends the wait."""
-        amounts = (requests, tokens, input_tokens, output_tokens)
+        amounts = _amounts(requests, tokens, input_tokens, output_tokens, priority, max_wait)
         return self._native.acquire(None, amounts, priority, max_wait, False)
 
     def try_acquire(
@@ -185,7 +188,7 @@ class RateLimiter:
         Raises:
             InputTooLargeError: More than the limits could ever let through at once; waiting would never help.
         """
-        return self._native.try_acquire((requests, tokens, input_tokens, output_tokens))
+        return self._native.try_acquire(_amounts(requests, tokens, input_tokens, output_tokens))
 
     def reserve(
         self,
@@ -221,13 +224,14 @@ class RateLimiter:
             InputTooLargeError: On entering, as for `acquire`.
             QueueTimeoutError: On entering, as for `acquire`.
         """
-        return PendingReservation(self._native, (requests, tokens, input_tokens, output_tokens), priority, max_wait)
+        amounts = _amounts(requests, tokens, input_tokens, output_tokens, priority, max_wait)
+        return PendingReservation(self._native, amounts, priority, max_wait)
 
     def estimated_wait(
         self, requests: float = 1, tokens: float = 0, *, input_tokens: float = 0, output_tokens: float = 0
     ) -> float:
         """Seconds that it would wait if it came now, behind all who wait; 0.0 if it could go at once."""
-        return self._native.estimated_wait((requests, tokens, input_tokens, output_tokens))
+        return self._native.estimated_wait(_amounts(requests, tokens, input_tokens, output_tokens))
 
     def snapshot(self) -> RateLimiterSnapshot:
         """Every limit with its level, and how many wait."""
@@ -318,6 +322,23 @@ class PendingReservation:
         self._reservation = None
 
 
+def _amounts(
+    requests: float,
+    tokens: float,
+    input_tokens: float,
+    output_tokens: float,
+    priority: int = 0,
+    max_wait: float | None = None,
+) -> tuple[float, float, float, float]:
+    """The amounts as the native module takes them."""
+    amounts = (requests, tokens, input_tokens, output_tokens)
+    if priority != 0 or max_wait is not None or not _PLAIN.issuperset(map(type, amounts)):
+        # Most are plain numbers, and `try_acquire` takes less time than a look at each.
+        names = ("requests", "tokens", "input_tokens", "output_tokens", "priority", "max_wait")
+        check(dict(zip(names, (*amounts, priority, max_wait), strict=True)))
+    return amounts
+
+
 def _one_of(**spellings: float | None) -> float | None:
     """The value of an argument that has several names."""
     given = {name: value for name, value in spellings.items() if value is not None}
@@ -331,9 +352,7 @@ def _given(limits: dict[str, float | None], burst: float | None, algorithm: str)
     if algorithm not in ("token_bucket", "sliding_window"):
         raise ConfigurationError(f'algorithm must be "token_bucket" or "sliding_window", not {algorithm!r}')
     given: dict[str, float | str] = {name: value for name, value in limits.items() if value is not None}
-    for name, value in (*given.items(), ("burst", burst)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    check({**given, "burst": burst})
     if burst is not None:
         if not any(name.startswith("requests_per_") for name in given):
             raise ConfigurationError("burst is the most requests at once: it needs a limit on requests beside it")

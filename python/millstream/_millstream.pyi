@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn, TypeAlias, final, overload
 
 from millstream._config import Timeout
+from millstream._settings import Hidden
 from millstream.testing import Answer, Limits, Streaming
+from millstream.types import Record
 
 __all__ = [
     "BUILD_PROFILE",
@@ -15,6 +17,7 @@ __all__ = [
     "ChatCompletion",
     "ChatMessage",
     "Choice",
+    "CustomCall",
     "Endpoint",
     "FunctionCall",
     "KeyStats",
@@ -34,6 +37,7 @@ __all__ = [
     "after_fork_in_child",
     "check_timeout",
     "echo",
+    "is_secret_header",
     "quiesce",
 ]
 
@@ -47,7 +51,7 @@ _Options: TypeAlias = (
         str | None,
         dict[str, Any],
         tuple[float | Timeout | None] | None,
-        list[tuple[str, str]] | None,
+        Hidden | None,
         tuple[float | None] | None,
         int,
     ]
@@ -57,6 +61,7 @@ _Options: TypeAlias = (
 def echo(pending: Pending) -> bool | None: ...
 def quiesce() -> None: ...
 def after_fork_in_child() -> None: ...
+def is_secret_header(name: str) -> bool: ...
 def check_timeout(timeout: float | Timeout | None) -> None: ...
 
 @final
@@ -151,7 +156,7 @@ class NativeClient:
         endpoints: list[Endpoint] | None,
         api_keys: list[str] | None,
         inherit_key: bool,
-        headers: list[tuple[str, str]] | None,
+        headers: Mapping[str, str] | None,
         timeout: float | Timeout | None,
         connect_timeout: float | None,
         queue_timeout: float | None,
@@ -196,7 +201,7 @@ class NativeClient:
         max_concurrent: int | None,
         stop_on_error: bool,
     ) -> NativeStream: ...
-    def models(self, pending: Pending | None) -> list[tuple[str, int, str]]: ...
+    def models(self, pending: Pending | None) -> list[tuple[str, int, str, Record]]: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
     @property
@@ -397,7 +402,7 @@ class ChatMessage:
 
     @property
     def tool_calls(self) -> list[ToolCall] | None:
-        """The functions it wants called."""
+        """The tools it wants called."""
 
     def to_dict(self) -> dict[str, Any]:
         """The message as the server sent it."""
@@ -410,7 +415,7 @@ class ChatMessage:
 
 @final
 class ToolCall:
-    """One function call that the model asks for."""
+    """One tool call that the model asks for, of a function or of a custom tool."""
 
     @property
     def id(self) -> str:
@@ -418,18 +423,24 @@ class ToolCall:
 
     @property
     def type(self) -> str:
-        """``function`` with every known server."""
+        """``function`` or ``custom``."""
 
     @property
-    def function(self) -> FunctionCall:
-        """What to call."""
+    def function(self) -> FunctionCall | None:
+        """The function to call; None if it is another kind of tool."""
+
+    @property
+    def custom(self) -> CustomCall | None:
+        """The custom tool to call; None if it is another kind of tool."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The call in OpenAI's form."""
+        """The call as the server sent it."""
+
+    def __getattribute__(self, name: str, /) -> Any: ...
     def __eq__(self, other: Any, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]
     @staticmethod
-    def _restore(call_id: str, kind: str, name: str, arguments: str) -> ToolCall: ...
+    def _restore(completion: ChatCompletion, choice: int, index: int) -> ToolCall: ...
 
 @final
 class FunctionCall:
@@ -444,11 +455,30 @@ class FunctionCall:
         """Its arguments: a JSON text, which a model may get wrong."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The function in OpenAI's form."""
+        """The function as the server sent it."""
     def __eq__(self, other: Any, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]
     @staticmethod
-    def _restore(call_id: str, kind: str, name: str, arguments: str) -> FunctionCall: ...
+    def _restore(completion: ChatCompletion, choice: int, index: int) -> FunctionCall: ...
+
+@final
+class CustomCall:
+    """Name and input of a call of a custom tool."""
+
+    @property
+    def name(self) -> str:
+        """Name of the tool."""
+
+    @property
+    def input(self) -> str:
+        """Its input: any text."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tool and its input as the server sent them."""
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(completion: ChatCompletion, choice: int, index: int) -> CustomCall: ...
 
 @final
 class NativeStream:

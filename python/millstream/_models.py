@@ -8,7 +8,7 @@ from millstream._bridge import wait
 
 if TYPE_CHECKING:
     from millstream._client import AsyncClient, Client
-    from millstream.types import ModelList
+    from millstream.types import ModelList, Record
 
 
 class AsyncModels:
@@ -37,11 +37,15 @@ class Models:
         self._client = client
 
     def list(self) -> ModelList:
-        """The models that the server offers; see `AsyncModels.list`."""
+        """The models that the server offers.
+
+        Raises:
+            APIError: No answer after every retry.
+        """
         return _model_list(self._client._native.models(None))
 
 
-def _model_list(models: list[tuple[str, int, str]]) -> ModelList:
+def _model_list(models: list[tuple[str, int, str, Record]]) -> ModelList:
     from millstream.types import Model, ModelList
 
     return ModelList([Model(*each) for each in models])

@@ -6,9 +6,10 @@ import functools
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, TypeVarTuple
 
+from millstream._arguments import INTEGER, KINDS, check
 from millstream._millstream import NativeRetryPolicy
 from millstream.exceptions import ConfigurationError, MillstreamError
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+# A client may leave `max_retries` to its policy.
+_KINDS = {**KINDS, "max_retries": INTEGER._replace(optional=False)}
 
 Jitter: TypeAlias = Literal["full", "equal", "none"]
 RetryOn: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
@@ -65,6 +69,7 @@ class RetryPolicy:
     invalid_responses: bool = True
 
     def __post_init__(self) -> None:
+        check({each.name: getattr(self, each.name) for each in fields(self) if each.name != "jitter"}, _KINDS)
         if self.statuses is not None:
             object.__setattr__(self, "statuses", frozenset(self.statuses))
         self._native()
@@ -100,6 +105,7 @@ class _Schedule:
         retry_on: RetryOn,
         on_retry: OnRetry | None,
     ) -> None:
+        check({"max_retries": max_retries, "retry_on": retry_on, "on_retry": on_retry}, _KINDS)
         if max_retries < 1:
             raise ConfigurationError(f"max_retries counts attempts here, so it must be at least 1, not {max_retries}")
         self.attempts = max_retries

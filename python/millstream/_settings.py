@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from millstream._millstream import Endpoint, NativeClient
+from millstream._millstream import Endpoint, NativeClient, is_secret_header
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
@@ -18,21 +19,48 @@ if TYPE_CHECKING:
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 
 
+class Hidden:
+    """A call's headers on their way to the native client, so that no traceback with variables shows them."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Mapping[str, str]) -> None:
+        self.value = value
+
+
+def hide(headers: Mapping[str, str] | None) -> Hidden | None:
+    """What may hold a secret, hidden. The caller lets go of its own name for it before anything can fail."""
+    return None if headers is None else Hidden(headers)
+
+
 class Secrets:
     """Key and headers on their way to the native client, so that no traceback with variables shows them."""
 
     __slots__ = ("headers", "keys")
 
+    keys: list[str] | None
+
     def __init__(self, key: str | Sequence[str] | None, headers: Mapping[str, str] | None) -> None:
-        self.keys = None if key is None else [key] if isinstance(key, str) else list(key)
+        # Checked later: this frame's variables show the key.
+        self.keys = key  # type: ignore[assignment]
         self.headers = headers
 
     def authorize(self) -> bool:
         """Whether one of the headers can be meant to carry a key."""
-        return any(word in str(name).lower() for name in self.headers or () for word in ("auth", "key", "token"))
+        return any(is_secret_header(str(name)) for name in self.headers or ())
 
     def check(self) -> None:
         """Apart from the constructor, whose variables show the keys in a traceback."""
+        if isinstance(self.keys, str):
+            self.keys = [self.keys]
+        elif isinstance(self.keys, bytes) or not isinstance(self.keys, Iterable | None):
+            raise TypeError(f"api_key must be a str, a list of them or None, not {type(self.keys).__name__}")
+        elif self.keys is not None:
+            self.keys = list(self.keys)
+        if self.headers is not None and not isinstance(self.headers, Mapping):
+            raise TypeError(
+                f"default_headers must be a dict of names and values or None, not {type(self.headers).__name__}"
+            )
         if self.keys is not None and len(set(self.keys)) < len(self.keys):
             raise ConfigurationError("api_key names the same key twice: its limits would be counted twice, too")
 
@@ -66,7 +94,7 @@ class Settings(NamedTuple):
             endpoints=endpoints,
             api_keys=secrets.keys,
             inherit_key=self.inherit_key,
-            headers=None if secrets.headers is None else header_pairs(secrets.headers),
+            headers=secrets.headers,
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
             queue_timeout=self.queue_timeout,
@@ -93,11 +121,66 @@ NOT_PARAMETERS = {
     "max_concurrent": "only a batch takes it; a client takes max_concurrency=",
     "return_exceptions": "only a batch takes it",
     **dict.fromkeys(
-        ("max_retries", "retry", "rate_limiter", "hedge_after", "base_url", "api_key", "fallback_models"),
+        (
+            "max_retries",
+            "retry",
+            "rate_limiter",
+            "hedge_after",
+            "base_url",
+            "api_key",
+            "fallback_models",
+            "idempotency_key",
+        ),
         "it is the client's: give it to the client or to with_options()",
     ),
-    **dict.fromkeys(("endpoints", "default_headers", "connect_timeout"), "it is the client's"),
+    **dict.fromkeys(("endpoints", "default_headers", "connect_timeout", "http2", "allow_http"), "it is the client's"),
 }
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# OpenAI's, as of openai-python 3.54, and `models` of OpenRouter.
+REQUEST_FIELDS = frozenset(
+    {
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "metadata",
+        "modalities",
+        "model",
+        "models",
+        "moderation",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "stream",
+        "stream_options",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+        "web_search_options",
+    }
+)
 
 
 def host_of(url: str) -> tuple[str, str | None, int | None]:
@@ -105,7 +188,7 @@ def host_of(url: str) -> tuple[str, str | None, int | None]:
 
     try:
         parts = urlsplit(url)
-        host = parts.scheme, parts.hostname, parts.port
+        host = parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
     except ValueError:
         # Not a URL, which the engine's own check says better.
         return "", url, None
@@ -149,7 +232,3 @@ def checked_names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
     if not all(name.strip() for name in names):
         raise ConfigurationError(f"{argument} has an empty name")
     return tuple(names)
-
-
-def header_pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(str(name), str(value)) for name, value in headers.items()]

@@ -65,10 +65,12 @@ class MillstreamError(Exception):
         message: What happened, what was tried and what can be done.
         retryable: Whether the same may succeed later.
         retry_after: Seconds that the server asked to wait, if one did.
+        index: Which of a batch's prompts it is about, from 0; None if it is not about one of them.
     """
 
     retryable: bool = False
     retry_after: float | None = None
+    index: int | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -223,7 +225,7 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 }
 
 
-def _from_engine(kind: str, message: str, facts: dict[str, Any]) -> MillstreamError:
+def _from_engine(kind: str, message: str, index: int | None, facts: dict[str, Any]) -> MillstreamError:
     """Build the exception for an error of the engine; called by the native module."""
     if kind == "status":
         status = facts["status_code"]
@@ -231,6 +233,8 @@ def _from_engine(kind: str, message: str, facts: dict[str, Any]) -> MillstreamEr
         error: MillstreamError = _BY_STATUS.get(status, server_fault)(message)
     else:
         error = _BY_KIND.get(kind, InternalError)(message)
+    if index is not None:
+        error.index = index
     if isinstance(error, APIError):
         facts["body"] = _error_object(facts.get("body"))
         vars(error).update(facts)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from millstream._millstream import ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage
+from millstream._millstream import ChatCompletion, ChatMessage, Choice, CustomCall, FunctionCall, ToolCall, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -19,6 +19,7 @@ __all__ = [
     "Choice",
     "ClientStats",
     "ConcurrencyStats",
+    "CustomCall",
     "FunctionCall",
     "LaneStats",
     "LimitLevel",
@@ -61,7 +62,7 @@ class Record(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model that a server offers.
+    """One model that a server offers. Fields of the server that are not listed here are read by their names.
 
     Attributes:
         id: The name to call it by.
@@ -72,6 +73,25 @@ class Model:
     id: str
     created: int = 0
     owned_by: str = ""
+    _sent: Record = field(default_factory=Record, repr=False, hash=False)
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks for names with underscores on its own, also before `_sent` is there.
+        if name.startswith("_") or name not in self._sent:
+            raise AttributeError(f"Model has no field {name!r} in this answer")
+        return self._sent[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The model as the server sent it."""
+        known = {"id": self.id, "created": self.created, "owned_by": self.owned_by}
+        return {name: _plain(value) for name, value in (known | self._sent).items()}
+
+
+def _plain(value: Any) -> Any:
+    """With dicts in place of records."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +121,14 @@ class _Stats:
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
 
+def _said(stats: _Stats) -> Iterator[str]:
+    """``name=value`` of every field that says something."""
+    for each in fields(stats):  # type: ignore[arg-type]
+        value = getattr(stats, each.name)
+        if value and each.name != "lanes":
+            yield f"{each.name}={value!r}"
+
+
 @dataclass(frozen=True, slots=True)
 class TimingStats(_Stats):
     """Durations in seconds; all 0 if there were none.
@@ -127,6 +155,12 @@ class TimingStats(_Stats):
     p99: float
     max: float
 
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __repr__(self) -> str:
+        return f"<{self.count}: p50 {self.p50:.3g} s, p95 {self.p95:.3g} s, max {self.max:.3g} s>"
+
 
 @dataclass(frozen=True, slots=True)
 class CauseStats(_Stats):
@@ -150,6 +184,12 @@ class CauseStats(_Stats):
     invalid_response: int
     other: int
 
+    def __bool__(self) -> bool:
+        return any(getattr(self, each.name) for each in fields(self))
+
+    def __repr__(self) -> str:
+        return f"<{', '.join(_said(self))}>"
+
 
 @dataclass(frozen=True, slots=True)
 class WaitStats(_Stats):
@@ -166,6 +206,12 @@ class WaitStats(_Stats):
     rate_limit: TimingStats
     gate: TimingStats
     backoff: TimingStats
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, each.name) for each in fields(self))
+
+    def __repr__(self) -> str:
+        return f"<{', '.join(_said(self))}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +306,10 @@ class LaneStats(_Stats):
     waits: WaitStats
     limiter: RateLimiterSnapshot | None = None
 
+    def __repr__(self) -> str:
+        # What is 0 or empty is left out, so that it fits on a line.
+        return f"LaneStats({', '.join(_said(self))})"
+
 
 @dataclass(frozen=True, slots=True)
 class ClientStats(_Stats):
@@ -304,6 +354,14 @@ class ClientStats(_Stats):
     lanes: tuple[LaneStats, ...]
     concurrency: ConcurrencyStats
     limiter: RateLimiterSnapshot | None = None
+
+    def __repr__(self) -> str:
+        """Several lines, one for each lane; what is 0 or empty is left out."""
+        said = list(_said(self))
+        counters = [each for each in said if each.partition("=")[2].isdigit()]
+        lines = [", ".join(counters), *(each for each in said if each not in counters)]
+        lanes = ["lanes=(", *(f"    {lane!r}," for lane in self.lanes), ")"] if self.lanes else []
+        return "\n".join(["ClientStats(", *(f"    {line}" for line in [*filter(None, lines), *lanes]), ")"])
 
     @classmethod
     def _of(cls, fields: dict[str, Any]) -> Self:

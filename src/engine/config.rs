@@ -179,7 +179,17 @@ const RESERVED: [HeaderName; 8] =
     [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, UPGRADE, TE, TRAILER, CONTENT_ENCODING];
 
 /// A header whose name holds one of these carries credentials with one vendor or another (`x-api-key`, `x-auth-token`, …).
-const SECRET_WORDS: [&str; 5] = ["auth", "key", "token", "secret", "cookie"];
+const SECRET_WORDS: [&str; 10] =
+    ["auth", "key", "token", "secret", "cookie", "password", "passwd", "session", "credential", "signature"];
+
+/// Named like a secret and none: it tells requests apart.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// Whether a header of that name carries credentials, as far as one can tell.
+pub fn is_secret_header(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name != IDEMPOTENCY_KEY && SECRET_WORDS.iter().any(|word| name.contains(word))
+}
 
 /// The user's headers; a later one of the same name wins.
 ///
@@ -205,7 +215,7 @@ fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Error> {
             "headers: the value of {parsed} has a character that a header cannot carry (such as a line break)"
         ))
     })?;
-    value.set_sensitive(SECRET_WORDS.iter().any(|word| parsed.as_str().contains(word)));
+    value.set_sensitive(is_secret_header(parsed.as_str()));
     Ok((parsed, value))
 }
 
@@ -319,6 +329,18 @@ mod tests {
         assert!(Endpoint::new("http://api.test/v1", None, &headers, false).is_err());
         let open = Endpoint::new("http://api.test/v1", None, &[], false).unwrap();
         assert!(open.check_secrets(&header_map(&headers).unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_header_counts_as_a_secret_by_its_name() {
+        for secret in
+            ["Authorization", "X-Api-Key", "cookie", "X-Session-Id", "x-amz-signature", "X-Password", "credentials"]
+        {
+            assert!(is_secret_header(secret), "{secret}");
+        }
+        for open in ["Idempotency-Key", "X-Request-Id", "OpenAI-Organization"] {
+            assert!(!is_secret_header(open), "{open}");
+        }
     }
 
     #[test]

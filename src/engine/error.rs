@@ -104,6 +104,7 @@ struct Inner {
     pressure: Pressure,
     key_id: Option<String>,
     partial: Option<String>,
+    index: Option<usize>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -139,6 +140,7 @@ impl Error {
             },
             key_id: None,
             partial: None,
+            index: None,
             source: None,
         }))
     }
@@ -252,6 +254,13 @@ impl Error {
         self
     }
 
+    /// With the place of its item in the batch.
+    #[must_use]
+    pub fn at(mut self, index: usize) -> Self {
+        self.0.index = Some(index);
+        self
+    }
+
     /// With more said in its text.
     #[must_use]
     pub fn context(mut self, text: &str) -> Self {
@@ -334,6 +343,11 @@ impl Error {
         self.0.partial.as_deref()
     }
 
+    /// The place of its item in the batch, if it was one of a batch.
+    pub fn index(&self) -> Option<usize> {
+        self.0.index
+    }
+
     /// Whether a quota or a budget is used up that waiting does not refill.
     pub fn is_out_of_quota(&self) -> bool {
         self.0.quota
@@ -343,6 +357,9 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = &*self.0;
+        if let Some(index) = inner.index {
+            write!(formatter, "prompts[{index}]: ")?;
+        }
         formatter.write_str(&inner.summary)?;
         if let Some(id) = inner.http.as_ref().and_then(|http| http.request_id.as_deref()) {
             write!(formatter, " (request {id})")?;
@@ -407,6 +424,11 @@ mod tests {
             error.to_string(),
             "429 from api.openai.com: slow down (request req_1), after 3 attempts in 1.50 s. Lower the rate."
         );
+    }
+
+    #[test]
+    fn names_its_item_of_a_batch_first() {
+        assert_eq!(Error::internal("lost").at(17).to_string(), "prompts[17]: lost");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use serde_json::{Map, Value};
 
 use super::error::Error;
 
@@ -27,17 +28,37 @@ pub struct Usage {
     pub total_tokens: u64,
 }
 
-/// One function call that the model asks for.
+/// One tool call that the model asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolCall {
+    /// Where it stands in the message, which may hold others that cannot be read.
+    pub position: usize,
     /// Names the call in the message that answers it.
     pub id: String,
-    /// `function` in every known server.
+    /// `function` or `custom`.
     pub kind: String,
+    /// What to call, if that is a function.
+    pub function: Option<FunctionCall>,
+    /// What to call, if that is a custom tool.
+    pub custom: Option<CustomCall>,
+}
+
+/// Name and arguments of a function call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionCall {
     /// Name of the function.
     pub name: String,
     /// Its arguments: a JSON text, which a model may get wrong.
     pub arguments: String,
+}
+
+/// Name and input of a call of a custom tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CustomCall {
+    /// Name of the tool.
+    pub name: String,
+    /// Its input: any text.
+    pub input: String,
 }
 
 /// What the model said.
@@ -49,7 +70,7 @@ pub struct Message {
     pub content: Option<String>,
     /// Why it refused, if it did.
     pub refusal: Option<String>,
-    /// The functions it wants called.
+    /// The tools it wants called.
     pub tool_calls: Option<Vec<ToolCall>>,
 }
 
@@ -106,6 +127,8 @@ pub struct Model {
     pub created: i64,
     /// Who owns it.
     pub owned_by: String,
+    /// Everything that the server says of it, these three included.
+    pub fields: Map<String, Value>,
 }
 
 /// What came with an answer besides its body.

@@ -8,13 +8,15 @@ use std::vec;
 use http::HeaderMap;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
+use serde_json::Value;
 
 use super::bridge::{Pending, dispatch};
 use super::endpoint::Endpoint;
 use super::errors::{self, OrRaise};
-use super::json::{to_fields, to_json, to_text};
+use super::json::{Objects, to_fields, to_json, to_python, to_text};
 use super::limiter::{self, NativeRateLimiter};
 use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
@@ -148,7 +150,7 @@ impl NativeClient {
         endpoints: Option<Vec<Py<Endpoint>>>,
         api_keys: Option<Vec<Bound<'_, PyString>>>,
         inherit_key: bool,
-        headers: Option<Vec<(String, String)>>,
+        headers: Option<Bound<'_, PyAny>>,
         timeout: TimeoutArgument,
         connect_timeout: Option<f64>,
         queue_timeout: Option<f64>,
@@ -163,6 +165,7 @@ impl NativeClient {
         allow_http: bool,
     ) -> PyResult<Self> {
         let parent = parent.map(Bound::get);
+        let headers = headers.map(|headers| header_pairs("default_headers", &headers)).transpose()?;
         let headers = headers.or_else(|| parent.map(|parent| parent.headers.clone())).unwrap_or_default();
         let upstreams = if let Some(endpoints) = endpoints {
             let upstream = |endpoint: &Py<Endpoint>| endpoint.get().upstream(&headers, allow_http);
@@ -342,14 +345,17 @@ impl NativeClient {
         Ok(NativeStream::new(feed, None, async move { work.await.map(|()| None) }))
     }
 
-    /// Lists the models; `(id, created, owned_by)` of each.
+    /// Lists the models; `(id, created, owned_by, all fields)` of each.
     fn models(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
         let pipeline = self.pipeline(&Options::default()).or_raise(py)?;
         let call = Call::get(Route::Models, pipeline.keys.lanes(""));
         let work = async move { pipeline.run::<Vec<Model>>(&call).await };
         dispatch(py, pending, work, |py, (models, _)| {
-            let models: Vec<_> = models.into_iter().map(|model| (model.id, model.created, model.owned_by)).collect();
-            models.into_py_any(py)
+            let row = |model: Model| {
+                let fields = to_python(py, &Value::Object(model.fields), Objects::Records)?;
+                (model.id, model.created, model.owned_by, fields).into_py_any(py)
+            };
+            models.into_iter().map(row).collect::<PyResult<Vec<_>>>()?.into_py_any(py)
         })
     }
 
@@ -537,7 +543,7 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             Option<String>,
             Bound<'py, PyDict>,
             Option<(TimeoutArgument,)>,
-            Option<Vec<(String, String)>>,
+            Option<Bound<'py, PyAny>>,
             Option<(Option<f64>,)>,
             Priority,
         );
@@ -558,7 +564,7 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             timeout: timeout.map(|(timeout,)| timeout),
             queue_timeout: queue_timeout.map(|(seconds,)| seconds),
             priority,
-            headers: headers.map(|headers| config::header_map(&headers).or_raise(options.py())).transpose()?,
+            headers: headers.map(|hidden| extra_headers(&hidden)).transpose()?,
         })
     }
 }
@@ -601,6 +607,29 @@ impl Options {
 /// The lanes of the models that stand in for `model`.
 fn fallbacks(keys: &Keys, names: &[String], model: &str) -> Arc<[Lanes]> {
     names.iter().filter(|name| *name != model).map(|name| keys.lanes(name)).collect()
+}
+
+/// The headers of one call, out of the `Hidden` that keeps them out of tracebacks.
+fn extra_headers(hidden: &Bound<'_, PyAny>) -> PyResult<HeaderMap> {
+    let pairs = header_pairs("extra_headers", &hidden.getattr(intern!(hidden.py(), "value"))?)?;
+    config::header_map(&pairs).or_raise(hidden.py())
+}
+
+/// Names and values of the mapping that the argument `name` is. Read on this side, so that no traceback shows them.
+fn header_pairs(name: &str, headers: &Bound<'_, PyAny>) -> PyResult<Vec<(String, String)>> {
+    let Ok(mapping) = headers.cast::<PyMapping>() else {
+        let kind = headers.get_type().fully_qualified_name()?;
+        return Err(PyTypeError::new_err(format!("{name} must be a dict of names and values, not {kind}")));
+    };
+    let text = |part: &Bound<'_, PyAny>| to_text(name, &part.str()?);
+    let pair = |item: Bound<'_, PyAny>| Ok((text(&item.get_item(0)?)?, text(&item.get_item(1)?)?));
+    mapping.items()?.iter().map(pair).collect()
+}
+
+/// Whether a header of that name carries credentials, as far as one can tell.
+#[pyfunction]
+pub(crate) fn is_secret_header(name: &str) -> bool {
+    config::is_secret_header(name)
 }
 
 fn to_key(key: &Bound<'_, PyString>) -> PyResult<ApiKey> {

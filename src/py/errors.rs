@@ -32,7 +32,7 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
         facts.set_item("type", &http.error_type)?;
         facts.set_item("param", &http.param)?;
     }
-    from_engine.call1((kind(error), error.to_string(), facts))
+    from_engine.call1((kind(error), error.to_string(), error.index(), facts))
 }
 
 /// The name by which `_from_engine` knows the kind.

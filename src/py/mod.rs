@@ -31,7 +31,7 @@ mod _millstream {
     #[pymodule_export]
     use super::chunks::{ChatCompletionChunk, ChoiceDelta, ChunkChoice, FunctionCallDelta, ToolCallDelta};
     #[pymodule_export]
-    use super::client::{BatchOutcomes, NativeClient};
+    use super::client::{BatchOutcomes, NativeClient, is_secret_header};
     #[pymodule_export]
     use super::clock::NativeVirtualClock;
     #[pymodule_export]
@@ -43,7 +43,7 @@ mod _millstream {
     #[pymodule_export]
     use super::process::after_fork_in_child;
     #[pymodule_export]
-    use super::records::{ChatCompletion, ChatMessage, Choice, FunctionCall, ToolCall, Usage};
+    use super::records::{ChatCompletion, ChatMessage, Choice, CustomCall, FunctionCall, ToolCall, Usage};
     #[pymodule_export]
     use super::retry::{NativeRetryPolicy, check_timeout};
     #[pymodule_export]

@@ -332,7 +332,9 @@ impl ChatMessage {
 
     #[getter]
     fn tool_calls(&self) -> Option<Vec<ToolCall>> {
-        Some(self.get()?.tool_calls.as_ref()?.iter().map(|call| ToolCall(call.clone())).collect())
+        let calls = self.get()?.tool_calls.as_ref()?.len();
+        let place = |index| CallPlace { answer: Arc::clone(&self.answer), choice: self.index, index };
+        Some((0..calls).map(|index| ToolCall(place(index))).collect())
     }
 
     fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
@@ -365,96 +367,185 @@ impl ChatMessage {
     }
 }
 
-/// A function call, pickled: id, type, name, arguments.
-type CallParts = (String, String, String, String);
-
-/// One function call that the model asks for.
+/// One tool call that the model asks for.
 #[pyclass(frozen, module = "millstream._millstream")]
-pub(crate) struct ToolCall(types::ToolCall);
+pub(crate) struct ToolCall(CallPlace);
+
+/// Which call of which message.
+#[derive(Clone)]
+struct CallPlace {
+    answer: Arc<Answer>,
+    choice: usize,
+    index: usize,
+}
+
+/// A call, pickled: the completion, the choice and the call.
+type CallParts = (ChatCompletion, usize, usize);
+
+impl CallPlace {
+    fn get(&self) -> Option<&types::ToolCall> {
+        self.answer.completion.choices.get(self.choice)?.message.tool_calls.as_ref()?.get(self.index)
+    }
+
+    fn path(&self) -> [Step; 5] {
+        let position = self.get().map_or(self.index, |call| call.position);
+        let choice = self.answer.position(self.choice);
+        let steps = ["choices", "message", "tool_calls"].map(Step::Key);
+        let [choices, message, calls] = steps;
+        [choices, Step::Index(choice), message, calls, Step::Index(position)]
+    }
+
+    /// The part of the call under `key`.
+    fn dict(&self, py: Python<'_>, key: Option<&'static str>) -> PyResult<Py<PyAny>> {
+        let path: Vec<_> = self.path().into_iter().chain(key.map(Step::Key)).collect();
+        self.answer.dict(py, &path)
+    }
+
+    fn parts(&self) -> CallParts {
+        (ChatCompletion(Arc::clone(&self.answer)), self.choice, self.index)
+    }
+
+    fn restore(completion: &Bound<'_, ChatCompletion>, choice: usize, index: usize) -> Self {
+        Self { answer: Arc::clone(&completion.get().0), choice, index }
+    }
+}
 
 #[pymethods]
 impl ToolCall {
     #[getter]
     fn id(&self) -> &str {
-        &self.0.id
+        self.0.get().map_or("", |call| &call.id)
     }
 
     #[getter]
     fn r#type(&self) -> &str {
-        &self.0.kind
+        self.0.get().map_or("", |call| &call.kind)
     }
 
     #[getter]
-    fn function(&self) -> FunctionCall {
-        FunctionCall(self.0.clone())
+    fn function(&self) -> Option<FunctionCall> {
+        self.0.get()?.function.as_ref().map(|_| FunctionCall(self.0.clone()))
     }
 
-    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let dict = PyDict::new(py);
-        dict.set_item("id", &self.0.id)?;
-        dict.set_item("type", &self.0.kind)?;
-        dict.set_item("function", self.function().to_dict(py)?)?;
-        Ok(dict)
+    #[getter]
+    fn custom(&self) -> Option<CustomCall> {
+        self.0.get()?.custom.as_ref().map(|_| CustomCall(self.0.clone()))
+    }
+
+    fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.0.dict(py, None)
+    }
+
+    fn __getattr__(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
+        self.0.answer.attribute(py, "ToolCall", &self.0.path(), name)
     }
 
     fn __eq__(&self, other: &Self) -> bool {
-        self.0 == other.0
+        self.0.get() == other.0.get()
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, CallParts)> {
-        let call = slf.get().0.clone();
-        Ok((slf.get_type().getattr("_restore")?, (call.id, call.kind, call.name, call.arguments)))
+        Ok((slf.get_type().getattr("_restore")?, slf.get().0.parts()))
     }
 
     #[staticmethod]
-    fn _restore(call_id: String, kind: String, name: String, arguments: String) -> Self {
-        Self(types::ToolCall { id: call_id, kind, name, arguments })
+    fn _restore(completion: &Bound<'_, ChatCompletion>, choice: usize, index: usize) -> Self {
+        Self(CallPlace::restore(completion, choice, index))
     }
 
     fn __repr__(&self) -> String {
-        format!("ToolCall(id={:?}, function={})", self.0.id, self.function().__repr__())
+        let function = self.function().map(|function| format!(", function={}", function.__repr__()));
+        let custom = self.custom().map(|custom| format!(", custom={}", custom.__repr__()));
+        let called: String = [function, custom].into_iter().flatten().collect();
+        format!("ToolCall(id={:?}, type={:?}{called})", self.id(), self.r#type())
     }
 }
 
 /// Name and arguments of a function call.
 #[pyclass(frozen, module = "millstream._millstream")]
-pub(crate) struct FunctionCall(types::ToolCall);
+pub(crate) struct FunctionCall(CallPlace);
+
+impl FunctionCall {
+    fn get(&self) -> Option<&types::FunctionCall> {
+        self.0.get()?.function.as_ref()
+    }
+}
 
 #[pymethods]
 impl FunctionCall {
     #[getter]
     fn name(&self) -> &str {
-        &self.0.name
+        self.get().map_or("", |function| &function.name)
     }
 
     #[getter]
     fn arguments(&self) -> &str {
-        &self.0.arguments
+        self.get().map_or("", |function| &function.arguments)
     }
 
-    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let dict = PyDict::new(py);
-        dict.set_item("name", &self.0.name)?;
-        dict.set_item("arguments", &self.0.arguments)?;
-        Ok(dict)
+    fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.0.dict(py, Some("function"))
     }
 
     fn __eq__(&self, other: &Self) -> bool {
-        self.0 == other.0
+        self.get() == other.get()
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, CallParts)> {
-        let call = slf.get().0.clone();
-        Ok((slf.get_type().getattr("_restore")?, (call.id, call.kind, call.name, call.arguments)))
+        Ok((slf.get_type().getattr("_restore")?, slf.get().0.parts()))
     }
 
     #[staticmethod]
-    fn _restore(call_id: String, kind: String, name: String, arguments: String) -> Self {
-        Self(types::ToolCall { id: call_id, kind, name, arguments })
+    fn _restore(completion: &Bound<'_, ChatCompletion>, choice: usize, index: usize) -> Self {
+        Self(CallPlace::restore(completion, choice, index))
     }
 
     fn __repr__(&self) -> String {
-        format!("FunctionCall(name={:?}, arguments={:?})", self.0.name, self.0.arguments)
+        format!("FunctionCall(name={:?}, arguments={:?})", self.name(), self.arguments())
+    }
+}
+
+/// Name and input of a call of a custom tool.
+#[pyclass(frozen, module = "millstream._millstream")]
+pub(crate) struct CustomCall(CallPlace);
+
+impl CustomCall {
+    fn get(&self) -> Option<&types::CustomCall> {
+        self.0.get()?.custom.as_ref()
+    }
+}
+
+#[pymethods]
+impl CustomCall {
+    #[getter]
+    fn name(&self) -> &str {
+        self.get().map_or("", |custom| &custom.name)
+    }
+
+    #[getter]
+    fn input(&self) -> &str {
+        self.get().map_or("", |custom| &custom.input)
+    }
+
+    fn to_dict(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.0.dict(py, Some("custom"))
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, CallParts)> {
+        Ok((slf.get_type().getattr("_restore")?, slf.get().0.parts()))
+    }
+
+    #[staticmethod]
+    fn _restore(completion: &Bound<'_, ChatCompletion>, choice: usize, index: usize) -> Self {
+        Self(CallPlace::restore(completion, choice, index))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("CustomCall(name={:?}, input={:?})", self.name(), self.input())
     }
 }
 

@@ -170,9 +170,23 @@ impl Runtime {
     }
 }
 
-async fn ring(mut due: UnboundedReceiver<Arc<dyn Bell>>) {
-    while let Some(bell) = due.recv().await {
+async fn ring(due: UnboundedReceiver<Arc<dyn Bell>>) {
+    let mut due = Due(due);
+    while let Some(bell) = due.0.recv().await {
         bell.ring();
+    }
+}
+
+/// Bells that are still to be rung. One that was sent rings, even if the runtime ends before its turn: its port would wait for it
+/// for ever.
+struct Due(UnboundedReceiver<Arc<dyn Bell>>);
+
+impl Drop for Due {
+    fn drop(&mut self) {
+        self.0.close();
+        while let Ok(bell) = self.0.try_recv() {
+            bell.ring();
+        }
     }
 }
 

@@ -32,6 +32,7 @@ from millstream.types import (
     ChatMessage,
     Choice,
     ConcurrencyStats,
+    CustomCall,
     FunctionCall,
     LaneStats,
     LimitLevel,
@@ -126,8 +127,13 @@ def record(response: ChatCompletion) -> None:
     assert_type(message.content, str | None)
     assert_type(message.tool_calls, list[ToolCall] | None)
     if message.tool_calls:
-        assert_type(message.tool_calls[0].function, FunctionCall)
-        assert_type(message.tool_calls[0].function.arguments, str)
+        call = message.tool_calls[0]
+        assert_type(call.function, FunctionCall | None)
+        assert_type(call.custom, CustomCall | None)
+        if call.function:
+            assert_type(call.function.arguments, str)
+        if call.custom:
+            assert_type(call.custom.input, str)
     assert_type(response.usage, Usage | None)
     if response.usage is not None:
         assert_type(response.usage.total_tokens, int)

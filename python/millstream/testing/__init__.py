@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from millstream import _millstream
+from millstream import _arguments, _millstream
 from millstream._millstream import KeyStats, MockStats, RecordedRequest
 from millstream.testing._clock import VirtualClock
 
@@ -213,10 +213,19 @@ class Limits(TypedDict, total=False):
     output_tokens_per_minute: int | None
 
 
+_KINDS = {
+    "max_concurrent": _arguments.COUNT,
+    "slots": _arguments.COUNT,
+    "port": _arguments.COUNT._replace(optional=False, most=2**16 - 1),
+    "seed": _arguments.COUNT._replace(optional=False, most=2**64 - 1),
+}
+
+
 def _limits(limits: Limits) -> Limits:
     """``limits`` with every name of them, as the native module takes them."""
     if unknown := limits.keys() - Limits.__annotations__.keys():
         raise ValueError(f"no such limit: {sorted(unknown)}")
+    _arguments.check(limits, {}, _arguments.COUNT)
     return {
         "requests_per_minute": limits.get("requests_per_minute"),
         "requests_per_day": limits.get("requests_per_day"),
@@ -294,6 +303,7 @@ class MockServer:
         Raises:
             ValueError: An argument makes no sense, or a PEM file does not.
         """
+        _arguments.check({"max_concurrent": max_concurrent, "slots": slots, "port": port, "seed": seed}, _KINDS)
         self._native = _millstream.MockServer(
             reply=reply,
             stream=stream or Streaming(),
@@ -301,13 +311,15 @@ class MockServer:
             models=list(models),
             api_key=api_key,
             keys=[(key, _limits(limits)) for key, limits in (keys or {}).items()],
-            limits={
-                "requests_per_minute": requests_per_minute,
-                "requests_per_day": requests_per_day,
-                "tokens_per_minute": tokens_per_minute,
-                "input_tokens_per_minute": input_tokens_per_minute,
-                "output_tokens_per_minute": output_tokens_per_minute,
-            },
+            limits=_limits(
+                {
+                    "requests_per_minute": requests_per_minute,
+                    "requests_per_day": requests_per_day,
+                    "tokens_per_minute": tokens_per_minute,
+                    "input_tokens_per_minute": input_tokens_per_minute,
+                    "output_tokens_per_minute": output_tokens_per_minute,
+                }
+            ),
             dialect=dialect,
             max_concurrent=max_concurrent,
             slots=slots,
@@ -429,17 +441,20 @@ class MockServer:
         """
         self._native.set_limits(
             key,
-            {
-                "requests_per_minute": requests_per_minute,
-                "requests_per_day": requests_per_day,
-                "tokens_per_minute": tokens_per_minute,
-                "input_tokens_per_minute": input_tokens_per_minute,
-                "output_tokens_per_minute": output_tokens_per_minute,
-            },
+            _limits(
+                {
+                    "requests_per_minute": requests_per_minute,
+                    "requests_per_day": requests_per_day,
+                    "tokens_per_minute": tokens_per_minute,
+                    "input_tokens_per_minute": input_tokens_per_minute,
+                    "output_tokens_per_minute": output_tokens_per_minute,
+                }
+            ),
         )
 
     def set_max_concurrent(self, max_concurrent: int | None) -> None:
         """Answer so many requests at once from now on, 429 above; ``None`` for any number."""
+        _arguments.check({"max_concurrent": max_concurrent}, _KINDS)
         self._native.set_max_concurrent(max_concurrent)
 
     def set_slots(self, slots: int | None) -> None:
@@ -447,6 +462,7 @@ class MockServer:
 
         Requests at work are not stopped, so fewer slots take effect as they get done.
         """
+        _arguments.check({"slots": slots}, _KINDS)
         self._native.set_slots(slots)
 
     def outage(self, status: int = 503, seconds: float | None = None) -> None:

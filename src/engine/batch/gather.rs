@@ -179,6 +179,7 @@ impl<A: Answer + 'static, K: Send + 'static> Shared<A, K> {
                 Ok(call) => self.batch.pipeline.run::<A>(&call).await,
                 Err(refused) => Err(refused),
             };
+            let outcome = outcome.map_err(|error| error.at(index));
             match outcome {
                 Err(error) if self.on_error == OnError::Stop => return Err(error),
                 outcome => self.put(index, outcome.map(|(answer, receipt)| (self.keep)(answer, receipt))),
@@ -270,7 +271,8 @@ impl Batch {
             }
         }
         let outcomes = std::mem::take(&mut *shared.outcomes.lock().unwrap_or_else(PoisonError::into_inner));
-        let lost = || Err(Error::internal("an item of the batch was not carried out"));
-        Ok(outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(lost)).collect())
+        let lost = |index| Err(Error::internal("an item of the batch was not carried out").at(index));
+        let outcomes = outcomes.into_iter().enumerate();
+        Ok(outcomes.map(|(index, outcome)| outcome.unwrap_or_else(|| lost(index))).collect())
     }
 }

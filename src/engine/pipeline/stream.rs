@@ -76,8 +76,8 @@ async fn read_events(
         // What came before a fault is delivered before it.
         writer.put(chunks)?;
         if end? {
-            // In the background, since the answer is complete.
-            tokio::spawn(body.drain());
+            // Before the place in flight is given back: to the server the request is not over yet.
+            body.drain().await;
             break;
         }
         if is_over {

@@ -256,7 +256,7 @@ mod tests {
 
     use super::*;
     use crate::engine::provider::openai::parse_chat;
-    use crate::engine::types::ToolCall;
+    use crate::engine::types::{FunctionCall, ToolCall};
 
     fn accumulate(chunks: &[Value]) -> Accumulator {
         let mut accumulator = Accumulator::new();
@@ -327,21 +327,22 @@ mod tests {
     fn joins_the_pieces_of_tool_calls_by_their_index() {
         let begin = |index: u64, id: &str, name: &str| json!({"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}});
         let more = |index: u64, arguments: &str| json!({"index": index, "function": {"arguments": arguments}});
-        let call = |id: &str, name: &str, arguments: &str| ToolCall {
+        let call = |position: usize, id: &str, name: &str, arguments: &str| ToolCall {
+            position,
             id: id.into(),
             kind: "function".into(),
-            name: name.into(),
-            arguments: arguments.into(),
+            function: Some(FunctionCall { name: name.into(), arguments: arguments.into() }),
+            custom: None,
         };
         let pieces =
             [begin(5, "b", "g"), begin(0, "a", "f"), more(0, "{\"x\""), more(5, "[1"), more(0, ":1}"), more(5, "]")];
-        assert_eq!(calls(&pieces), [call("a", "f", "{\"x\":1}"), call("b", "g", "[1]")]);
+        assert_eq!(calls(&pieces), [call(0, "a", "f", "{\"x\":1}"), call(1, "b", "g", "[1]")]);
         // The same index for all of them.
         let pieces = [begin(0, "a", "f"), more(0, "{}"), begin(0, "b", "f"), more(0, "[]")];
-        assert_eq!(calls(&pieces), [call("a", "f", "{}"), call("b", "f", "[]")]);
+        assert_eq!(calls(&pieces), [call(0, "a", "f", "{}"), call(1, "b", "f", "[]")]);
         // Id and name repeated with every piece.
         let pieces = [begin(0, "a", "f"), begin(0, "a", "f"), more(0, "{}")];
-        assert_eq!(calls(&pieces), [call("a", "f", "{}")]);
+        assert_eq!(calls(&pieces), [call(0, "a", "f", "{}")]);
     }
 
     #[test]

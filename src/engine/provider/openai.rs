@@ -16,7 +16,9 @@ use url::Url;
 use super::refusal::{meaning, status_in_a_stream};
 use super::{Step, lenient, retry_after};
 use crate::engine::error::{Error, HttpContext, Kind, Verdict, printable, printable_name};
-use crate::engine::types::{ChatCompletion, Choice, Message, Model, Prompt, Text, ToolCall, Usage, request_id};
+use crate::engine::types::{
+    ChatCompletion, Choice, CustomCall, FunctionCall, Message, Model, Prompt, Text, ToolCall, Usage, request_id,
+};
 
 /// The longest error body that is kept.
 const ERROR_BODY_LIMIT: usize = 64 * 1024;
@@ -250,17 +252,19 @@ impl From<StrictChat> for ChatCompletion {
                 role: choice.message.role,
                 content: choice.message.content,
                 refusal: choice.message.refusal,
-                tool_calls: choice.message.tool_calls.map(|calls| calls.into_iter().map(Into::into).collect()),
+                tool_calls: choice
+                    .message
+                    .tool_calls
+                    .map(|calls| calls.into_iter().enumerate().map(tool_call).collect()),
             },
         });
         Self { id: chat.id, created: chat.created, model: chat.model, choices: choices.collect(), usage }
     }
 }
 
-impl From<StrictToolCall> for ToolCall {
-    fn from(call: StrictToolCall) -> Self {
-        Self { id: call.id, kind: call.kind, name: call.function.name, arguments: call.function.arguments }
-    }
+fn tool_call((position, call): (usize, StrictToolCall)) -> ToolCall {
+    let StrictFunction { name, arguments } = call.function;
+    ToolCall { position, id: call.id, kind: call.kind, function: Some(FunctionCall { name, arguments }), custom: None }
 }
 
 fn parse_chat_leniently(body: &[u8]) -> Result<ChatCompletion, Error> {
@@ -298,7 +302,7 @@ fn lenient_choice(position: usize, choice: &Value) -> Option<Choice> {
             tool_calls: message
                 .get("tool_calls")
                 .and_then(Value::as_array)
-                .map(|calls| calls.iter().filter_map(lenient_tool_call).collect()),
+                .map(|calls| calls.iter().enumerate().filter_map(lenient_tool_call).collect()),
         },
     })
 }
@@ -314,18 +318,26 @@ pub(super) fn content(content: &Value) -> Option<String> {
     }
 }
 
-fn lenient_tool_call(call: &Value) -> Option<ToolCall> {
-    let function = call.get("function")?;
-    Some(ToolCall {
-        id: text(call, "id").unwrap_or_default(),
-        kind: text(call, "type").unwrap_or_else(|| "function".to_owned()),
-        name: text(function, "name")?,
-        arguments: match function.get("arguments") {
-            Some(Value::String(arguments)) => arguments.clone(),
-            None | Some(Value::Null) => String::new(),
-            Some(other) => other.to_string(),
-        },
-    })
+/// A call of a kind that is not known is one, too; a function without a name is none.
+fn lenient_tool_call((position, call): (usize, &Value)) -> Option<ToolCall> {
+    let named = |kind| call.get(kind).and_then(|called| Some((text(called, "name")?, called)));
+    let function = named("function")
+        .map(|(name, function)| FunctionCall { name, arguments: text_or_json(function.get("arguments")) });
+    let custom = named("custom").map(|(name, custom)| CustomCall { name, input: text_or_json(custom.get("input")) });
+    let kind = text(call, "type").unwrap_or_else(|| "function".to_owned());
+    if kind == "function" && function.is_none() {
+        return None;
+    }
+    Some(ToolCall { position, id: text(call, "id").unwrap_or_default(), kind, function, custom })
+}
+
+/// A text as it is, anything else as JSON, as some servers send arguments.
+fn text_or_json(value: Option<&Value>) -> String {
+    match value {
+        Some(Value::String(text)) => text.clone(),
+        None | Some(Value::Null) => String::new(),
+        Some(other) => other.to_string(),
+    }
 }
 
 /// Tokens of a `usage` object, whatever the types of its numbers.
@@ -354,6 +366,7 @@ pub fn parse_models(body: &[u8]) -> Result<Vec<Model>, Error> {
                 id: text(model, "id")?,
                 created: model.get("created").and_then(Value::as_f64).unwrap_or_default() as i64,
                 owned_by: text(model, "owned_by").unwrap_or_default(),
+                fields: model.as_object().cloned().unwrap_or_default(),
             })
         })
         .collect())
@@ -629,7 +642,8 @@ mod tests {
             "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
             "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"x": 1}}}],
         }}]}));
-        assert_eq!(answer.choices[0].message.tool_calls.as_ref().unwrap()[0].arguments, r#"{"x":1}"#);
+        let call = answer.choices[0].message.tool_calls.as_ref().unwrap()[0].function.as_ref().unwrap();
+        assert_eq!((call.name.as_str(), call.arguments.as_str()), ("f", r#"{"x":1}"#));
         assert_eq!(Text::from(answer).content, "ab");
     }
 
