@@ -25,6 +25,7 @@ ENGINE = ROOT / "src" / "engine"
 # is below the others, and `secret` and `types` are below what is made of them.
 MAY_IMPORT: dict[str, set[str]] = {
     "error": set(),
+    "sse": {"error"},
     "tokens": set(),
     "types": {"error"},
     "secret": {"error"},

@@ -7,7 +7,7 @@
 //! pipeline
 //! keys
 //! provider  limit  retry  transport
-//! error  types  config  secret  service  tokens  metrics
+//! error  types  config  secret  service  sse  tokens  metrics
 //! ```
 //!
 //! All waiting goes through tokio's clock, so a test can pause it.
@@ -23,6 +23,7 @@ pub mod provider;
 pub mod retry;
 pub mod secret;
 pub mod service;
+pub mod sse;
 pub mod tokens;
 pub mod transport;
 pub mod types;
