@@ -4,7 +4,9 @@
 //! [`to_openai`] makes a chat completion of its answer and [`StreamReader`] chunks of its stream. What is `OpenAI`'s own passes
 //! untouched and is not looked at twice.
 
+pub mod accumulate;
 mod chat;
+pub mod chunk;
 pub mod lenient;
 pub mod openai;
 pub mod rate_headers;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
 
-use super::refusal::meaning;
+use super::refusal::{meaning, status_in_a_stream};
 use super::{lenient, retry_after};
 use crate::engine::error::{Error, HttpContext, Kind, Verdict, printable, printable_name};
 use crate::engine::types::{ChatCompletion, Choice, Message, Model, Prompt, Text, ToolCall, Usage, request_id};
@@ -175,7 +175,7 @@ struct StrictUsage {
 }
 
 /// One look over the whole body for UTF-8 is cheaper than one at each of its strings.
-fn strictly<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
+pub(super) fn strictly<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
     serde_json::from_str(std::str::from_utf8(body).ok()?).ok()
 }
 
@@ -304,7 +304,7 @@ fn lenient_choice(position: usize, choice: &Value) -> Option<Choice> {
 }
 
 /// Text, or the text parts of a list of parts joined, as some servers send.
-fn content(content: &Value) -> Option<String> {
+pub(super) fn content(content: &Value) -> Option<String> {
     match content {
         Value::String(text) => Some(text.clone()),
         Value::Array(parts) => {
@@ -328,7 +328,7 @@ fn lenient_tool_call(call: &Value) -> Option<ToolCall> {
     })
 }
 
-fn lenient_usage(usage: &Value) -> Option<Usage> {
+pub(super) fn lenient_usage(usage: &Value) -> Option<Usage> {
     let count = |name| usage.get(name).and_then(Value::as_f64).map(|count| count.max(0.0) as u64);
     let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
     if prompt.is_none() && completion.is_none() {
@@ -366,16 +366,30 @@ fn parse_object(body: &[u8]) -> Result<Value, Error> {
     }
     match value.get("error") {
         None | Some(Value::Null) => Ok(value),
-        Some(_) => {
-            let http = error_context(body);
-            let said = http.message.clone().unwrap_or_default();
-            let meaning = meaning(200, &HeaderMap::new(), &http);
-            let error = not_an_answer("it is an error in the guise of a success", body)
-                .context(&printable(&said))
-                .with_http(http)
-                .with_pressure(meaning.pressure);
-            Err(if meaning.out_of_quota { error.out_of_quota().verdict_is(Verdict::Final) } else { error })
-        }
+        Some(_) => Err(error_as_success(body)),
+    }
+}
+
+fn error_as_success(body: &[u8]) -> Error {
+    let http = error_context(body);
+    let said = http.message.clone().unwrap_or_default();
+    let meaning = meaning(200, &HeaderMap::new(), &http);
+    let error = not_an_answer("it is an error in the guise of a success", body)
+        .context(&printable(&said))
+        .with_http(http)
+        .with_pressure(meaning.pressure);
+    if meaning.out_of_quota { error.out_of_quota().verdict_is(Verdict::Final) } else { error }
+}
+
+/// The JSON object of a chunk that is not an error.
+pub(super) fn parse_chunk(body: &[u8]) -> Result<Value, Error> {
+    let value = lenient::parse(body).map_err(|error| not_an_answer("a chunk is not JSON", body).with_source(error))?;
+    // Some servers send an error without an envelope.
+    let is_error = |name: &str| value.get(name).is_some_and(|said| said == "error");
+    match value.get("error") {
+        _ if !value.is_object() => Err(not_an_answer("a chunk is not a JSON object", body)),
+        None | Some(Value::Null) if !is_error("object") && !is_error("type") => Ok(value),
+        _ => Err(parse_stream_error(body)),
     }
 }
 
@@ -397,7 +411,21 @@ fn text(value: &Value, name: &str) -> Option<String> {
 
 /// Reads an answer whose status is not 2xx. `host` is named in the text, never the whole URL.
 pub fn parse_error(status: StatusCode, headers: &HeaderMap, body: &[u8], host: &str, now: SystemTime) -> Error {
+    refusal(status, headers, error_context(body), &format!("from {host}"), now)
+}
+
+/// Reads an error that comes in a stream, where the status was 200 long before: `{"error": {…}}`, and the data of Anthropic's
+/// `event: error`. It is of the kind that its type or code has elsewhere: an overload is a 529, a rate limit a 429. One that
+/// says nothing known is an `InvalidResponse`.
+pub fn parse_stream_error(body: &[u8]) -> Error {
     let http = error_context(body);
+    match status_in_a_stream(&http) {
+        Some(status) => refusal(status, &HeaderMap::new(), http, "in the stream", SystemTime::UNIX_EPOCH),
+        None => error_as_success(body),
+    }
+}
+
+fn refusal(status: StatusCode, headers: &HeaderMap, http: HttpContext, place: &str, now: SystemTime) -> Error {
     let meaning = meaning(status.as_u16(), headers, &http);
     let quota = meaning.out_of_quota;
     let retry_after = retry_after::parse(headers, now);
@@ -408,7 +436,7 @@ pub fn parse_error(status: StatusCode, headers: &HeaderMap, body: &[u8], host: &
     };
     let should_retry = should_retry(headers);
     let retryable = !quota && !status.is_redirection() && should_retry.unwrap_or_else(|| is_usually_retried(status));
-    let error = Error::new(Kind::Status(status.as_u16()), format!("{} from {host}: {said}", status.as_u16()))
+    let error = Error::new(Kind::Status(status.as_u16()), format!("{} {place}: {said}", status.as_u16()))
         .verdict_is(if retryable { Verdict::Retryable } else { Verdict::Final })
         .with_retry_after(retry_after)
         .with_should_retry(should_retry)

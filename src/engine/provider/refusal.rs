@@ -5,7 +5,7 @@
 //! the words in the body tell them apart. Sources: `OpenAI`'s "Error codes", Anthropic's "Errors", and the error texts that
 //! users report of TEI, Mistral, Together and others.
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 
 use crate::engine::error::{HttpContext, Pressure};
 
@@ -29,6 +29,24 @@ const BURSTS: [&str; 2] = ["slow_down", "limit_burst_rate"];
 const PAYMENT_REQUIRED: u16 = 402;
 const TOO_MANY_REQUESTS: u16 = 429;
 
+/// The status that a code or a type has outside of a stream. Codes come first: they say more. Sources: `OpenAI`'s "Error codes",
+/// Anthropic's "Errors" (`…_error`), llama.cpp's and vLLM's sources.
+const STATUSES: [(u16, &[&str]); 10] = [
+    (400, &["invalid_request_error", "exceed_context_size_error", "context_length_exceeded", "BadRequestError"]),
+    (401, &["authentication_error", "invalid_api_key", "AuthenticationError"]),
+    (402, &["billing_error"]),
+    (403, &["permission_error", "PermissionDeniedError"]),
+    (404, &["not_found_error", "model_not_found", "NotFoundError"]),
+    (413, &["request_too_large"]),
+    (429, &["too_many_requests", "RateLimitError"]),
+    (500, &["api_error", "server_error", "internal_error", "internal_server_error", "InternalServerError"]),
+    (503, &["unavailable_error", "service_unavailable"]),
+    (504, &["timeout_error"]),
+];
+
+/// The one that Anthropic made for an overload.
+const OVERLOADED: u16 = 529;
+
 /// What a refusal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meaning {
@@ -41,7 +59,7 @@ pub(super) struct Meaning {
 /// Reads a refusal. `status` is 200 for an error in the guise of a success.
 pub(super) fn meaning(status: u16, headers: &HeaderMap, http: &HttpContext) -> Meaning {
     let out_of_quota = status == PAYMENT_REQUIRED
-        || names(http).any(|name| OUT_OF_QUOTA.contains(&name) || name.ends_with(SPEND_LIMIT))
+        || names(http).any(is_spent)
         || (status == TOO_MANY_REQUESTS && is_not_in_the_plan(headers));
     let pressure = match status {
         // No rate was passed: sending slower would change nothing.
@@ -54,6 +72,22 @@ pub(super) fn meaning(status: u16, headers: &HeaderMap, http: &HttpContext) -> M
         _ => Pressure::None,
     };
     Meaning { out_of_quota, pressure }
+}
+
+/// The status that an error would have had if it had not come in a stream, as far as its code and type tell.
+pub(super) fn status_in_a_stream(http: &HttpContext) -> Option<StatusCode> {
+    let status = names(http).find_map(|name| match name.parse() {
+        Ok(status @ 400..=599) => Some(status),
+        Ok(_) => None,
+        Err(_) if is_spent(name) || BURSTS.contains(&name) || name.starts_with("rate_limit") => Some(TOO_MANY_REQUESTS),
+        Err(_) if name.contains("overloaded") => Some(OVERLOADED),
+        Err(_) => STATUSES.iter().find(|(_, known)| known.contains(&name)).map(|(status, _)| *status),
+    })?;
+    StatusCode::from_u16(status).ok()
+}
+
+fn is_spent(name: &str) -> bool {
+    OUT_OF_QUOTA.contains(&name) || name.ends_with(SPEND_LIMIT)
 }
 
 fn names(http: &HttpContext) -> impl Iterator<Item = &str> {

@@ -1,0 +1,406 @@
+//! One piece of a streamed answer: `OpenAI`'s `chat.completion.chunk`, into which every provider's stream is translated.
+//!
+//! Read as an answer is: by a strict and fast parser first, and by a lenient one where that refuses. A chunk says little (a word
+//! of the text, a piece of a tool call's arguments), and may say nothing at all: a first one with a role alone, a last one with
+//! `choices: []` and the usage. What is not known here is kept as JSON beside what is, so that a field of one server
+//! (`reasoning_content`) is neither lost nor read twice.
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+use super::openai::{self, lenient_usage, strictly};
+use crate::engine::error::Error;
+use crate::engine::types::Usage;
+
+/// One chunk.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct ChatChunk {
+    /// The answer's id, the same in all of its chunks.
+    #[serde(default, deserialize_with = "or_default")]
+    pub id: String,
+    /// Unix time in seconds.
+    #[serde(default, deserialize_with = "or_default")]
+    pub created: i64,
+    /// The model that answers.
+    #[serde(default, deserialize_with = "or_default")]
+    pub model: String,
+    /// What is new of each of the `n` answers; none in a chunk that brings the usage.
+    #[serde(default, deserialize_with = "or_default")]
+    pub choices: Vec<ChunkChoice>,
+    /// Tokens, usually in the last chunk alone.
+    #[serde(skip)]
+    pub usage: Option<Usage>,
+    /// The server's name for its setting.
+    pub system_fingerprint: Option<String>,
+    /// The tier that serves the request.
+    pub service_tier: Option<String>,
+    /// Every other field.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+    /// The chunk as it came.
+    #[serde(skip)]
+    pub body: Bytes,
+    /// The usage with its details.
+    #[serde(rename = "usage")]
+    pub(super) whole_usage: Option<Value>,
+    error: Option<IgnoredAny>,
+    // Known, and of no use: padding against those who measure packets, and a constant.
+    #[serde(rename = "obfuscation")]
+    _obfuscation: Option<IgnoredAny>,
+    #[serde(rename = "object")]
+    _object: Option<IgnoredAny>,
+}
+
+/// What is new of one of the `n` answers.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct ChunkChoice {
+    /// Its place among the `n`.
+    #[serde(default)]
+    pub index: u64,
+    /// What is new. `message` where a server that cannot stream sends all at once.
+    #[serde(default, alias = "message", deserialize_with = "or_default")]
+    pub delta: Delta,
+    /// `stop`, `length`, `tool_calls`, `content_filter`, …: this answer is complete.
+    pub finish_reason: Option<String>,
+    /// How likely each of the new tokens was, as the server says it.
+    pub logprobs: Option<Value>,
+    /// Every other field.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// What the model said since the last chunk.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct Delta {
+    /// `assistant`, in the first.
+    pub role: Option<String>,
+    /// A piece of the text.
+    pub content: Option<String>,
+    /// A piece of why it refuses.
+    pub refusal: Option<String>,
+    /// Pieces of the functions it wants called.
+    #[serde(default, deserialize_with = "tool_calls")]
+    pub tool_calls: Vec<ToolCallDelta>,
+    /// Every other field, `reasoning_content` among them.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// A piece of one function call. The first brings id and name, the others more of the arguments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ToolCallDelta {
+    /// The call it belongs to. Its place in the chunk where the server does not say.
+    pub index: u64,
+    /// Names the call in the message that answers it.
+    pub id: Option<String>,
+    /// `function`.
+    pub kind: Option<String>,
+    /// Name of the function.
+    pub name: Option<String>,
+    /// A piece of the JSON text of its arguments.
+    pub arguments: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct WireToolCall {
+    index: Option<u64>,
+    id: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    function: WireFunction,
+}
+
+#[derive(Default, Deserialize)]
+struct WireFunction {
+    name: Option<String>,
+    arguments: Option<String>,
+}
+
+impl ChatChunk {
+    /// Reads a chunk.
+    ///
+    /// # Errors
+    /// What the server reports, if the chunk is an error (see [`openai::parse_stream_error`]); `InvalidResponse` if it is no JSON
+    /// object.
+    pub fn read(body: Bytes) -> Result<Self, Error> {
+        let chunk = match strictly::<Self>(&body) {
+            Some(chunk) if chunk.is_plain() => chunk,
+            _ => Self::read_leniently(&body)?,
+        };
+        Ok(Self { usage: chunk.whole_usage.as_ref().and_then(lenient_usage), body, ..chunk })
+    }
+
+    /// Whether it says something that is no error, so that there is nothing to be lenient about.
+    fn is_plain(&self) -> bool {
+        self.error.is_none() && !(self.choices.is_empty() && self.whole_usage.is_none())
+    }
+
+    fn read_leniently(body: &[u8]) -> Result<Self, Error> {
+        let Value::Object(mut chunk) = openai::parse_chunk(body)? else { return Ok(Self::default()) };
+        chunk.remove("object");
+        chunk.remove("obfuscation");
+        chunk.remove("error"); // null
+        let choices = match chunk.remove("choices") {
+            Some(Value::Array(choices)) => choices,
+            _ => Vec::new(),
+        };
+        Ok(Self {
+            id: take_text(&mut chunk, "id").unwrap_or_default(),
+            created: chunk.remove("created").and_then(|created| created.as_f64()).unwrap_or_default() as i64,
+            model: take_text(&mut chunk, "model").unwrap_or_default(),
+            choices: choices.into_iter().enumerate().filter_map(lenient_choice).collect(),
+            system_fingerprint: take_text(&mut chunk, "system_fingerprint"),
+            service_tier: take_text(&mut chunk, "service_tier"),
+            whole_usage: chunk.remove("usage").filter(Value::is_object),
+            extra: chunk,
+            ..Self::default()
+        })
+    }
+}
+
+fn lenient_choice((position, choice): (usize, Value)) -> Option<ChunkChoice> {
+    let Value::Object(mut choice) = choice else { return None };
+    let delta = match (choice.remove("delta"), choice.remove("message")) {
+        (Some(Value::Object(delta)), _) | (_, Some(Value::Object(delta))) => lenient_delta(delta),
+        _ => Delta::default(),
+    };
+    Some(ChunkChoice {
+        index: choice.remove("index").and_then(|index| index.as_u64()).unwrap_or(position as u64),
+        delta,
+        finish_reason: take_text(&mut choice, "finish_reason"),
+        logprobs: choice.remove("logprobs").filter(|logprobs| !logprobs.is_null()),
+        extra: choice,
+    })
+}
+
+fn lenient_delta(mut delta: Map<String, Value>) -> Delta {
+    let calls = match delta.remove("tool_calls") {
+        Some(Value::Array(calls)) => calls.into_iter().enumerate().filter_map(lenient_tool_call).collect(),
+        _ => Vec::new(),
+    };
+    Delta {
+        role: take_text(&mut delta, "role"),
+        content: delta.remove("content").as_ref().and_then(openai::content),
+        refusal: take_text(&mut delta, "refusal"),
+        tool_calls: calls,
+        extra: delta,
+    }
+}
+
+fn lenient_tool_call((position, call): (usize, Value)) -> Option<ToolCallDelta> {
+    let Value::Object(mut call) = call else { return None };
+    let mut function = match call.remove("function") {
+        Some(Value::Object(function)) => function,
+        _ => Map::new(),
+    };
+    Some(ToolCallDelta {
+        index: call.get("index").and_then(Value::as_u64).unwrap_or(position as u64),
+        id: take_text(&mut call, "id"),
+        kind: take_text(&mut call, "type"),
+        name: take_text(&mut function, "name"),
+        arguments: match function.remove("arguments") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(arguments)) => Some(arguments),
+            Some(other) => Some(other.to_string()),
+        },
+    })
+}
+
+/// Takes a field out; what is not text is dropped.
+fn take_text(object: &mut Map<String, Value>, name: &str) -> Option<String> {
+    match object.remove(name)? {
+        Value::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// `null` for what is usually there.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+fn tool_calls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ToolCallDelta>, D::Error> {
+    let calls: Vec<WireToolCall> = or_default(deserializer)?;
+    let numbered = calls.into_iter().enumerate().map(|(position, call)| ToolCallDelta {
+        index: call.index.unwrap_or(position as u64),
+        id: call.id,
+        kind: call.kind,
+        name: call.function.name,
+        arguments: call.function.arguments,
+    });
+    Ok(numbered.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::error::{Kind, Pressure, Verdict};
+
+    fn read(body: &Value) -> ChatChunk {
+        ChatChunk::read(body.to_string().into()).unwrap()
+    }
+
+    fn delta(delta: &Value) -> Delta {
+        read(&json!({"choices": [{"index": 0, "delta": delta}]})).choices.swap_remove(0).delta
+    }
+
+    fn refused(body: &Value) -> Error {
+        ChatChunk::read(body.to_string().into()).unwrap_err()
+    }
+
+    #[test]
+    fn reads_a_chunk_and_keeps_what_it_does_not_know() {
+        let body = json!({
+            "id": "c-1", "object": "chat.completion.chunk", "created": 5, "model": "m", "service_tier": "default",
+            "system_fingerprint": "fp", "provider": "p", "obfuscation": "xyz", "usage": null,
+            "choices": [{"index": 1, "delta": {"content": "a", "reasoning_content": "b"}, "logprobs": null,
+                         "finish_reason": null}],
+        });
+        let chunk = read(&body);
+        assert_eq!((&*chunk.id, chunk.created, &*chunk.model), ("c-1", 5, "m"));
+        assert_eq!((chunk.service_tier.as_deref(), chunk.system_fingerprint.as_deref()), (Some("default"), Some("fp")));
+        assert_eq!(Value::Object(chunk.extra), json!({"provider": "p"}));
+        let choice = &chunk.choices[0];
+        assert_eq!((choice.index, choice.finish_reason.as_deref()), (1, None));
+        assert_eq!(choice.delta.content.as_deref(), Some("a"));
+        assert_eq!(choice.delta.extra["reasoning_content"], "b");
+        assert_eq!((&choice.logprobs, choice.extra.len()), (&None, 0));
+        assert_eq!((chunk.usage, chunk.body), (None, Bytes::from(body.to_string())));
+    }
+
+    #[test]
+    fn reads_what_says_little() {
+        assert_eq!(delta(&json!({})), Delta::default());
+        assert_eq!(delta(&Value::Null), Delta::default());
+        assert_eq!(delta(&json!({"content": null, "tool_calls": null, "role": null})), Delta::default());
+        for nothing in [json!({}), json!({"choices": null}), json!({"choices": []}), json!({"error": null, "id": null})]
+        {
+            let chunk = read(&nothing);
+            assert_eq!(ChatChunk { body: Bytes::new(), ..chunk }, ChatChunk::default(), "{nothing}");
+        }
+        let last = read(&json!({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}));
+        assert_eq!(last.usage, Some(Usage { prompt_tokens: 3, completion_tokens: 4, total_tokens: 7 }));
+    }
+
+    #[test]
+    fn reads_what_servers_write_in_other_ways() {
+        assert_eq!(delta(&json!({"content": [{"type": "text", "text": "a"}, "b"]})).content.as_deref(), Some("ab"));
+        let whole = read(&json!({"choices": [{"message": {"content": "all"}, "finish_reason": "stop"}]}));
+        assert_eq!(whole.choices[0].delta.content.as_deref(), Some("all"));
+        let odd = read(&json!({"created": 1.5, "id": 7, "choices": [null, {"index": "x", "delta": 3}]}));
+        assert_eq!((odd.created, &*odd.id, odd.choices.len(), odd.choices[0].index), (1, "", 1, 1));
+        let halved = ChatChunk::read(Bytes::from_static(br#"{"choices":[{"delta":{"content":"\ud83d"}}]}"#)).unwrap();
+        assert_eq!(halved.choices[0].delta.content.as_deref(), Some("\u{fffd}"));
+    }
+
+    #[test]
+    fn reads_the_pieces_of_tool_calls() {
+        let call = |index, id: &str, name: &str, arguments: &str| ToolCallDelta {
+            index,
+            id: Some(id.into()),
+            kind: Some("function".into()),
+            name: Some(name.into()),
+            arguments: Some(arguments.into()),
+        };
+        let first = json!({"index": 3, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}});
+        let more = json!({"index": 3, "function": {"arguments": "{\""}});
+        assert_eq!(
+            delta(&json!({"tool_calls": [first, more]})).tool_calls,
+            [
+                call(3, "a", "f", ""),
+                ToolCallDelta { index: 3, arguments: Some("{\"".into()), ..ToolCallDelta::default() }
+            ]
+        );
+        // Without an index, and with the arguments as an object.
+        let whole = |id: &str, arguments: Value| json!({"id": id, "type": "function", "function": {"name": "f", "arguments": arguments}});
+        assert_eq!(
+            delta(&json!({"tool_calls": [whole("a", json!("{}")), whole("b", json!({"x": 1})), null]})).tool_calls,
+            [call(0, "a", "f", "{}"), call(1, "b", "f", "{\"x\":1}")]
+        );
+        assert_eq!(delta(&json!({"tool_calls": [{"function": null}]})).tool_calls, [ToolCallDelta::default()]);
+    }
+
+    #[test]
+    fn an_error_means_what_its_type_says() {
+        use Verdict::{Final, Retryable};
+        for (error, status, verdict, pressure) in [
+            (json!({"type": "overloaded_error", "message": "Overloaded"}), 529, Retryable, Pressure::Overload),
+            (json!({"type": "rate_limit_error"}), 429, Retryable, Pressure::RateLimit),
+            (json!({"type": "tokens", "code": "rate_limit_exceeded"}), 429, Retryable, Pressure::RateLimit),
+            (json!({"type": "insufficient_quota", "code": "insufficient_quota"}), 429, Final, Pressure::None),
+            (json!({"type": "invalid_request_error"}), 400, Final, Pressure::None),
+            (json!({"type": "invalid_request_error", "code": "invalid_api_key"}), 401, Final, Pressure::None),
+            (json!({"type": "authentication_error"}), 401, Final, Pressure::None),
+            (json!({"type": "api_error"}), 500, Retryable, Pressure::None),
+            (json!({"type": "server_error", "code": null}), 500, Retryable, Pressure::None),
+            (json!({"code": 502, "message": "the provider went away"}), 502, Retryable, Pressure::None),
+            (json!({"code": 503, "type": "unavailable_error"}), 503, Retryable, Pressure::Overload),
+            (json!({"code": "400", "type": "BadRequestError"}), 400, Final, Pressure::None),
+        ] {
+            let refused = refused(&json!({"error": error}));
+            assert_eq!(refused.kind(), Kind::Status(status), "{error}");
+            assert_eq!((refused.verdict(), refused.pressure()), (verdict, pressure), "{error}");
+            assert_eq!(refused.is_out_of_quota(), error["code"] == "insufficient_quota");
+        }
+    }
+
+    #[test]
+    fn an_error_comes_in_any_guise() {
+        let spoken = refused(&json!({"error": {"type": "overloaded_error", "message": "too many"}}));
+        assert!(spoken.to_string().starts_with("529 in the stream: too many"), "{spoken}");
+        let bare = refused(&json!({"object": "error", "message": "no", "type": "BadRequestError", "code": 400}));
+        assert_eq!(bare.kind(), Kind::Status(400));
+        let anthropic = refused(&json!({"type": "error", "error": {"type": "overloaded_error"}}));
+        assert_eq!(anthropic.kind(), Kind::Status(529));
+        let beside = json!({"error": {"type": "api_error"}, "choices": [{"delta": {}, "finish_reason": "error"}]});
+        assert_eq!(refused(&beside).kind(), Kind::Status(500));
+        for unknown in [json!({"error": "what now"}), json!({"error": {}}), json!({"error": {"code": 7}})] {
+            let error = refused(&unknown);
+            assert_eq!((error.kind(), error.verdict()), (Kind::InvalidResponse, Verdict::Retryable), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_no_chunk() {
+        for body in ["", "null", "[]", "\"a\"", "{\"choices\":[{\"de", "<html>"] {
+            let error = ChatChunk::read(Bytes::from_static(body.as_bytes())).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidResponse, "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn strict_and_lenient_reading_agree(
+            content in proptest::option::of("\\PC{0,20}"),
+            arguments in proptest::option::of("[a-z{}\"]{0,8}"),
+            extra in "[a-z]{0,8}",
+            index in 0..4_u64,
+            usage in proptest::option::of(0..1000_u64),
+        ) {
+            let body = json!({
+                "id": extra, "created": 3, "model": "m", "other": extra, "object": "chat.completion.chunk",
+                "usage": usage.map(|count| json!({"prompt_tokens": count, "completion_tokens": 1, "total_tokens": count + 1})),
+                "choices": [{
+                    "index": index, "finish_reason": content, "logprobs": null,
+                    "delta": {"content": content, "reasoning": extra, "tool_calls": [
+                        {"index": index, "id": content, "function": {"name": extra, "arguments": arguments}}
+                    ]},
+                }],
+            }).to_string();
+            let strict = strictly::<ChatChunk>(body.as_bytes()).unwrap();
+            let lenient = ChatChunk::read_leniently(body.as_bytes()).unwrap();
+            prop_assert_eq!(ChatChunk { _object: None, ..strict }, lenient);
+        }
+
+        #[test]
+        fn never_panics_on_any_bytes(body: Vec<u8>) {
+            let _ = ChatChunk::read(body.into());
+        }
+    }
+}
