@@ -37,6 +37,13 @@ pub struct Event {
     pub id: Option<Bytes>,
 }
 
+impl Event {
+    /// What `event:` said, as text.
+    pub fn name(&self) -> Option<&str> {
+        std::str::from_utf8(self.name.as_deref()?).ok()
+    }
+}
+
 /// Takes chunks and gives events. Never waits and does no I/O.
 #[derive(Debug)]
 pub struct Decoder {

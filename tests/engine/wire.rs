@@ -162,7 +162,7 @@ fn an_accumulated_answer_is_the_one_that_comes_at_once() {
 fn an_error_event_means_what_its_type_says() {
     let events = events("anthropic_stream_error.sse", 1000);
     let error = events.last().unwrap();
-    assert_eq!(error.name.as_deref(), Some(&b"error"[..]));
+    assert_eq!(error.name(), Some("error"));
     let error = parse_stream_error(&error.data);
     assert_eq!((error.status(), error.pressure()), (Some(529), Pressure::Overload));
 }
