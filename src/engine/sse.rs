@@ -37,6 +37,13 @@ pub struct Event {
     pub id: Option<Bytes>,
 }
 
+impl Event {
+    /// What `event:` said, as text.
+    pub fn name(&self) -> Option<&str> {
+        std::str::from_utf8(self.name.as_deref()?).ok()
+    }
+}
+
 /// Takes chunks and gives events. Never waits and does no I/O.
 #[derive(Debug)]
 pub struct Decoder {
@@ -275,14 +282,27 @@ mod tests {
 
     /// All events of the chunks, the one that the stream ends in included.
     fn decode<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<Event> {
-        let mut decoder = Decoder::default();
+        let (events, refused) = decode_within(LIMIT, chunks);
+        assert!(!refused);
+        events
+    }
+
+    /// The events before the first that is too large, and whether there is such a one.
+    fn decode_within<'a>(limit: usize, chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Event>, bool) {
+        let mut decoder = Decoder::new(limit);
         let mut events = Vec::new();
         for chunk in chunks {
             decoder.push(Bytes::copy_from_slice(chunk));
-            events.extend(take(&mut decoder));
+            loop {
+                match decoder.next_event() {
+                    Ok(Some(event)) => events.push(event),
+                    Ok(None) => break,
+                    Err(_) => return (events, true),
+                }
+            }
         }
         events.extend(decoder.finish());
-        events
+        (events, false)
     }
 
     fn event(name: &str, data: &str, id: &str) -> Event {
@@ -457,10 +477,11 @@ mod tests {
         fn any_cut_of_a_stream_gives_the_same_events(
             stream in prop_oneof![streams(), prop::collection::vec(any::<u8>(), 0..200)],
             cuts in prop::collection::vec(1..40_usize, 1..10),
+            limit in prop_oneof![Just(LIMIT), 0..40_usize],
         ) {
-            let whole = decode([&stream[..]]);
-            prop_assert_eq!(&decode(cut(&stream, &cuts)), &whole);
-            prop_assert_eq!(&decode(cut(&stream, &[1])), &whole);
+            let whole = decode_within(limit, [&stream[..]]);
+            prop_assert_eq!(&decode_within(limit, cut(&stream, &cuts)), &whole);
+            prop_assert_eq!(&decode_within(limit, cut(&stream, &[1])), &whole);
         }
 
         #[test]
