@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from millstream.testing import Answer, MockServer
+from millstream.testing import Answer, MockServer, Streaming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,6 +127,87 @@ def test_without_record_it_only_counts(connect: Connect) -> None:
         connect(server).ask("x")
         assert server.requests == []
         assert server.stats.answered == 1
+
+
+def stream(client: Client, text: str = "one two", **fields: Any) -> list[Any]:
+    """The data of each event of a chat completion's stream, all but ``[DONE]`` read as JSON."""
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": text}], **fields}
+    client.http.request("POST", "/v1/chat/completions", json.dumps(body))
+    response = client.http.getresponse()
+    assert response.getheader("content-type", "").startswith("text/event-stream")
+    lines = response.read().decode().splitlines()
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    return [json.loads(one) if one != "[DONE]" else one for one in data]
+
+
+def content(events: list[Any]) -> str:
+    choices = [choice for event in events if event != "[DONE]" for choice in event["choices"]]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def test_streams_to_who_asks_for_it(mock_server: MockServer, client: Client) -> None:
+    events = stream(client, stream_options={"include_usage": True})
+    assert content(events) == "echo: one two"
+    assert [event == "[DONE]" for event in events] == [False] * 6 + [True]
+    assert events[-2]["usage"]["completion_tokens"] == 4
+    assert client.content("whole") == "echo: whole"
+    seen = mock_server.requests[0]
+    assert (seen.events, seen.completed) == (7, True)
+    assert seen.written > 1000
+
+
+@pytest.mark.mock_server(reply="fixed", stream=Streaming(chunks=300), record=False)
+def test_any_number_of_pieces(client: Client) -> None:
+    assert len(stream(client)) == 303
+    assert client.ask("x")[2]["choices"][0]["message"]["content"].startswith("A mill stream")
+
+
+def test_a_stream_says_what_it_is_told(mock_server: MockServer, client: Client) -> None:
+    tools = [("weather", {"city": "Paris"}), ("time", "{}")]
+    mock_server.script(Answer(tool_calls=tools, reasoning="hm", times=2))
+    events = stream(client)
+    deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "hm"
+    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert [call["function"]["name"] for call in calls if "id" in call] == ["weather", "time"]
+    assert json.loads("".join(call["function"]["arguments"] for call in calls if call["index"] == 0)) == tools[0][1]
+    message = client.ask("x")[2]["choices"][0]
+    assert (message["finish_reason"], message["message"]["content"]) == ("tool_calls", None)
+    assert json.loads(message["message"]["tool_calls"][0]["function"]["arguments"]) == tools[0][1]
+
+
+def test_a_stream_keeps_its_pace(mock_server: MockServer, client: Client) -> None:
+    mock_server.script(Answer(stream=Streaming(first=0.03, gap=[0.0, 0.02, 0.0], keep_alive=0.01)))
+    begun = time.monotonic()
+    assert content(stream(client)) == "echo: one two"
+    assert time.monotonic() - begun >= 0.05
+
+
+def test_a_stream_fails_as_told(mock_server: MockServer, connect: Connect) -> None:
+    error = {"error": {"type": "overloaded", "message": "no"}}
+    mock_server.script(
+        Answer(stream=Streaming(fault="end", after=2)),
+        Answer(stream=Streaming(fault="error", after=2, error=error)),
+        Answer(stream=Streaming(fault="reset", after=0)),
+        Answer(stream=Streaming(write=3, line_end="\r\n"), body="data: é\n\n"),
+    )
+    assert len(stream(connect(mock_server))) == 2
+    assert stream(connect(mock_server))[2] == error
+    with pytest.raises((ConnectionResetError, http.client.IncompleteRead)):
+        stream(connect(mock_server))
+    client = connect(mock_server)
+    client.http.request("POST", "/v1/chat/completions", "{}")
+    assert client.http.getresponse().read() == "data: é\n\n".encode()
+
+
+@pytest.mark.parametrize(
+    "options", [{"write": 0}, {"write": "x"}, {"gap": -1.0}, {"fault": "x"}, {"comment": "a\nb"}, {"line_end": "x"}]
+)
+def test_a_way_to_stream_that_makes_no_sense_is_refused(mock_server: MockServer, options: Any) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        mock_server.script(Answer(stream=Streaming(**options)))
+    with pytest.raises(ValueError):
+        MockServer(stream=Streaming(**options))
 
 
 def test_script_is_used_in_order_of_arrival(mock_server: MockServer, client: Client) -> None:

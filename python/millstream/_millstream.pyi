@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn, TypeAlias, final, overload
 
 from millstream._config import Timeout
-from millstream.testing import Answer, Limits
+from millstream.testing import Answer, Limits, Streaming
 
 __all__ = [
     "BUILD_PROFILE",
@@ -477,6 +477,7 @@ class MockServer:
         cls,
         *,
         reply: str,
+        stream: Streaming,
         latency: float | tuple[float, float],
         models: Sequence[str],
         api_key: str | None,
@@ -541,6 +542,12 @@ class RecordedRequest:
     def answered(self) -> float | None: ...
     @property
     def retry_after(self) -> float | None: ...
+    @property
+    def query(self) -> list[tuple[str, str]]: ...
+    @property
+    def written(self) -> int: ...
+    @property
+    def events(self) -> int: ...
     @property
     def completed(self) -> bool: ...
     @property

@@ -21,6 +21,17 @@ use crate::traffic::WaitingExchange;
 /// whatever clock the server runs on, since a socket knows no other.
 const BEFORE_THE_CUT: Duration = Duration::from_millis(10);
 
+/// That time.
+#[derive(Default)]
+pub(super) struct OnItsWay(Option<JoinHandle<()>>);
+
+impl OnItsWay {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let wait = self.0.get_or_insert_with(|| spawn_blocking(|| std::thread::sleep(BEFORE_THE_CUT)));
+        Pin::new(wait).poll(cx).map(drop)
+    }
+}
+
 /// What happens to a body on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spoiling {
@@ -39,7 +50,7 @@ pub(super) struct AnswerBody {
     withheld: usize,
     spoiling: Spoiling,
     timer: Option<Pin<Box<Sleep>>>,
-    on_its_way: Option<JoinHandle<()>>,
+    on_its_way: OnItsWay,
     waiting: Option<WaitingExchange>,
     ticket: Ticket,
 }
@@ -53,15 +64,14 @@ impl AnswerBody {
             ticket.complete(); // hyper does not poll an empty body
         }
         let withheld = length - data.len();
-        Self { left: data, withheld, spoiling, timer: None, on_its_way: None, waiting: None, ticket }
+        Self { left: data, withheld, spoiling, timer: None, on_its_way: OnItsWay::default(), waiting: None, ticket }
     }
 
     fn poll_cut(&mut self, cx: &mut Context<'_>, doom: Option<Doom>) -> Poll<Option<Bytes>> {
         if !self.left.is_empty() {
             return Poll::Ready(Some(std::mem::take(&mut self.left)));
         }
-        let wait = self.on_its_way.get_or_insert_with(|| spawn_blocking(|| std::thread::sleep(BEFORE_THE_CUT)));
-        let _ = ready!(Pin::new(wait).poll(cx));
+        ready!(self.on_its_way.poll(cx));
         match doom {
             // The connection's task drops this body in a moment.
             Some(doom) => self.ticket.doom(doom),
@@ -109,6 +119,9 @@ impl Body for AnswerBody {
             Spoiling::Drip(interval) => self.poll_drip(cx, interval),
             Spoiling::Hang => Poll::Pending,
         };
+        if let Poll::Ready(Some(data)) = &data {
+            self.ticket.wrote(data.len(), 0);
+        }
         data.map(|data| data.map(|data| Ok(Frame::data(data))))
     }
 

@@ -1,12 +1,17 @@
-//! The provider's JSON: chat completions and the list of models.
+//! Chat completions, whole and streamed, with what Mistral and Azure do differently, and the list of models.
 
 use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use super::api::{Call, Format, Refusal, Said, ToolCall, json, tokens_of};
 use super::limits::Charge;
+use super::sse::{Events, Mark, PIECE, Pieces, Template};
+use super::streaming::Streaming;
 
 /// What the mock reads of a chat request; everything else is accepted unseen.
 #[derive(Debug, Deserialize)]
@@ -17,6 +22,30 @@ pub(super) struct ChatRequest<'a> {
     messages: Vec<Message<'a>>,
     max_tokens: Option<u64>,
     max_completion_tokens: Option<u64>,
+    #[serde(default)]
+    n: Option<u32>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Debug, Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+/// The one field that even the fixed reply looks at.
+#[derive(Debug, Deserialize)]
+struct Asks {
+    #[serde(default)]
+    stream: Option<bool>,
+}
+
+/// Whether a request asks for a stream, with as little reading as possible.
+pub(super) fn asks_for_a_stream(body: &[u8]) -> bool {
+    serde_json::from_slice::<Asks>(body).is_ok_and(|asks| asks.stream == Some(true))
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,7 +70,14 @@ struct Part {
     text: String,
 }
 
-impl Content<'_> {
+impl<'a> Content<'a> {
+    fn into_text(self) -> Cow<'a, str> {
+        match self {
+            Self::Text(text) => text,
+            Self::Parts(parts) => parts.into_iter().map(|part| part.text).collect(),
+        }
+    }
+
     fn text(&self) -> Cow<'_, str> {
         match self {
             Self::Text(text) => Cow::Borrowed(text),
@@ -50,15 +86,23 @@ impl Content<'_> {
     }
 }
 
-impl ChatRequest<'_> {
-    pub(super) fn parse(body: &[u8]) -> Result<ChatRequest<'_>, serde_json::Error> {
+impl<'a> ChatRequest<'a> {
+    pub(super) fn parse(body: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(body)
     }
 
-    /// What the echo repeats.
-    pub(super) fn last_user_text(&self) -> Cow<'_, str> {
-        let mut from_user = self.messages.iter().rev().filter(|message| message.role.as_deref() == Some("user"));
-        from_user.next().and_then(|message| message.content.as_ref()).map_or(Cow::Borrowed(""), Content::text)
+    pub(super) fn into_call(self) -> Call<'a> {
+        let prompt_tokens = self.prompt_tokens();
+        let from_user = self.messages.into_iter().rfind(|message| message.role.as_deref() == Some("user"));
+        Call {
+            model: self.model.unwrap_or_default(),
+            last_text: from_user.and_then(|message| message.content).map(Content::into_text).unwrap_or_default(),
+            prompt_tokens,
+            stream: self.stream == Some(true),
+            include_usage: self.stream_options.is_some_and(|options| options.include_usage),
+            choices: self.n.unwrap_or(1).max(1),
+            serial: 0,
+        }
     }
 
     /// Four bytes of content to a token, rounded up.
@@ -78,8 +122,22 @@ impl ChatRequest<'_> {
     }
 }
 
-pub(super) fn tokens_of(bytes: usize) -> u64 {
-    bytes.div_ceil(4) as u64
+/// Mistral's schema is closed: a field that is not in it is refused, among them three that its users bring from `OpenAI`.
+pub(super) fn read_mistral(body: &[u8]) -> Result<Call<'_>, Refusal> {
+    let call = ChatRequest::parse(body)?.into_call();
+    let fields: serde_json::Map<String, Value> = serde_json::from_slice(body)?;
+    let unknown = ["stream_options", "seed", "max_completion_tokens"].into_iter().filter_map(|name| {
+        let input = fields.get(name)?;
+        let message = "Extra inputs are not permitted";
+        Some(json!({"type": "extra_forbidden", "loc": ["body", name], "msg": message, "input": input}))
+    });
+    let detail: Vec<_> = unknown.collect();
+    if detail.is_empty() {
+        // It tells the usage of a stream without being asked, in the last chunk.
+        return Ok(Call { include_usage: false, ..call });
+    }
+    let body = json(&json!({"detail": detail}));
+    Err(Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, message: String::new(), body: Some(body) })
 }
 
 #[derive(Serialize)]
@@ -88,7 +146,7 @@ struct Completion<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: [Choice<'a>; 1],
+    choices: Vec<Choice<'a>>,
     usage: Usage,
     service_tier: &'static str,
     system_fingerprint: &'static str,
@@ -99,15 +157,27 @@ struct Choice<'a> {
     index: u32,
     message: Reply<'a>,
     logprobs: Option<()>,
-    finish_reason: &'static str,
+    finish_reason: &'a str,
 }
 
 #[derive(Serialize)]
 struct Reply<'a> {
     role: &'static str,
-    content: &'a str,
+    content: Option<Words<'a>>,
     refusal: Option<()>,
     annotations: [(); 0],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Value>,
+}
+
+/// A message's content.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Words<'a> {
+    Text(&'a str),
+    Parts(Vec<Value>),
 }
 
 #[derive(Serialize)]
@@ -117,6 +187,18 @@ struct Usage {
     total_tokens: u64,
     prompt_tokens_details: PromptDetails,
     completion_tokens_details: CompletionDetails,
+}
+
+impl Usage {
+    fn new(prompt_tokens: u64, completion_tokens: u64, reasoning_tokens: u64) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptDetails::default(),
+            completion_tokens_details: CompletionDetails { reasoning_tokens, ..CompletionDetails::default() },
+        }
+    }
 }
 
 #[derive(Serialize, Default)]
@@ -134,36 +216,184 @@ struct CompletionDetails {
     rejected_prediction_tokens: u64,
 }
 
+fn thinking(text: &str) -> Value {
+    json!({"type": "thinking", "thinking": [{"type": "text", "text": text}]})
+}
+
+fn text_part(text: &str) -> Value {
+    json!({"type": "text", "text": text})
+}
+
+fn tool_call(call: &Call<'_>, place: usize, tool: &ToolCall) -> Value {
+    let id = format!("call_mock_{}_{place}", call.serial);
+    json!({"id": id, "type": "function", "function": {"name": tool.name, "arguments": tool.arguments}})
+}
+
 /// Body of a chat completion.
-pub(super) fn completion(id: &str, model: &str, content: &str, prompt_tokens: u64) -> Bytes {
-    let completion_tokens = tokens_of(content.len());
-    let usage = Usage {
-        prompt_tokens,
-        completion_tokens,
-        total_tokens: prompt_tokens + completion_tokens,
-        prompt_tokens_details: PromptDetails::default(),
-        completion_tokens_details: CompletionDetails::default(),
+pub(super) fn completion(format: Format, call: &Call<'_>, said: &Said) -> Bytes {
+    let reasons_in_parts = format == Format::Mistral && said.reasoning.is_some();
+    let content = || {
+        let text = said.text.as_deref()?;
+        if !said.as_list && !reasons_in_parts {
+            return Some(Words::Text(text));
+        }
+        let thoughts = said.reasoning.as_deref().filter(|_| reasons_in_parts).map(thinking);
+        Some(Words::Parts(thoughts.into_iter().chain([text_part(text)]).collect()))
     };
-    let message = Reply { role: "assistant", content, refusal: None, annotations: [] };
+    let message = || Reply {
+        role: "assistant",
+        content: content(),
+        refusal: None,
+        annotations: [],
+        reasoning_content: said.reasoning.as_deref().filter(|_| !reasons_in_parts),
+        tool_calls: said.tool_calls.iter().enumerate().map(|(place, tool)| tool_call(call, place, tool)).collect(),
+    };
+    let finish_reason = said.finish_reason();
+    let choice = |index| Choice { index, message: message(), logprobs: None, finish_reason };
+    let choices = u64::from(call.choices);
     json(&Completion {
-        id,
+        id: &format!("chatcmpl-mock-{}", call.serial),
         object: "chat.completion",
         created: now(),
-        model,
-        choices: [Choice { index: 0, message, logprobs: None, finish_reason: "stop" }],
-        usage,
+        model: &call.model,
+        choices: (0..call.choices).map(choice).collect(),
+        usage: Usage::new(call.prompt_tokens, said.tokens() * choices, said.reasoning_tokens() * choices),
         service_tier: "default",
         system_fingerprint: "fp_mock",
     })
 }
 
+/// What every chunk of a stream has, and the choices that one has of its own.
+struct Chunks<'a> {
+    format: Format,
+    call: &'a Call<'a>,
+    created: u64,
+}
+
+impl Chunks<'_> {
+    fn chunk(&self, choices: &Value) -> Value {
+        let mut chunk = json!({
+            "id": format!("chatcmpl-mock-{}", self.call.serial),
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.call.model,
+            "service_tier": "default",
+            "system_fingerprint": "fp_mock",
+            "choices": choices,
+        });
+        if self.call.include_usage
+            && let Some(chunk) = chunk.as_object_mut()
+        {
+            chunk.insert("usage".to_owned(), Value::Null);
+        }
+        chunk
+    }
+
+    fn choice(&self, index: u32, delta: &Value, finish_reason: Option<&str>) -> Value {
+        self.chunk(&json!([{"index": index, "delta": delta, "logprobs": null, "finish_reason": finish_reason}]))
+    }
+
+    fn with_usage(mut chunk: Value, usage: &Usage) -> Value {
+        if let Some(chunk) = chunk.as_object_mut() {
+            chunk.insert("usage".to_owned(), json!(usage));
+        }
+        chunk
+    }
+
+    fn once(&self, events: &mut Events, delta: &Value) {
+        for index in 0..self.call.choices {
+            events.push(Mark::Plain, Template::new(None, &self.choice(index, delta, None)));
+        }
+    }
+
+    fn each(&self, events: &mut Events, delta: &Value, pieces: Pieces) {
+        let template = |index| Template::new(None, &self.choice(index, delta, None));
+        events.push_each((0..self.call.choices).map(template).collect(), pieces);
+    }
+
+    /// The name first, then the arguments bit by bit. Mistral sends a call whole.
+    fn tool_call(&self, events: &mut Events, place: usize, tool: &ToolCall) {
+        let whole = |arguments: &str| {
+            let id = format!("call_mock_{}_{place}", self.call.serial);
+            let function = json!({"name": tool.name, "arguments": arguments});
+            json!({"tool_calls": [{"index": place, "id": id, "type": "function", "function": function}]})
+        };
+        if self.format == Format::Mistral {
+            return self.once(events, &whole(&tool.arguments));
+        }
+        self.once(events, &whole(""));
+        let fragment = json!({"tool_calls": [{"index": place, "function": {"arguments": PIECE}}]});
+        self.each(events, &fragment, Pieces::new(&tool.arguments, None));
+    }
+}
+
+/// A chat completion as a stream.
+pub(super) fn events(format: Format, call: &Call<'_>, said: &Said, plan: &Streaming) -> Events {
+    let mut events = Events::default();
+    let chunks = Chunks { format, call, created: now() };
+    if format == Format::Azure {
+        let filters = json!({"hate": {"filtered": false, "severity": "safe"}});
+        events.push(
+            Mark::Plain,
+            Template::new(
+                None,
+                &json!({
+                    "choices": [], "created": 0, "id": "", "model": "", "object": "",
+                    "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": filters}],
+                }),
+            ),
+        );
+    }
+    let content = if said.text.is_some() { json!("") } else { Value::Null };
+    chunks.once(&mut events, &json!({"role": "assistant", "content": content, "refusal": null}));
+    if let Some(reasoning) = &said.reasoning {
+        let delta = match format {
+            Format::Mistral => json!({"content": [thinking(PIECE)]}),
+            _ => json!({"reasoning_content": PIECE}),
+        };
+        chunks.each(&mut events, &delta, Pieces::new(reasoning, plan.chunks));
+    }
+    let delta = if said.as_list { json!({"content": [text_part(PIECE)]}) } else { json!({"content": PIECE}) };
+    let pieces = Pieces::new(said.text(), plan.chunks);
+    let choices = u64::from(call.choices);
+    let usage = Usage::new(call.prompt_tokens, said.tokens_in(&pieces) * choices, said.reasoning_tokens() * choices);
+    chunks.each(&mut events, &delta, pieces);
+    for (place, tool) in said.tool_calls.iter().enumerate() {
+        chunks.tool_call(&mut events, place, tool);
+    }
+    for index in 0..call.choices {
+        let delta = if format == Format::Mistral { json!({"content": ""}) } else { json!({}) };
+        let mut finish = chunks.choice(index, &delta, Some(said.finish_reason()));
+        if format == Format::Mistral && index + 1 == call.choices {
+            finish = Chunks::with_usage(finish, &usage);
+        }
+        events.push(Mark::Finish, Template::new(None, &finish));
+    }
+    if call.include_usage {
+        let last = Chunks::with_usage(chunks.chunk(&json!([])), &usage);
+        events.push(Mark::Plain, Template::new(None, &last));
+    }
+    events.push(Mark::End, Template::line("[DONE]"));
+    events.set_error(Template::new(None, &server_error()));
+    events
+}
+
+/// What a provider of this family says in the middle of a stream.
+pub(super) fn server_error() -> Value {
+    let message = "The server had an error while processing your request. Sorry about that!";
+    json!({"error": {"message": message, "type": "server_error", "param": null, "code": null}})
+}
+
+/// Text of the fixed reply.
+pub(super) const FIXED: &str = "A mill stream is the channel that leads water from a river to a mill wheel and back. It is \
+    dug so that the water arrives with as little fall as possible and spends its height at the wheel, where it does \
+    the work; a gate at its head lets in only what the wheel can take, and a weir sends the rest of the river past \
+    the mill. What matters is not how much the river carries but how evenly the wheel is fed.";
+
 /// The one body of the fixed reply, about 970 bytes: the size of a short real answer.
 pub(super) fn fixed_completion(model: &str) -> Bytes {
-    const CONTENT: &str = "A mill stream is the channel that leads water from a river to a mill wheel and back. It is \
-        dug so that the water arrives with as little fall as possible and spends its height at the wheel, where it does \
-        the work; a gate at its head lets in only what the wheel can take, and a weir sends the rest of the river past \
-        the mill. What matters is not how much the river carries but how evenly the wheel is fed.";
-    completion("chatcmpl-mock-fixed-B9MHDbslfkBeAs8l4bebGdFOJ6PeG", model, CONTENT, 12)
+    let call = Call { model: model.into(), prompt_tokens: 12, choices: 1, ..Call::default() };
+    completion(Format::Chat, &call, &Said::new(Some(FIXED.to_owned())))
 }
 
 #[derive(Serialize)]
@@ -186,12 +416,7 @@ pub(super) fn models(ids: &[String]) -> Bytes {
     json(&Models { object: "list", data: ids.iter().map(|id| model(id)).collect() })
 }
 
-fn json(value: &impl Serialize) -> Bytes {
-    // These types hold only strings and numbers, which always serialize.
-    serde_json::to_vec(value).map(Bytes::from).unwrap_or_default()
-}
-
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
@@ -205,11 +430,11 @@ mod tests {
             {"role":"user","content":[{"type":"text","text":"one "},{"type":"image_url"},{"type":"text","text":"two"}]},
             {"role":"assistant","content":null}],"temperature":0}"#;
         let request = ChatRequest::parse(body).unwrap();
-        assert_eq!(request.last_user_text(), "one two");
         assert_eq!(request.prompt_tokens(), 3);
         assert_eq!(request.charge(), Charge { tokens: 3, input_tokens: 3, output_tokens: 3 });
+        assert_eq!(request.into_call().last_text, "one two");
         let body = br#"{"messages":[{"role":"user","content":"caf\u00e9"}]}"#;
-        assert_eq!(ChatRequest::parse(body).unwrap().last_user_text(), "café");
+        assert_eq!(ChatRequest::parse(body).unwrap().into_call().last_text, "café");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::streaming::Streaming;
+
 /// What a chat completion answers when no script says otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Reply {
@@ -111,6 +113,8 @@ impl MockLimits {
 pub struct MockConfig {
     /// Default reply of a chat completion. Default: echo.
     pub reply: Reply,
+    /// How an answer is streamed to whom asks for that. Default: a word to an event, at once.
+    pub stream: Streaming,
     /// Wait before each answer that is not a refusal. Default: none.
     pub latency: Latency,
     /// Ids that `GET /v1/models` lists; any model is accepted in a request. Default: `mock-model`.
@@ -150,6 +154,7 @@ impl Default for MockConfig {
     fn default() -> Self {
         Self {
             reply: Reply::Echo,
+            stream: Streaming::default(),
             latency: Latency::None,
             models: vec!["mock-model".to_owned()],
             api_key: None,
@@ -187,6 +192,7 @@ impl MockConfig {
         if self.models.is_empty() {
             return Err(invalid("models must name at least one model"));
         }
+        self.stream.check()?;
         for limits in self.keys.iter().map(|(_, limits)| limits).chain([&self.limits()]) {
             limits.check(self.dialect)?;
         }

@@ -6,24 +6,30 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE};
+use http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Either};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep};
 
+use super::api::{Call, Format, Refusal, Said, tokens_of};
 use super::body::{AnswerBody, Spoiling};
 use super::chat::{self, ChatRequest};
-use super::config::{MockConfig, Reply};
+use super::config::{Dialect, MockConfig, Reply};
 use super::connection::{Connection, Doom};
 use super::limits::{Charge, Limits};
 use super::record::{Head, Ledger, Reply as RecordedReply, Ticket, lock};
 use super::script::{Answer, Fault, Script};
 use super::slots::Slots;
+use super::sse::Events;
+use super::stream_body::StreamBody;
+use super::streaming::{StreamFault, Streaming, Write};
 use crate::traffic::Arrival;
 
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
+const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
+const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// All that the connections of one server share.
@@ -102,14 +108,6 @@ impl Mock {
         self.ledger.clear();
     }
 
-    /// Whether anything will look at a request's body.
-    fn needs_body(&self) -> bool {
-        self.config.record
-            || self.config.reply != Reply::Fixed
-            || lock(&self.limits).count_tokens()
-            || !lock(&self.script).is_empty()
-    }
-
     /// The key that a request carries, or why it may not come in. `None` where the server has no keys.
     fn key(&self, headers: &HeaderMap) -> Key {
         let MockConfig { api_key, keys, .. } = &self.config;
@@ -152,14 +150,14 @@ impl Mock {
 
     /// What to answer to a request that has arrived whole.
     fn decide(&self, asked: &Asked, body: &[u8], ticket: &mut Ticket) -> Draft {
-        let dialect = self.config.dialect;
+        let dialect = asked.dialect;
         if let Some(status) = self.outage() {
             ticket.failed_in_outage();
             return Draft::new(status, dialect.error_for(status, &asked.id));
         }
         if asked.key == Key::Wrong {
             let message = "Incorrect API key provided. The mock server knows other keys.";
-            return self.error(asked, StatusCode::UNAUTHORIZED, message, Some("invalid_api_key"));
+            return asked.error(StatusCode::UNAUTHORIZED, message, Some("invalid_api_key"));
         }
         let mut limits = HeaderMap::new();
         if asked.method == Method::POST {
@@ -171,7 +169,7 @@ impl Mock {
         let scripted = lock(&self.script).next(body);
         let mut draft = match scripted {
             Some(answer) => self.scripted(answer, asked, body),
-            None => Draft { latency: self.draw_latency(), ..self.default_reply(asked, body) },
+            None => Draft { latency: self.draw_latency(), ..self.default_reply(asked, body, None) },
         };
         draft.works = true;
         limits.extend(std::mem::take(&mut draft.headers));
@@ -181,7 +179,7 @@ impl Mock {
 
     /// Headers for the answer, or the refusal.
     fn admit(&self, asked: &Asked, body: &[u8], ticket: &mut Ticket) -> Result<HeaderMap, Box<Draft>> {
-        let dialect = self.config.dialect;
+        let dialect = asked.dialect;
         if !ticket.admit(self.max_concurrent.load(Relaxed)) {
             ticket.refused();
             return Err(Box::new(Draft::new(StatusCode::TOO_MANY_REQUESTS, dialect.crowded(&asked.id))));
@@ -201,20 +199,14 @@ impl Mock {
         Err(Box::new(Draft { headers, ..Draft::new(StatusCode::TOO_MANY_REQUESTS, body) }))
     }
 
-    /// An error of the client's.
-    fn error(&self, asked: &Asked, status: StatusCode, message: &str, code: Option<&str>) -> Draft {
-        Draft::new(status, self.config.dialect.error(status, message, "invalid_request_error", code, &asked.id))
-    }
-
     fn scripted(&self, answer: Answer, asked: &Asked, body: &[u8]) -> Draft {
         let latency = answer.latency.unwrap_or_else(|| self.draw_latency());
-        let draft = match (answer.body, answer.text) {
-            (Some(raw), _) => Draft::new(answer.status, raw),
-            (None, Some(text)) => {
-                Draft::new(answer.status, self.completion(&text, ChatRequest::parse(body).ok().as_ref()))
-            }
-            (None, None) if answer.status == StatusCode::OK => self.default_reply(asked, body),
-            (None, None) => Draft::new(answer.status, self.config.dialect.error_for(answer.status, &asked.id)),
+        let draft = match (&answer.body, &answer.stream) {
+            (Some(raw), Some(plan)) => Draft::stream(answer.status, Events::raw(raw.clone()), plan),
+            (Some(raw), None) => Draft::new(answer.status, raw.clone()),
+            (None, _) if answer.speaks() => self.converse(asked, body, Some(&answer)),
+            (None, _) if answer.status == StatusCode::OK => self.default_reply(asked, body, Some(&answer)),
+            (None, _) => Draft::new(answer.status, asked.dialect.error_for(answer.status, &asked.id)),
         };
         let (fault, drip_interval) = (answer.fault, answer.drip_interval);
         let mut headers = draft.headers;
@@ -222,56 +214,77 @@ impl Mock {
         Draft { headers, latency, fault, drip_interval, ..draft }
     }
 
-    fn default_reply(&self, asked: &Asked, body: &[u8]) -> Draft {
+    fn default_reply(&self, asked: &Asked, body: &[u8], answer: Option<&Answer>) -> Draft {
         let allowed = match asked.route {
-            Route::Chat => Method::POST,
+            Route::Talk(_) => Method::POST,
             Route::Models => Method::GET,
             Route::Unknown => {
                 let message = format!("Invalid URL ({} {})", asked.method, asked.path);
-                return self.error(asked, StatusCode::NOT_FOUND, &message, None);
+                return asked.error(StatusCode::NOT_FOUND, &message, None);
             }
         };
         if asked.method != allowed {
             let message = format!("Method {} is not allowed here, only {allowed}", asked.method);
-            let mut draft = self.error(asked, StatusCode::METHOD_NOT_ALLOWED, &message, Some("method_not_allowed"));
+            let mut draft = asked.error(StatusCode::METHOD_NOT_ALLOWED, &message, Some("method_not_allowed"));
             draft.headers.extend(HeaderValue::from_str(allowed.as_str()).map(|value| (ALLOW, value)));
             return draft;
         }
         if asked.route == Route::Models {
             return Draft::new(StatusCode::OK, chat::models(&self.config.models));
         }
-        self.chat_reply(asked, body)
+        self.converse(asked, body, answer)
     }
 
-    fn chat_reply(&self, asked: &Asked, body: &[u8]) -> Draft {
-        if self.config.reply == Reply::Fixed {
+    /// An answer in the form of the API that is asked, or of chat completions where it is none.
+    fn converse(&self, asked: &Asked, body: &[u8], answer: Option<&Answer>) -> Draft {
+        let fixed = self.config.reply == Reply::Fixed && answer.is_none_or(|answer| !answer.speaks());
+        if fixed && asked.route == Route::Talk(Format::Chat) && !chat::asks_for_a_stream(body) {
             return Draft::new(StatusCode::OK, self.fixed.clone());
         }
-        let request = match ChatRequest::parse(body) {
-            Ok(request) => request,
-            Err(error) => {
-                let message = format!("We could not parse the JSON body of your request: {error}");
-                return self.error(asked, StatusCode::BAD_REQUEST, &message, None);
-            }
+        let (format, mut call) = match asked.route {
+            Route::Talk(format) => match format.read(body) {
+                Ok(call) => (format, call),
+                Err(refusal) => return asked.refuse(refusal),
+            },
+            _ => (Format::Chat, Call { choices: 1, ..Call::default() }),
         };
-        let text = match &self.config.reply {
-            Reply::Text(text) => text.clone(),
-            Reply::Echo | Reply::Fixed => format!("echo: {}", request.last_user_text()),
-        };
-        Draft::new(StatusCode::OK, self.completion(&text, Some(&request)))
+        if call.model.is_empty() {
+            call.model = self.config.models.first().map_or("", String::as_str).into();
+        }
+        call.serial = self.serial();
+        let said = self.said(&call, answer);
+        let status = answer.map_or(StatusCode::OK, |answer| answer.status);
+        let plan = answer.and_then(|answer| answer.stream.as_ref()).unwrap_or(&self.config.stream);
+        if call.stream && status == StatusCode::OK && plan.fault != Some(StreamFault::Json) {
+            return Draft::stream(status, format.events(&call, &said, plan), plan);
+        }
+        Draft::new(status, format.whole(&call, &said))
     }
 
-    fn completion(&self, text: &str, request: Option<&ChatRequest<'_>>) -> Bytes {
-        let asked_model = request.and_then(|request| request.model.as_deref());
-        let model = asked_model.or(self.config.models.first().map(String::as_str)).unwrap_or_default();
-        let prompt_tokens = request.map_or(0, ChatRequest::prompt_tokens);
-        chat::completion(&format!("chatcmpl-mock-{}", self.serial()), model, text, prompt_tokens)
+    /// What the answer tells, and otherwise the server's reply.
+    fn said(&self, call: &Call<'_>, answer: Option<&Answer>) -> Said {
+        let usual = || match &self.config.reply {
+            Reply::Text(text) => text.clone(),
+            Reply::Fixed => chat::FIXED.to_owned(),
+            Reply::Echo => format!("echo: {}", call.last_text),
+        };
+        let Some(answer) = answer else {
+            return Said::new(Some(usual()));
+        };
+        let text = answer.text.clone().or_else(|| answer.tool_calls.is_empty().then(usual));
+        Said {
+            text,
+            reasoning: answer.reasoning.clone(),
+            tool_calls: answer.tool_calls.clone(),
+            finish_reason: answer.finish_reason.clone(),
+            as_list: answer.content_list,
+        }
     }
 }
 
 /// Tokens of a request; of one that is no chat, a quarter of its bytes.
 fn charge(body: &[u8]) -> Charge {
-    let tokens = chat::tokens_of(body.len());
+    let tokens = tokens_of(body.len());
     let unread = Charge { tokens, input_tokens: tokens, output_tokens: tokens };
     ChatRequest::parse(body).map_or(unread, |request| request.charge())
 }
@@ -303,31 +316,54 @@ struct Asked {
     /// For the message of a 404.
     path: String,
     route: Route,
+    /// Whose words the answer is in.
+    dialect: Dialect,
     key: Key,
+}
+
+impl Asked {
+    /// An error of the client's.
+    fn error(&self, status: StatusCode, message: &str, code: Option<&str>) -> Draft {
+        Draft::new(status, self.dialect.error(status, message, "invalid_request_error", code, &self.id))
+    }
+
+    /// The request makes no sense.
+    fn refuse(&self, refusal: Refusal) -> Draft {
+        match refusal.body {
+            Some(body) => Draft::new(refusal.status, body),
+            None => self.error(refusal.status, &refusal.message, None),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
-    Chat,
+    Talk(Format),
     Models,
     Unknown,
 }
 
 impl Route {
-    fn of(path: &str) -> Self {
+    fn of(path: &str, dialect: Dialect) -> Self {
         match path {
-            "/v1/chat/completions" => Self::Chat,
+            "/v1/chat/completions" if dialect == Dialect::Mistral => Self::Talk(Format::Mistral),
+            "/v1/chat/completions" => Self::Talk(Format::Chat),
             "/v1/models" => Self::Models,
             _ => Self::Unknown,
         }
     }
 }
 
+enum Payload {
+    Whole(Bytes),
+    Stream(Box<Events>, Box<Streaming>),
+}
+
 /// An answer before it is sent.
 struct Draft {
     status: StatusCode,
     headers: HeaderMap,
-    body: Bytes,
+    payload: Payload,
     latency: Duration,
     /// It is work, which a slot is needed for.
     works: bool,
@@ -339,7 +375,14 @@ impl Draft {
     fn new(status: StatusCode, body: Bytes) -> Self {
         let headers = HeaderMap::new();
         let (latency, drip_interval) = (Duration::ZERO, Duration::ZERO);
-        Self { status, headers, body, latency, works: false, fault: None, drip_interval }
+        let payload = Payload::Whole(body);
+        Self { status, headers, payload, latency, works: false, fault: None, drip_interval }
+    }
+
+    fn stream(status: StatusCode, events: Events, plan: &Streaming) -> Self {
+        let payload = Payload::Stream(Box::new(events), Box::new(plan.clone()));
+        let headers = [(CONTENT_TYPE, EVENT_STREAM), (CACHE_CONTROL, NO_CACHE)].into_iter().collect();
+        Self { headers, payload, ..Self::new(status, Bytes::new()) }
     }
 
     fn spoiling(&self) -> Spoiling {
@@ -353,6 +396,26 @@ impl Draft {
     }
 }
 
+/// What a fault of whole bodies means for a stream, whose half is half of its events; the time between two writes.
+fn spoil_stream(fault: Option<Fault>, drip_interval: Duration, plan: &mut Streaming, events: u64) -> Duration {
+    let fault = match fault {
+        Some(Fault::ResetInBody) => StreamFault::Reset,
+        Some(Fault::Truncate) => StreamFault::Close,
+        Some(Fault::HangInBody) => StreamFault::Stall,
+        Some(Fault::Drip) => {
+            if !matches!(plan.write, Write::Bytes(_)) {
+                plan.write = Write::Bytes(1);
+            }
+            return drip_interval;
+        }
+        Some(Fault::ResetBefore | Fault::CloseBefore | Fault::HangBefore) | None => return Duration::ZERO,
+    };
+    (plan.fault, plan.after) = (Some(fault), events / 2);
+    Duration::ZERO
+}
+
+type ResponseBody = Either<AnswerBody, StreamBody>;
+
 /// Answer one request. Dropped by hyper when the client leaves.
 ///
 /// # Errors
@@ -361,7 +424,7 @@ pub(super) async fn answer(
     mock: Arc<Mock>,
     connection: Arc<Connection>,
     request: Request<Incoming>,
-) -> Result<Response<AnswerBody>, hyper::Error> {
+) -> Result<Response<ResponseBody>, hyper::Error> {
     let arrived = Instant::now();
     let (mut parts, incoming) = request.into_parts();
     let arrival = Arrival::of(&mut parts.headers);
@@ -369,7 +432,7 @@ pub(super) async fn answer(
     let key = asked.key.index();
     let head = mock.config.record.then(|| file(parts, arrived - mock.started(), mock.key_name(key)));
     let mut ticket = mock.ledger.open(connection, head, key, arrival);
-    let body = read(incoming, mock.needs_body()).await?;
+    let body = read(incoming).await?;
     ticket.set_body(&body);
     let draft = mock.decide(&asked, &body, &mut ticket);
     let slot = if draft.works && asked.method == Method::POST {
@@ -384,14 +447,15 @@ pub(super) async fn answer(
     }
     fail_before(draft.fault, &mut ticket).await;
     drop(slot);
-    Ok(respond(draft, asked, &mock, arrived, ticket))
+    Ok(respond(draft, &asked, &mock, arrived, ticket))
 }
 
 fn ask(mock: &Mock, parts: &Parts) -> Asked {
-    let route = Route::of(parts.uri.path());
+    let dialect = mock.config.dialect;
+    let route = Route::of(parts.uri.path(), dialect);
     let path = if route == Route::Unknown { parts.uri.path().to_owned() } else { String::new() };
     let id = format!("req_mock_{}", mock.serial());
-    Asked { id, method: parts.method.clone(), path, route, key: mock.key(&parts.headers) }
+    Asked { id, method: parts.method.clone(), path, route, dialect, key: mock.key(&parts.headers) }
 }
 
 fn file(parts: Parts, arrived: Duration, key: Option<String>) -> Head {
@@ -403,17 +467,14 @@ fn file(parts: Parts, arrived: Duration, key: Option<String>) -> Head {
     Head { method: parts.method, path, headers: parts.headers, arrived, key }
 }
 
-/// Read a body to its end, which HTTP/1 needs before it can notice that a client leaves; keep it if wanted.
-async fn read(mut incoming: Incoming, keep: bool) -> Result<Bytes, hyper::Error> {
+/// Read a body to its end.
+async fn read(mut incoming: Incoming) -> Result<Bytes, hyper::Error> {
     let mut first = Bytes::new();
     let mut more = BytesMut::new();
     while let Some(frame) = incoming.frame().await {
         let Ok(data) = frame?.into_data() else {
             continue;
         };
-        if !keep {
-            continue;
-        }
         if first.is_empty() {
             first = data;
             continue;
@@ -438,12 +499,12 @@ async fn fail_before(fault: Option<Fault>, ticket: &mut Ticket) {
     std::future::pending::<()>().await;
 }
 
-fn respond(draft: Draft, asked: Asked, mock: &Mock, arrived: Instant, ticket: Ticket) -> Response<AnswerBody> {
+fn respond(draft: Draft, asked: &Asked, mock: &Mock, arrived: Instant, ticket: Ticket) -> Response<ResponseBody> {
     let (status, spoiling) = (draft.status, draft.spoiling());
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, JSON);
-    if let Ok(id) = HeaderValue::try_from(asked.id) {
-        headers.insert(mock.config.dialect.request_id(), id);
+    if let Ok(id) = HeaderValue::try_from(asked.id.as_str()) {
+        headers.insert(asked.dialect.request_id(), id);
     }
     headers.insert(PROCESSING_MS, HeaderValue::from(arrived.elapsed().as_millis() as u64));
     headers.extend(draft.headers);
@@ -453,8 +514,15 @@ fn respond(draft: Draft, asked: Asked, mock: &Mock, arrived: Instant, ticket: Ti
         retry_after: wait(&headers),
     });
     let bodiless = asked.method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let body = if bodiless { Bytes::new() } else { draft.body };
-    let mut response = Response::new(AnswerBody::new(body, spoiling, ticket));
+    let body = match draft.payload {
+        Payload::Stream(events, mut plan) if !bodiless => {
+            let drip = spoil_stream(draft.fault, draft.drip_interval, &mut plan, events.count());
+            Either::Right(StreamBody::new(*events, *plan, drip, ticket))
+        }
+        Payload::Whole(body) if !bodiless => Either::Left(AnswerBody::new(body, spoiling, ticket)),
+        _ => Either::Left(AnswerBody::new(Bytes::new(), spoiling, ticket)),
+    };
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response

@@ -35,9 +35,14 @@
 //! | `limits` | the token buckets, for everyone or for each key |
 //! | `dialect` | headers and errors of each provider |
 //! | `slots` | requests worked at once, and the queue for them |
-//! | `chat` | JSON of the provider: completions and models |
+//! | `api` | what is asked and said, whatever the API |
+//! | `chat` | chat completions and models |
+//! | `streaming` | how an answer is streamed |
+//! | `sse` | the events of a stream |
+//! | `stream_body` | a stream's body: its pace, its writes, its faults |
 //! | `record` | what the server saw |
 
+mod api;
 mod body;
 mod chat;
 mod config;
@@ -49,8 +54,13 @@ mod record;
 mod script;
 mod server;
 mod slots;
+mod sse;
+mod stream_body;
+mod streaming;
 
+pub use api::ToolCall;
 pub use config::{Dialect, Latency, MockConfig, MockLimits, Reply, TlsFiles};
 pub use record::{KeyStats, MockStats, RecordedRequest};
 pub use script::{Answer, Fault};
 pub use server::MockServer;
+pub use streaming::{LineEnd, StreamFault, Streaming, Write};

@@ -40,6 +40,10 @@ pub struct RecordedRequest {
     pub answered: Option<Duration>,
     /// The wait that it asked for.
     pub retry_after: Option<Duration>,
+    /// Bytes of the answer's body that were handed to the socket: fewer than it has as long as the client does not read.
+    pub written: u64,
+    /// Events of a stream that were handed over whole, an end marker included and comments not.
+    pub events: u64,
     /// The whole answer was handed to the socket.
     pub completed: bool,
     /// The client left before that.
@@ -112,6 +116,8 @@ struct Record {
     in_flight: u64,
     body: OnceLock<Bytes>,
     reply: OnceLock<Reply>,
+    written: AtomicU64,
+    events: AtomicU64,
     end: AtomicU8,
 }
 
@@ -151,6 +157,8 @@ impl Record {
             status: reply.map(|reply| reply.status),
             answered: reply.map(|reply| reply.at),
             retry_after: reply.and_then(|reply| reply.retry_after),
+            written: self.written.load(Relaxed),
+            events: self.events.load(Relaxed),
             completed: end == End::Answered as u8,
             aborted: end == End::Aborted as u8,
         }
@@ -277,6 +285,8 @@ impl Ledger {
             in_flight,
             body: OnceLock::new(),
             reply: OnceLock::new(),
+            written: AtomicU64::new(0),
+            events: AtomicU64::new(0),
             end: AtomicU8::new(0),
         });
         kept.push(Arc::clone(&record));
@@ -343,6 +353,14 @@ impl Ticket {
         if let Some(record) = &self.record {
             // An answer has one head.
             let _ = record.reply.set(reply());
+        }
+    }
+
+    /// So much of the answer's body was handed over.
+    pub(super) fn wrote(&self, bytes: usize, events: u64) {
+        if let Some(record) = &self.record {
+            record.written.fetch_add(bytes as u64, Relaxed);
+            record.events.fetch_add(events, Relaxed);
         }
     }
 

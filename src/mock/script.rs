@@ -9,6 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
+use super::api::ToolCall;
+use super::streaming::Streaming;
+
 /// A way to misbehave, at the level of the socket. With HTTP/2 the connection's other streams suffer too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -30,14 +33,25 @@ pub enum Fault {
 
 /// One scripted answer.
 ///
-/// With neither `text` nor `body`, status 200 means the server's default reply and any other an error body in the
+/// With neither `body` nor anything to say (`text`, `tool_calls` and the like), status 200 means the server's default reply and any other an error body in the
 /// provider's form.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// HTTP status. Default 200.
     pub status: StatusCode,
-    /// Assistant's content of a chat completion.
+    /// Assistant's content, in the form of the API that is asked.
     pub text: Option<String>,
+    /// What the model thought before it.
+    pub reasoning: Option<String>,
+    /// Calls of functions. Without `text` there is then no content.
+    pub tool_calls: Vec<ToolCall>,
+    /// Why the answer ends, in `OpenAI`'s words; other APIs say it in theirs. Default: `stop`, or `tool_calls`.
+    pub finish_reason: Option<String>,
+    /// The content as a list of text parts. Default: a string.
+    pub content_list: bool,
+    /// How it is streamed, if the request asks for that; a raw `body` is streamed without being asked. Default: the
+    /// server's.
+    pub stream: Option<Streaming>,
     /// Raw body, in place of `text`; `application/json` unless `headers` say otherwise.
     pub body: Option<Bytes>,
     /// Added to the answer's headers or put in place of them.
@@ -57,6 +71,11 @@ impl Default for Answer {
         Self {
             status: StatusCode::OK,
             text: None,
+            reasoning: None,
+            tool_calls: Vec::new(),
+            finish_reason: None,
+            content_list: false,
+            stream: None,
             body: None,
             headers: HeaderMap::new(),
             latency: None,
@@ -77,6 +96,17 @@ impl Answer {
     pub fn status(status: u16) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self { status, ..Self::default() }
+    }
+
+    /// The default reply, streamed like this.
+    pub fn stream(stream: Streaming) -> Self {
+        Self { stream: Some(stream), ..Self::default() }
+    }
+
+    /// Whether it says anything of its own in the provider's form.
+    pub(super) fn speaks(&self) -> bool {
+        let Self { text, reasoning, tool_calls, finish_reason, content_list, .. } = self;
+        text.is_some() || reasoning.is_some() || !tool_calls.is_empty() || finish_reason.is_some() || *content_list
     }
 
     /// The default reply, spoilt.
@@ -117,10 +147,6 @@ impl Script {
 
     pub(super) fn push_rule(&mut self, text: String, answers: impl IntoIterator<Item = Answer>) {
         self.rules.push((text, Queue(answers.into_iter().collect())));
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.rules.is_empty() && self.anyone.0.is_empty()
     }
 
     /// The answer for a request with this body, if one is scripted.

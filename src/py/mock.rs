@@ -20,6 +20,11 @@ use crate::mock;
 pub(crate) struct Answer<'py> {
     status: u16,
     text: Option<String>,
+    reasoning: Option<String>,
+    tool_calls: Vec<(String, Bound<'py, PyAny>)>,
+    finish_reason: Option<String>,
+    content_list: bool,
+    stream: Option<Streaming<'py>>,
     body: Option<Bound<'py, PyAny>>,
     headers: Bound<'py, PyAny>,
     latency: Option<f64>,
@@ -33,6 +38,11 @@ impl Answer<'_> {
         Ok(mock::Answer {
             status: status(self.status)?,
             text: self.text,
+            reasoning: self.reasoning,
+            tool_calls: self.tool_calls.into_iter().map(tool_call).collect::<PyResult<_>>()?,
+            finish_reason: self.finish_reason,
+            content_list: self.content_list,
+            stream: self.stream.map(Streaming::into_engine).transpose()?,
             body: self.body.map(raw_body).transpose()?,
             headers: headers(&self.headers)?,
             latency: self.latency.map(|latency| seconds("latency", latency)).transpose()?,
@@ -49,14 +59,106 @@ fn status(status: u16) -> PyResult<StatusCode> {
 }
 
 fn raw_body(body: Bound<'_, PyAny>) -> PyResult<Bytes> {
-    if let Ok(bytes) = body.cast::<PyBytes>() {
-        return Ok(Bytes::copy_from_slice(bytes.as_bytes()));
+    match body.cast::<PyBytes>() {
+        Ok(bytes) => Ok(Bytes::copy_from_slice(bytes.as_bytes())),
+        Err(_) => json_text(body).map(Bytes::from),
     }
-    if body.is_instance_of::<PyString>() {
-        return Ok(Bytes::from(body.extract::<String>()?));
+}
+
+/// A string as it is, anything else as JSON.
+fn json_text(value: Bound<'_, PyAny>) -> PyResult<String> {
+    if value.is_instance_of::<PyString>() {
+        return value.extract();
     }
-    let text: String = body.py().import("json")?.call_method1("dumps", (body,))?.extract()?;
-    Ok(Bytes::from(text))
+    value.py().import("json")?.call_method1("dumps", (value,))?.extract()
+}
+
+fn tool_call((name, arguments): (String, Bound<'_, PyAny>)) -> PyResult<mock::ToolCall> {
+    Ok(mock::ToolCall { name, arguments: json_text(arguments)? })
+}
+
+/// `millstream.testing.Streaming`, read by its attributes.
+#[derive(FromPyObject)]
+pub(crate) struct Streaming<'py> {
+    chunks: Option<u64>,
+    first: f64,
+    gap: Gap,
+    write: Write,
+    line_end: String,
+    keep_alive: Option<f64>,
+    comment: String,
+    fault: Option<String>,
+    after: u64,
+    error: Option<Bound<'py, PyAny>>,
+}
+
+/// Seconds, or those of each gap.
+#[derive(FromPyObject)]
+enum Gap {
+    Same(f64),
+    Each(Vec<f64>),
+}
+
+#[derive(FromPyObject)]
+enum Write {
+    Bytes(usize),
+    Named(String),
+}
+
+impl Streaming<'_> {
+    fn into_engine(self) -> PyResult<mock::Streaming> {
+        let gaps = match self.gap {
+            Gap::Same(0.0) => Vec::new(),
+            Gap::Same(gap) => vec![gap],
+            Gap::Each(gaps) => gaps,
+        };
+        let streaming = mock::Streaming {
+            chunks: self.chunks,
+            first: seconds("first", self.first)?,
+            gaps: gaps.into_iter().map(|gap| seconds("gap", gap)).collect::<PyResult<_>>()?,
+            write: match self.write {
+                Write::Bytes(bytes) => mock::Write::Bytes(bytes),
+                Write::Named(name) => named(&name, "write", &WRITES)?,
+            },
+            line_end: named(&self.line_end, "line_end", &LINE_ENDS)?,
+            keep_alive: self.keep_alive.map(|silence| seconds("keep_alive", silence)).transpose()?,
+            comment: self.comment,
+            fault: self.fault.map(|fault| named(&fault, "fault", &STREAM_FAULTS)).transpose()?,
+            after: self.after,
+            error: self.error.map(raw_body).transpose()?,
+        };
+        streaming.check().map_err(raise)?;
+        Ok(streaming)
+    }
+}
+
+const WRITES: [(&str, mock::Write); 3] =
+    [("ready", mock::Write::Ready), ("event", mock::Write::Event), ("all", mock::Write::All)];
+
+const LINE_ENDS: [(&str, mock::LineEnd); 3] =
+    [("\n", mock::LineEnd::Lf), ("\r\n", mock::LineEnd::CrLf), ("\r", mock::LineEnd::Cr)];
+
+const STREAM_FAULTS: [(&str, mock::StreamFault); 15] = [
+    ("end", mock::StreamFault::End),
+    ("end_in_event", mock::StreamFault::EndInEvent),
+    ("end_in_character", mock::StreamFault::EndInCharacter),
+    ("close", mock::StreamFault::Close),
+    ("reset", mock::StreamFault::Reset),
+    ("stall", mock::StreamFault::Stall),
+    ("error", mock::StreamFault::Error),
+    ("bad_json", mock::StreamFault::BadJson),
+    ("endless_line", mock::StreamFault::EndlessLine),
+    ("endless_comments", mock::StreamFault::EndlessComments),
+    ("no_finish", mock::StreamFault::NoFinish),
+    ("no_done", mock::StreamFault::NoDone),
+    ("never_ends", mock::StreamFault::NeverEnds),
+    ("garbage", mock::StreamFault::Garbage),
+    ("json", mock::StreamFault::Json),
+];
+
+fn named<T: Copy>(name: &str, argument: &str, known: &[(&str, T)]) -> PyResult<T> {
+    let found = known.iter().find(|(known, _)| *known == name);
+    found.map(|(_, value)| *value).ok_or_else(|| PyValueError::new_err(format!("no such {argument}: {name:?}")))
 }
 
 fn headers(mapping: &Bound<'_, PyAny>) -> PyResult<HeaderMap> {
@@ -165,10 +267,11 @@ pub(crate) struct MockServer(mock::MockServer);
 #[pymethods]
 impl MockServer {
     #[new]
-    #[pyo3(signature = (*, reply, latency, models, api_key, keys, limits, dialect, max_concurrent, slots, record, tls, port, seed))]
+    #[pyo3(signature = (*, reply, stream, latency, models, api_key, keys, limits, dialect, max_concurrent, slots, record, tls, port, seed))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments, each a field of MockConfig")]
     fn new(
         reply: String,
+        stream: Streaming<'_>,
         latency: Latency,
         models: Vec<String>,
         api_key: Option<String>,
@@ -189,6 +292,7 @@ impl MockServer {
         };
         let config = mock::MockConfig {
             reply,
+            stream: stream.into_engine()?,
             latency: latency.into_engine()?,
             models,
             api_key,
@@ -386,6 +490,25 @@ impl RecordedRequest {
     #[getter]
     fn retry_after(&self) -> Option<f64> {
         self.0.retry_after.map(|wait| wait.as_secs_f64())
+    }
+
+    /// The query of the path as decoded (name, value) pairs.
+    #[getter]
+    fn query(&self) -> Vec<(String, String)> {
+        let query = self.0.path.split_once('?').map_or("", |(_, query)| query);
+        url::form_urlencoded::parse(query.as_bytes()).into_owned().collect()
+    }
+
+    /// Bytes of the answer's body that were handed to the socket: fewer than it has as long as the client does not read.
+    #[getter]
+    fn written(&self) -> u64 {
+        self.0.written
+    }
+
+    /// Events of a stream that were handed over whole, an end marker included and comments not.
+    #[getter]
+    fn events(&self) -> u64 {
+        self.0.events
     }
 
     /// The whole answer was handed to the socket.

@@ -40,6 +40,8 @@ __all__ = [
     "MockServer",
     "MockStats",
     "RecordedRequest",
+    "StreamFault",
+    "Streaming",
     "VirtualClock",
 ]
 
@@ -73,16 +75,101 @@ Fault = Literal["reset_before", "close_before", "reset_in_body", "truncate", "ha
 """
 
 
+StreamFault = Literal[
+    "end",
+    "end_in_event",
+    "end_in_character",
+    "close",
+    "reset",
+    "stall",
+    "error",
+    "bad_json",
+    "endless_line",
+    "endless_comments",
+    "no_finish",
+    "no_done",
+    "never_ends",
+    "garbage",
+    "json",
+]
+"""What goes wrong with a stream.
+
+Once `Streaming.after` events are out:
+
+- ``end``: the body ends in good order, with no reason why and no end marker.
+- ``end_in_event``, ``end_in_character``: the same in the middle of the next event, or of a character of two bytes.
+- ``close``: the connection is closed in good order (FIN), the body has no end.
+- ``reset``: TCP reset (RST).
+- ``stall``: silence, until the client leaves or the server stops.
+- ``error``: an error event (`Streaming.error`), and the body ends.
+- ``bad_json``: an event whose data is no JSON; the others follow.
+- ``endless_line``, ``endless_comments``: one line that never ends, or comments for ever, `Streaming.gap` apart.
+
+Whatever `Streaming.after` is:
+
+- ``no_finish``: the event that says why the answer ends is left out.
+- ``no_done``: the end marker (``[DONE]``, ``message_stop``) is left out.
+- ``never_ends``: silence after the end marker.
+- ``garbage``: bytes that are no event after the end marker.
+- ``json``: the whole answer as JSON, as if it had not been asked to stream.
+
+An HTTP error instead of a stream is ``Answer(status=503)``, a wrong content type ``Answer(headers={"content-type":
+"text/html"})``. Of the faults of `Answer`, those in the body strike after half of the events.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streaming:
+    """How an answer is streamed to a client that asks for that.
+
+    Attributes:
+        chunks: Pieces of each text: its words over and over until there are so many, or the first so many of them.
+            Default: each word once.
+        first: Seconds between the head and the first event.
+        gap: Seconds between two events; or those of each gap in turn, the last of them for all that follow.
+        write: What goes to the socket in one write. ``"ready"``: each event is a chunk of the HTTP body, and where
+            there is no gap between them several share a write. ``"event"``: each event on its own. A number: so many
+            bytes, wherever that cuts an event, a line or a character. ``"all"``: all events up to the next gap, up to a
+            megabyte.
+        line_end: What ends a line.
+        keep_alive: A comment (in Anthropic's API a ``ping``) after so many seconds of silence; 0: before every event.
+        comment: The comment's text.
+        fault: What goes wrong. Default: nothing.
+        after: Events that go out before ``fault``.
+        error: Data of the event of the fault ``error``; a mapping is sent as JSON. Default: an error of the server's in
+            the API's form.
+    """
+
+    chunks: int | None = None
+    first: float = 0.0
+    gap: float | Sequence[float] = 0.0
+    write: Literal["ready", "event", "all"] | int = "ready"
+    line_end: Literal["\n", "\r\n", "\r"] = "\n"
+    keep_alive: float | None = None
+    comment: str = "keep-alive"
+    fault: StreamFault | None = None
+    after: int = 1
+    error: str | Mapping[str, Any] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One scripted answer.
 
-    With neither ``text`` nor ``body``, status 200 means the server's default reply and any other status an
-    error body in the provider's form.
+    With neither ``body`` nor anything to say (``text``, ``reasoning``, ``tool_calls``, ``finish_reason``), status 200
+    means the server's default reply and any other status an error body in the provider's form.
 
     Attributes:
         status: HTTP status, 200 to 599.
-        text: Assistant's content of a chat completion.
+        text: Assistant's content, in the form of the API that is asked.
+        reasoning: What the model thought before it.
+        tool_calls: Functions to call, ``[("weather", {"city": "Paris"})]``; a string is sent as it
+            is. Without ``text`` there is then no content.
+        finish_reason: Why the answer ends, in OpenAI's words; Anthropic's and Responses' APIs say it in theirs.
+            Default: ``"stop"``, or ``"tool_calls"``.
+        content_list: The content as a list of text parts, as Mistral may send it, in place of a string.
+        stream: How it is streamed if the request asks for that. A raw ``body`` is streamed without being asked.
+            Default: the server's.
         body: Raw body in place of ``text``; a mapping is sent as JSON. Its ``content-type`` is
             ``application/json`` unless ``headers`` say otherwise.
         headers: Added to the answer's headers or put in place of them. ``content-length`` is the server's.
@@ -94,6 +181,11 @@ class Answer:
 
     status: int = 200
     text: str | None = None
+    reasoning: str | None = None
+    tool_calls: Sequence[tuple[str, str | Mapping[str, Any]]] = ()
+    finish_reason: str | None = None
+    content_list: bool = False
+    stream: Streaming | None = None
     body: bytes | str | Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     latency: float | None = None
@@ -152,6 +244,7 @@ class MockServer:
         self,
         *,
         reply: Literal["echo", "fixed"] | str = "echo",
+        stream: Streaming | None = None,
         latency: float | tuple[float, float] = 0.0,
         models: Sequence[str] = ("mock-model",),
         api_key: str | None = None,
@@ -175,6 +268,7 @@ class MockServer:
             reply: Default reply of a chat completion. ``"echo"``: ``"echo: "`` and the text of the last user
                 message. ``"fixed"``: one realistic body of about 970 bytes, the request is not parsed. Any
                 other: that text.
+            stream: How an answer is streamed to a client that asks for that. Default: a word to an event, at once.
             latency: Seconds before each answer that is not a refusal, or ``(median seconds, sigma)`` of a
                 lognormal.
             models: Ids that ``GET /v1/models`` lists. A request may name any model.
@@ -202,6 +296,7 @@ class MockServer:
         """
         self._native = _millstream.MockServer(
             reply=reply,
+            stream=stream or Streaming(),
             latency=latency,
             models=list(models),
             api_key=api_key,
