@@ -234,8 +234,8 @@ class MockServer:
 
     It answers, whole and with ``"stream": true`` as events:
 
-    - ``/v1/chat/completions``; with ``dialect="mistral"`` as Mistral does, which refuses ``stream_options``, ``seed`` and
-      ``max_completion_tokens`` with 422;
+    - ``/v1/chat/completions``; with ``dialect="mistral"`` as Mistral does, which refuses ``stream_options``, ``seed``
+      and ``max_completion_tokens`` with 422;
     - ``/v1/completions`` and ``/v1/responses``;
     - ``/v1/messages`` in Anthropic's form whatever the dialect, 400 without ``max_tokens`` or ``anthropic-version``;
     - ``/openai/deployments/NAME/chat/completions?api-version=...`` as Azure does, 401 without a key, 404 without a
