@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import datetime
@@ -210,6 +214,50 @@ def test_a_way_to_stream_that_makes_no_sense_is_refused(mock_server: MockServer,
         MockServer(stream=Streaming(**options))
 
 
+def post(server: MockServer, target: str, body: Any, **headers: str) -> tuple[int, Any]:
+    request = urllib.request.Request(server.root_url + target, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+def test_each_path_is_answered_in_its_own_form(mock_server: MockServer) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    claude = {"anthropic-version": "2023-06-01"}
+    assert post(mock_server, "/v1/messages", {"messages": messages}, **claude)[0] == 400
+    body = post(mock_server, "/v1/messages", {"messages": messages, "max_tokens": 1}, **claude)[1]
+    assert body["content"] == [{"type": "text", "text": "echo: hi"}]
+    body = post(mock_server, "/v1/responses", {"input": "hi"})[1]
+    assert body["output"][0]["content"][0]["text"] == "echo: hi"
+    assert post(mock_server, "/v1/completions", {"prompt": "hi"})[1]["choices"][0]["text"] == "echo: hi"
+    azure = "/openai/deployments/gpt/chat/completions?api-version=2024-10-21"
+    assert post(mock_server, azure, {"messages": messages})[0] == 401
+    body = post(mock_server, azure, {"messages": messages}, **{"api-key": "k"})[1]
+    assert body["choices"][0]["message"]["content"] == "echo: hi"
+    assert mock_server.requests[-1].deployment == "gpt"
+    assert mock_server.requests[-1].query == [("api-version", "2024-10-21")]
+    body = post(mock_server, "/v1/rerank?top=3", {"docs": [1]})[1]
+    assert body == {"method": "POST", "path": "/v1/rerank", "query": {"top": "3"}, "json": {"docs": [1]}}
+
+
+@pytest.mark.mock_server(shuffle_embeddings=True)
+def test_embeddings_are_numbers_or_their_bytes(mock_server: MockServer) -> None:
+    texts = [f"text {number}" for number in range(20)]
+
+    def ask(**fields: Any) -> dict[int, Any]:
+        data = post(mock_server, "/v1/embeddings", {"input": texts, **fields})[1]["data"]
+        assert [one["index"] for one in data] != list(range(20))
+        return {one["index"]: one["embedding"] for one in data}
+
+    plain, packed = ask(dimensions=3), ask(dimensions=3, encoding_format="base64")
+    for index, vector in plain.items():
+        assert list(struct.unpack("<3f", base64.b64decode(packed[index]))) == pytest.approx(vector)
+        assert sum(number**2 for number in vector) == pytest.approx(1)
+
+
 def test_script_is_used_in_order_of_arrival(mock_server: MockServer, client: Client) -> None:
     mock_server.script(
         Answer(status=429, headers={"Retry-After": "7"}),
@@ -239,9 +287,9 @@ def test_when_goes_before_script_and_serves_only_its_text(mock_server: MockServe
 
 
 def test_any_path_can_be_scripted(mock_server: MockServer, client: Client) -> None:
-    assert client.get("/v1/embeddings")[0] == 404
+    assert client.get("/v1/files")[0] == 404
     mock_server.script(Answer(body={"object": "list", "data": []}))
-    assert client.get("/v1/embeddings")[0] == 200
+    assert client.get("/v1/files")[0] == 200
 
 
 @pytest.mark.mock_server(api_key="sk-right")

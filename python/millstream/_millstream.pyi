@@ -662,6 +662,7 @@ class MockServer:
         *,
         reply: str,
         stream: Streaming,
+        shuffle_embeddings: bool,
         latency: float | tuple[float, float],
         models: Sequence[str],
         api_key: str | None,
@@ -716,6 +717,8 @@ class RecordedRequest:
     def connection(self) -> int: ...
     @property
     def key(self) -> str | None: ...
+    @property
+    def deployment(self) -> str | None: ...
     @property
     def arrived(self) -> float: ...
     @property

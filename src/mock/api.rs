@@ -9,9 +9,9 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::Serialize;
 
-use super::chat;
 use super::sse::{Events, Pieces};
 use super::streaming::Streaming;
+use super::{anthropic, chat, completions, responses};
 
 /// One call of a function that the model asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +125,11 @@ pub(super) enum Format {
     Mistral,
     /// Chat completions as Azure streams them.
     Azure,
+    /// Text completions.
+    Completions,
+    /// Anthropic's.
+    Messages,
+    Responses,
 }
 
 impl Format {
@@ -132,18 +137,27 @@ impl Format {
         match self {
             Self::Chat | Self::Azure => Ok(chat::ChatRequest::parse(body)?.into_call()),
             Self::Mistral => chat::read_mistral(body),
+            Self::Completions => completions::read(body),
+            Self::Messages => anthropic::read(body),
+            Self::Responses => responses::read(body),
         }
     }
 
     pub(super) fn whole(self, call: &Call<'_>, said: &Said) -> Bytes {
         match self {
             Self::Chat | Self::Azure | Self::Mistral => chat::completion(self, call, said),
+            Self::Completions => completions::whole(call, said),
+            Self::Messages => anthropic::whole(call, said),
+            Self::Responses => responses::whole(call, said),
         }
     }
 
     pub(super) fn events(self, call: &Call<'_>, said: &Said, plan: &Streaming) -> Events {
         match self {
             Self::Chat | Self::Azure | Self::Mistral => chat::events(self, call, said, plan),
+            Self::Completions => completions::events(call, said, plan),
+            Self::Messages => anthropic::events(call, said, plan),
+            Self::Responses => responses::events(call, said, plan),
         }
     }
 }

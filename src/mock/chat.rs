@@ -20,6 +20,9 @@ pub(super) struct ChatRequest<'a> {
     pub(super) model: Option<Cow<'a, str>>,
     #[serde(borrow)]
     messages: Vec<Message<'a>>,
+    /// Anthropic's.
+    #[serde(borrow, default)]
+    system: Option<Content<'a>>,
     max_tokens: Option<u64>,
     max_completion_tokens: Option<u64>,
     #[serde(default)]
@@ -31,9 +34,9 @@ pub(super) struct ChatRequest<'a> {
 }
 
 #[derive(Debug, Deserialize)]
-struct StreamOptions {
+pub(super) struct StreamOptions {
     #[serde(default)]
-    include_usage: bool,
+    pub(super) include_usage: bool,
 }
 
 /// The one field that even the fixed reply looks at.
@@ -49,7 +52,7 @@ pub(super) fn asks_for_a_stream(body: &[u8]) -> bool {
 }
 
 #[derive(Debug, Deserialize)]
-struct Message<'a> {
+pub(super) struct Message<'a> {
     #[serde(borrow)]
     role: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -93,10 +96,9 @@ impl<'a> ChatRequest<'a> {
 
     pub(super) fn into_call(self) -> Call<'a> {
         let prompt_tokens = self.prompt_tokens();
-        let from_user = self.messages.into_iter().rfind(|message| message.role.as_deref() == Some("user"));
         Call {
             model: self.model.unwrap_or_default(),
-            last_text: from_user.and_then(|message| message.content).map(Content::into_text).unwrap_or_default(),
+            last_text: last_text(self.messages),
             prompt_tokens,
             stream: self.stream == Some(true),
             include_usage: self.stream_options.is_some_and(|options| options.include_usage),
@@ -105,10 +107,17 @@ impl<'a> ChatRequest<'a> {
         }
     }
 
-    /// Four bytes of content to a token, rounded up.
+    pub(super) fn has_max_tokens(&self) -> bool {
+        self.max_tokens.is_some()
+    }
+
+    pub(super) fn roles(&self) -> impl Iterator<Item = &str> {
+        self.messages.iter().map(|message| message.role.as_deref().unwrap_or_default())
+    }
+
     pub(super) fn prompt_tokens(&self) -> u64 {
-        let contents = self.messages.iter().filter_map(|message| message.content.as_ref());
-        tokens_of(contents.map(|content| content.text().len()).sum())
+        let system = self.system.as_ref().map_or(0, |system| system.text().len());
+        tokens_of_messages(&self.messages) + tokens_of(system)
     }
 
     /// What the request costs: of a limit of all tokens, the larger of what it may produce and what it says.
@@ -138,6 +147,18 @@ pub(super) fn read_mistral(body: &[u8]) -> Result<Call<'_>, Refusal> {
     }
     let body = json(&json!({"detail": detail}));
     Err(Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, message: String::new(), body: Some(body) })
+}
+
+/// What the user said last.
+pub(super) fn last_text(messages: Vec<Message<'_>>) -> Cow<'_, str> {
+    let from_user = messages.into_iter().rfind(|message| message.role.as_deref() == Some("user"));
+    from_user.and_then(|message| message.content).map(Content::into_text).unwrap_or_default()
+}
+
+/// Four bytes of content to a token, rounded up.
+pub(super) fn tokens_of_messages(messages: &[Message<'_>]) -> u64 {
+    let contents = messages.iter().filter_map(|message| message.content.as_ref());
+    tokens_of(contents.map(|content| content.text().len()).sum())
 }
 
 #[derive(Serialize)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::streaming::Streaming;
 
-/// What a chat completion answers when no script says otherwise.
+/// What is answered, in any API, when no script says otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Reply {
     /// `echo: ` and the text of the last user message: an answer that shows which request it belongs to.
@@ -117,6 +117,8 @@ pub struct MockConfig {
     pub stream: Streaming,
     /// Wait before each answer that is not a refusal. Default: none.
     pub latency: Latency,
+    /// Embeddings come in an order of chance, placed by their `index`. Default: in that of the inputs.
+    pub shuffle_embeddings: bool,
     /// Ids that `GET /v1/models` lists; any model is accepted in a request. Default: `mock-model`.
     pub models: Vec<String>,
     /// The key to ask for (`Authorization: Bearer`, `api-key` or `x-api-key`), else 401. Default: none asked for.
@@ -156,6 +158,7 @@ impl Default for MockConfig {
             reply: Reply::Echo,
             stream: Streaming::default(),
             latency: Latency::None,
+            shuffle_embeddings: false,
             models: vec!["mock-model".to_owned()],
             api_key: None,
             keys: Vec::new(),

@@ -11,20 +11,23 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Either};
 use hyper::body::Incoming;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::api::{Call, Format, Refusal, Said, tokens_of};
+use super::api::{Call, Format, Refusal, Said, json, tokens_of};
 use super::body::{AnswerBody, Spoiling};
 use super::chat::{self, ChatRequest};
-use super::config::{Dialect, MockConfig, Reply};
+use super::config::{MockConfig, Reply};
 use super::connection::{Connection, Doom};
 use super::limits::{Charge, Limits};
 use super::record::{Head, Ledger, Reply as RecordedReply, Ticket, lock};
+use super::route::{Destination, Route};
 use super::script::{Answer, Fault, Script};
 use super::slots::Slots;
 use super::sse::Events;
 use super::stream_body::StreamBody;
 use super::streaming::{StreamFault, Streaming, Write};
+use super::{anthropic, embeddings};
 use crate::traffic::Arrival;
 
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -150,7 +153,7 @@ impl Mock {
 
     /// What to answer to a request that has arrived whole.
     fn decide(&self, asked: &Asked, body: &[u8], ticket: &mut Ticket) -> Draft {
-        let dialect = asked.dialect;
+        let dialect = asked.to.dialect;
         if let Some(status) = self.outage() {
             ticket.failed_in_outage();
             return Draft::new(status, dialect.error_for(status, &asked.id));
@@ -158,6 +161,9 @@ impl Mock {
         if asked.key == Key::Wrong {
             let message = "Incorrect API key provided. The mock server knows other keys.";
             return asked.error(StatusCode::UNAUTHORIZED, message, Some("invalid_api_key"));
+        }
+        if let Some((status, message, code)) = asked.to.lacks {
+            return asked.error(status, message, Some(code));
         }
         let mut limits = HeaderMap::new();
         if asked.method == Method::POST {
@@ -179,7 +185,7 @@ impl Mock {
 
     /// Headers for the answer, or the refusal.
     fn admit(&self, asked: &Asked, body: &[u8], ticket: &mut Ticket) -> Result<HeaderMap, Box<Draft>> {
-        let dialect = asked.dialect;
+        let dialect = asked.to.dialect;
         if !ticket.admit(self.max_concurrent.load(Relaxed)) {
             ticket.refused();
             return Err(Box::new(Draft::new(StatusCode::TOO_MANY_REQUESTS, dialect.crowded(&asked.id))));
@@ -206,7 +212,7 @@ impl Mock {
             (Some(raw), None) => Draft::new(answer.status, raw.clone()),
             (None, _) if answer.speaks() => self.converse(asked, body, Some(&answer)),
             (None, _) if answer.status == StatusCode::OK => self.default_reply(asked, body, Some(&answer)),
-            (None, _) => Draft::new(answer.status, asked.dialect.error_for(answer.status, &asked.id)),
+            (None, _) => Draft::new(answer.status, asked.to.dialect.error_for(answer.status, &asked.id)),
         };
         let (fault, drip_interval) = (answer.fault, answer.drip_interval);
         let mut headers = draft.headers;
@@ -215,33 +221,41 @@ impl Mock {
     }
 
     fn default_reply(&self, asked: &Asked, body: &[u8], answer: Option<&Answer>) -> Draft {
-        let allowed = match asked.route {
-            Route::Talk(_) => Method::POST,
-            Route::Models => Method::GET,
-            Route::Unknown => {
-                let message = format!("Invalid URL ({} {})", asked.method, asked.path);
-                return asked.error(StatusCode::NOT_FOUND, &message, None);
-            }
-        };
-        if asked.method != allowed {
+        if let Some(allowed) = asked.to.route.method().filter(|allowed| *allowed != asked.method) {
             let message = format!("Method {} is not allowed here, only {allowed}", asked.method);
             let mut draft = asked.error(StatusCode::METHOD_NOT_ALLOWED, &message, Some("method_not_allowed"));
             draft.headers.extend(HeaderValue::from_str(allowed.as_str()).map(|value| (ALLOW, value)));
             return draft;
         }
-        if asked.route == Route::Models {
-            return Draft::new(StatusCode::OK, chat::models(&self.config.models));
-        }
-        self.converse(asked, body, answer)
+        let answered = match asked.to.route {
+            Route::Talk(_) => return self.converse(asked, body, answer),
+            Route::Models => Ok(chat::models(&self.config.models)),
+            Route::CountTokens => anthropic::count_tokens(body),
+            Route::Embeddings => self.embeddings(asked, body),
+            Route::Mirror => Ok(asked.mirror(body)),
+            Route::Unknown => {
+                let path = asked.path.split('?').next().unwrap_or_default();
+                let message = format!("Invalid URL ({} {path})", asked.method);
+                return asked.error(StatusCode::NOT_FOUND, &message, None);
+            }
+        };
+        answered.map_or_else(|refusal| asked.refuse(refusal), |body| Draft::new(StatusCode::OK, body))
+    }
+
+    fn embeddings(&self, asked: &Asked, body: &[u8]) -> Result<Bytes, Refusal> {
+        let model = asked.to.deployment.as_deref().or(self.config.models.first().map(String::as_str));
+        let mut random = lock(&self.random);
+        let shuffle = self.config.shuffle_embeddings.then_some(&mut *random);
+        embeddings::answer(body, model.unwrap_or_default(), shuffle)
     }
 
     /// An answer in the form of the API that is asked, or of chat completions where it is none.
     fn converse(&self, asked: &Asked, body: &[u8], answer: Option<&Answer>) -> Draft {
         let fixed = self.config.reply == Reply::Fixed && answer.is_none_or(|answer| !answer.speaks());
-        if fixed && asked.route == Route::Talk(Format::Chat) && !chat::asks_for_a_stream(body) {
+        if fixed && asked.to.route == Route::Talk(Format::Chat) && !chat::asks_for_a_stream(body) {
             return Draft::new(StatusCode::OK, self.fixed.clone());
         }
-        let (format, mut call) = match asked.route {
+        let (format, mut call) = match asked.to.route {
             Route::Talk(format) => match format.read(body) {
                 Ok(call) => (format, call),
                 Err(refusal) => return asked.refuse(refusal),
@@ -249,7 +263,8 @@ impl Mock {
             _ => (Format::Chat, Call { choices: 1, ..Call::default() }),
         };
         if call.model.is_empty() {
-            call.model = self.config.models.first().map_or("", String::as_str).into();
+            let usual = asked.to.deployment.as_ref().or(self.config.models.first());
+            call.model = usual.map_or("", String::as_str).into();
         }
         call.serial = self.serial();
         let said = self.said(&call, answer);
@@ -313,18 +328,26 @@ struct Asked {
     /// The answer's name for the request.
     id: String,
     method: Method,
-    /// For the message of a 404.
+    /// For messages and the mirror: path and query.
     path: String,
-    route: Route,
-    /// Whose words the answer is in.
-    dialect: Dialect,
+    to: Destination,
     key: Key,
 }
 
 impl Asked {
     /// An error of the client's.
     fn error(&self, status: StatusCode, message: &str, code: Option<&str>) -> Draft {
-        Draft::new(status, self.dialect.error(status, message, "invalid_request_error", code, &self.id))
+        Draft::new(status, self.to.dialect.error(status, message, "invalid_request_error", code, &self.id))
+    }
+
+    /// What was sent, for paths that the mock knows nothing of.
+    fn mirror(&self, body: &[u8]) -> Bytes {
+        let (path, query) = self.path.split_once('?').unwrap_or((&self.path, ""));
+        let query: serde_json::Map<_, _> = url::form_urlencoded::parse(query.as_bytes())
+            .map(|(name, value)| (name.into_owned(), Value::String(value.into_owned())))
+            .collect();
+        let sent = serde_json::from_slice::<Value>(body).unwrap_or_default();
+        json(&json!({"method": self.method.as_str(), "path": path, "query": query, "json": sent}))
     }
 
     /// The request makes no sense.
@@ -332,24 +355,6 @@ impl Asked {
         match refusal.body {
             Some(body) => Draft::new(refusal.status, body),
             None => self.error(refusal.status, &refusal.message, None),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Route {
-    Talk(Format),
-    Models,
-    Unknown,
-}
-
-impl Route {
-    fn of(path: &str, dialect: Dialect) -> Self {
-        match path {
-            "/v1/chat/completions" if dialect == Dialect::Mistral => Self::Talk(Format::Mistral),
-            "/v1/chat/completions" => Self::Talk(Format::Chat),
-            "/v1/models" => Self::Models,
-            _ => Self::Unknown,
         }
     }
 }
@@ -430,7 +435,8 @@ pub(super) async fn answer(
     let arrival = Arrival::of(&mut parts.headers);
     let asked = ask(&mock, &parts);
     let key = asked.key.index();
-    let head = mock.config.record.then(|| file(parts, arrived - mock.started(), mock.key_name(key)));
+    let deployment = asked.to.deployment.clone();
+    let head = mock.config.record.then(|| file(parts, arrived - mock.started(), mock.key_name(key), deployment));
     let mut ticket = mock.ledger.open(connection, head, key, arrival);
     let body = read(incoming).await?;
     ticket.set_body(&body);
@@ -451,20 +457,20 @@ pub(super) async fn answer(
 }
 
 fn ask(mock: &Mock, parts: &Parts) -> Asked {
-    let dialect = mock.config.dialect;
-    let route = Route::of(parts.uri.path(), dialect);
-    let path = if route == Route::Unknown { parts.uri.path().to_owned() } else { String::new() };
+    let to = Destination::of(parts, mock.config.dialect);
+    let told = matches!(to.route, Route::Unknown | Route::Mirror);
+    let path = parts.uri.path_and_query().filter(|_| told).map_or_else(String::new, ToString::to_string);
     let id = format!("req_mock_{}", mock.serial());
-    Asked { id, method: parts.method.clone(), path, route, dialect, key: mock.key(&parts.headers) }
+    Asked { id, method: parts.method.clone(), path, to, key: mock.key(&parts.headers) }
 }
 
-fn file(parts: Parts, arrived: Duration, key: Option<String>) -> Head {
+fn file(parts: Parts, arrived: Duration, key: Option<String>, deployment: Option<String>) -> Head {
     // HTTP/2 always sends scheme and host apart from the path; only HTTP/1's absolute form means a proxy.
     let path = match parts.uri.path_and_query() {
         Some(path) if parts.version == Version::HTTP_2 => path.to_string(),
         _ => parts.uri.to_string(),
     };
-    Head { method: parts.method, path, headers: parts.headers, arrived, key }
+    Head { method: parts.method, path, headers: parts.headers, arrived, key, deployment }
 }
 
 /// Read a body to its end.
@@ -504,7 +510,7 @@ fn respond(draft: Draft, asked: &Asked, mock: &Mock, arrived: Instant, ticket: T
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, JSON);
     if let Ok(id) = HeaderValue::try_from(asked.id.as_str()) {
-        headers.insert(asked.dialect.request_id(), id);
+        headers.insert(asked.to.dialect.request_id(), id);
     }
     headers.insert(PROCESSING_MS, HeaderValue::from(arrived.elapsed().as_millis() as u64));
     headers.extend(draft.headers);

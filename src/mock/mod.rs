@@ -2,7 +2,7 @@
 //!
 //! A client written in Rust cannot be intercepted from Python, and faults of a socket (a reset, a cut body, silence)
 //! cannot be faked above it: so this is a server on 127.0.0.1, on an OS thread and a tokio runtime of its own, never the
-//! client's. It answers chat completions, keeps requests-per-minute and tokens-per-minute limits as the provider does,
+//! client's. It speaks the APIs of several providers, whole and streamed, keeps requests-per-minute and tokens-per-minute limits as the provider does,
 //! misbehaves on demand at the level of the socket, and tells what it saw.
 //!
 //! The way of one request, in this order: outage, API key (401), limits of `POST` requests (429), scripted answers ([`Answer`],
@@ -36,21 +36,29 @@
 //! | `dialect` | headers and errors of each provider |
 //! | `slots` | requests worked at once, and the queue for them |
 //! | `api` | what is asked and said, whatever the API |
-//! | `chat` | chat completions and models |
+//! | `route` | which API a path belongs to |
+//! | `chat` | chat completions, also Mistral's and Azure's, and models |
+//! | `anthropic` | Anthropic's Messages |
+//! | `responses`, `completions`, `embeddings` | `OpenAI`'s other APIs |
 //! | `streaming` | how an answer is streamed |
 //! | `sse` | the events of a stream |
 //! | `stream_body` | a stream's body: its pace, its writes, its faults |
 //! | `record` | what the server saw |
 
+mod anthropic;
 mod api;
 mod body;
 mod chat;
+mod completions;
 mod config;
 mod connection;
 mod dialect;
+mod embeddings;
 mod exchange;
 mod limits;
 mod record;
+mod responses;
+mod route;
 mod script;
 mod server;
 mod slots;

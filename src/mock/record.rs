@@ -30,6 +30,8 @@ pub struct RecordedRequest {
     pub connection: u64,
     /// Which of the server's keys it carried.
     pub key: Option<String>,
+    /// Azure's deployment that its path names.
+    pub deployment: Option<String>,
     /// When its head arrived, from the making of the server.
     pub arrived: Duration,
     /// Requests in flight at its arrival, itself included.
@@ -129,6 +131,7 @@ pub(super) struct Head {
     pub(super) headers: HeaderMap,
     pub(super) arrived: Duration,
     pub(super) key: Option<String>,
+    pub(super) deployment: Option<String>,
 }
 
 /// How a request ended.
@@ -143,7 +146,7 @@ enum End {
 impl Record {
     fn snapshot(&self) -> RecordedRequest {
         let (reply, end) = (self.reply.get(), self.end.load(Relaxed));
-        let Head { method, path, headers, arrived, key } = self.head.clone();
+        let Head { method, path, headers, arrived, key, deployment } = self.head.clone();
         RecordedRequest {
             index: self.index,
             method,
@@ -152,6 +155,7 @@ impl Record {
             body: self.body.get().cloned().unwrap_or_default(),
             connection: self.connection,
             key,
+            deployment,
             arrived,
             in_flight: self.in_flight,
             status: reply.map(|reply| reply.status),

@@ -267,11 +267,12 @@ pub(crate) struct MockServer(mock::MockServer);
 #[pymethods]
 impl MockServer {
     #[new]
-    #[pyo3(signature = (*, reply, stream, latency, models, api_key, keys, limits, dialect, max_concurrent, slots, record, tls, port, seed))]
+    #[pyo3(signature = (*, reply, stream, shuffle_embeddings, latency, models, api_key, keys, limits, dialect, max_concurrent, slots, record, tls, port, seed))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments, each a field of MockConfig")]
     fn new(
         reply: String,
         stream: Streaming<'_>,
+        shuffle_embeddings: bool,
         latency: Latency,
         models: Vec<String>,
         api_key: Option<String>,
@@ -293,6 +294,7 @@ impl MockServer {
         let config = mock::MockConfig {
             reply,
             stream: stream.into_engine()?,
+            shuffle_embeddings,
             latency: latency.into_engine()?,
             models,
             api_key,
@@ -460,6 +462,12 @@ impl RecordedRequest {
     #[getter]
     fn key(&self) -> Option<&str> {
         self.0.key.as_deref()
+    }
+
+    /// Azure's deployment that its path names, or ``None``.
+    #[getter]
+    fn deployment(&self) -> Option<&str> {
+        self.0.deployment.as_deref()
     }
 
     /// When its head arrived, in seconds from the making of the server.

@@ -4,6 +4,7 @@
 
 mod concurrency;
 mod mock;
+mod mock_apis;
 mod mock_stream;
 mod outages;
 mod paused;

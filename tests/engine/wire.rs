@@ -118,7 +118,10 @@ fn sum(events: Vec<Event>) -> Value {
         let arguments = |text| serde_json::from_str::<Value>(text).unwrap();
         calls
             .iter()
-            .map(|call| serde_json::json!({"id": call.id, "name": call.name, "arguments": arguments(&call.arguments)}))
+            .map(|call| {
+                let function = call.function.as_ref().unwrap();
+                serde_json::json!({"id": call.id, "name": function.name, "arguments": arguments(&function.arguments)})
+            })
             .collect()
     });
     let mut sum = serde_json::json!({

@@ -1,4 +1,4 @@
-"""A real loopback HTTP server that plays an OpenAI-compatible provider, for your tests.
+"""A real loopback HTTP server that plays an LLM provider, for your tests.
 
 millstream's client is written in Rust, so patching Python's HTTP libraries does not reach it. `MockServer` is
 a server on 127.0.0.1, on a thread of its own: point ``base_url`` at it, script its answers and faults, look
@@ -46,7 +46,10 @@ __all__ = [
 ]
 
 Dialect = Literal["openai", "anthropic", "mistral", "groq", "together", "azure", "none"]
-"""Whose rate-limit headers and error bodies the answers have. The chat format is always OpenAI's.
+"""Whose rate-limit headers and error bodies the answers have.
+
+The form of an answer goes by the path, see `MockServer`; ``mistral`` is also a form of chat completions. Paths of
+Anthropic's and Azure's have their own errors whatever the dialect.
 
 - ``openai``: ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``, resets as Go durations to the *full* refill;
   ``retry-after`` and ``retry-after-ms``.
@@ -236,10 +239,22 @@ def _limits(limits: Limits) -> Limits:
 
 
 class MockServer:
-    """A loopback HTTP server that plays an OpenAI-compatible provider.
+    """A loopback HTTP server that plays a provider: OpenAI's API, Anthropic's, Mistral's or Azure's.
 
-    It answers ``POST /v1/chat/completions`` and ``GET /v1/models``, and any path for which an answer is
-    scripted. The way of one request, in this order: `outage`, API key (401), limits of ``POST`` requests (429),
+    It answers, whole and with ``"stream": true`` as events:
+
+    - ``/v1/chat/completions``; with ``dialect="mistral"`` as Mistral does, which refuses ``stream_options``, ``seed``
+      and ``max_completion_tokens`` with 422;
+    - ``/v1/completions`` and ``/v1/responses``;
+    - ``/v1/messages`` in Anthropic's form whatever the dialect, 400 without ``max_tokens`` or ``anthropic-version``;
+    - ``/openai/deployments/NAME/chat/completions?api-version=...`` as Azure does, 401 without a key, 404 without a
+      version;
+
+    and ``/v1/messages/count_tokens``, ``/v1/embeddings`` (vectors of 8 numbers or ``dimensions``, the same for the same
+    input), ``GET /v1/models``, and any path for which an answer is scripted. A ``POST`` to another path below ``/v1/``
+    gets back what it sent: ``{"method", "path", "query", "json"}``.
+
+    The way of one request, in this order: `outage`, API key (401), limits of ``POST`` requests (429),
     answers of `when`, answers of `script` or the default reply, a slot, the latency. So a refused request uses up no
     scripted answer.
 
@@ -254,6 +269,7 @@ class MockServer:
         *,
         reply: Literal["echo", "fixed"] | str = "echo",
         stream: Streaming | None = None,
+        shuffle_embeddings: bool = False,
         latency: float | tuple[float, float] = 0.0,
         models: Sequence[str] = ("mock-model",),
         api_key: str | None = None,
@@ -274,10 +290,11 @@ class MockServer:
         """Make a server; `start` makes it listen.
 
         Args:
-            reply: Default reply of a chat completion. ``"echo"``: ``"echo: "`` and the text of the last user
+            reply: Default reply. ``"echo"``: ``"echo: "`` and the text of the last user
                 message. ``"fixed"``: one realistic body of about 970 bytes, the request is not parsed. Any
                 other: that text.
             stream: How an answer is streamed to a client that asks for that. Default: a word to an event, at once.
+            shuffle_embeddings: Send embeddings in an order of chance, as they may come: their place is their ``index``.
             latency: Seconds before each answer that is not a refusal, or ``(median seconds, sigma)`` of a
                 lognormal.
             models: Ids that ``GET /v1/models`` lists. A request may name any model.
@@ -307,6 +324,7 @@ class MockServer:
         self._native = _millstream.MockServer(
             reply=reply,
             stream=stream or Streaming(),
+            shuffle_embeddings=shuffle_embeddings,
             latency=latency,
             models=list(models),
             api_key=api_key,
