@@ -66,7 +66,7 @@ class ResponseFormat(Generic[T]):
         ConfigurationError: The type has no JSON schema; the text names the field.
     """
 
-    __slots__ = ("_instruction", "_read", "_sent", "mode", "name", "schema", "strict")
+    __slots__ = ("_instruction", "_mode", "_name", "_read", "_schema", "_sent", "_strict")
 
     @overload
     def __init__(
@@ -89,18 +89,18 @@ class ResponseFormat(Generic[T]):
         name = name or _type_name(model)
         if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name):
             raise ConfigurationError(f"name must be 1 to 64 letters, digits, '_' or '-', not {name!r}")
-        self.name, self.mode, self.strict = name, mode, strict
+        self._name, self._mode, self._strict = name, mode, strict
         self._sent: Mapping[str, Any] | None = None
         if isinstance(model, Mapping):
             self._read: Callable[[str], T] = _json
             if model.get("type") in ("json_schema", "json_object", "text"):
                 # Not a schema but the whole `response_format`, as openai-python takes it, too.
-                self.schema: dict[str, Any] = dict(model.get("json_schema", {}).get("schema", {}))
+                self._schema: dict[str, Any] = dict(model.get("json_schema", {}).get("schema", {}))
                 self._sent, self._instruction = model, ""
                 return
-            self.schema = dict(model)
+            self._schema = dict(model)
         else:
-            self.schema, self._read = _schema_and_reader(model, strict)
+            self._schema, self._read = _schema_and_reader(model, strict)
         if mode == "json_schema":
             self._sent = {
                 "type": "json_schema",
@@ -111,6 +111,26 @@ class ResponseFormat(Generic[T]):
         schema = json.dumps(self.schema, ensure_ascii=False)
         told = f"Answer with JSON that fits this JSON schema, and with nothing else:\n{schema}"
         self._instruction = "" if mode == "json_schema" else told
+
+    @property
+    def name(self) -> str:
+        """The schema's name."""
+        return self._name
+
+    @property
+    def mode(self) -> Mode:
+        """How the server is told."""
+        return self._mode
+
+    @property
+    def strict(self) -> bool:
+        """Whether OpenAI's strict mode is asked for."""
+        return self._strict
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema that answers must fit; do not change it."""
+        return self._schema
 
     def read(self, text: str) -> T:
         """The value that a text stands for.
@@ -445,7 +465,8 @@ class BatchTries(Generic[T]):
 
     def rounds(self) -> Iterator[list[Prompt]]:
         """The prompts of each batch; `take` all its outcomes before the next."""
-        yield [self._format._prompt(prompt) for prompt in self._originals]
+        told = self._format._instruction
+        yield [self._format._prompt(prompt) for prompt in self._originals] if told else self._originals
         while self._open:
             self._asked = sorted(self._open)
             self._heard = 0

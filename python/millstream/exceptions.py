@@ -101,8 +101,13 @@ class InternalError(MillstreamError, RuntimeError):
     """A fault of millstream's own. The client stays usable; please report it."""
 
 
-class _NoValueError(MillstreamError):
-    """An answer came, but nothing that a value could be made of."""
+class LengthFinishReasonError(MillstreamError):
+    """The answer that was to become a value of a type was cut at its length limit.
+
+    Attributes:
+        completion: The answer.
+        failed_tries: Answers before it that were not of the type.
+    """
 
     failed_tries: tuple[ChatCompletion, ...] = ()
 
@@ -112,16 +117,7 @@ class _NoValueError(MillstreamError):
         self.completion = completion
 
 
-class LengthFinishReasonError(_NoValueError):
-    """The answer that was to become a value of a type was cut at its length limit.
-
-    Attributes:
-        completion: The answer.
-        failed_tries: Answers before it that were not of the type.
-    """
-
-
-class ContentFilterFinishReasonError(_NoValueError):
+class ContentFilterFinishReasonError(MillstreamError):
     """The answer that was to become a value of a type was cut by the server's content filter.
 
     Attributes:
@@ -129,14 +125,28 @@ class ContentFilterFinishReasonError(_NoValueError):
         failed_tries: Answers before it that were not of the type.
     """
 
+    failed_tries: tuple[ChatCompletion, ...] = ()
 
-class RefusalError(_NoValueError):
+    def __init__(self, message: str, completion: ChatCompletion) -> None:
+        super().__init__(message)
+        self.args = (message, completion)
+        self.completion = completion
+
+
+class RefusalError(MillstreamError):
     """The model refused, where a value of a type was to be returned.
 
     Attributes:
         completion: The answer; ``completion.choices[0].message.refusal`` says why.
         failed_tries: Answers before it that were not of the type.
     """
+
+    failed_tries: tuple[ChatCompletion, ...] = ()
+
+    def __init__(self, message: str, completion: ChatCompletion) -> None:
+        super().__init__(message)
+        self.args = (message, completion)
+        self.completion = completion
 
 
 class APIError(MillstreamError):
