@@ -25,20 +25,32 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 Schema = dict[str, Any]
-Faults = list[str]
-# From the value, the list that faults are added to, and the value's path.
-Read = Callable[[Any, Faults, str], Any]
+# Where, from the value on, and what. The way to it is added going up, so that good values cost nothing.
+Faults = list[tuple[str, str]]
+# From the value and the list that faults are added to.
+Read = Callable[[Any, Faults], Any]
 # How badly an object's own fields fit, not looking into them; smaller is better.
 Misfit = Callable[[dict[str, Any]], tuple[float, ...]]
 
 _LISTS = (list, Sequence)
 _DICTS = (dict, Mapping)
 _UNIONS = (Union, types.UnionType)
-_ROOT = "the answer"
 
 
 class Unsupported(Exception):
     """A type that has no place in the list above."""
+
+
+class Unfit(Exception):
+    """A value that is not of the type.
+
+    Attributes:
+        faults: What is wrong, one line each, beginning with where.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__(faults)
+        self.faults = faults
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,12 +59,22 @@ class JsonType:
 
     Attributes:
         schema: Its JSON schema; named types stand under ``$defs``.
-        read: Makes a value of it from parsed JSON and adds what is wrong to a list, one line each. Where it added any,
-            its result means nothing.
     """
 
     schema: Schema
-    read: Callable[[Any, Faults], Any]
+    _read: Read
+
+    def read(self, value: Any) -> Any:
+        """The value that parsed JSON stands for.
+
+        Raises:
+            Unfit: It is of another type.
+        """
+        faults: Faults = []
+        found = self._read(value, faults)
+        if faults:
+            raise Unfit([f"{path.removeprefix('.') or 'the answer'}: {what}" for path, what in faults])
+        return found
 
 
 def json_type(kind: Any, *, strict: bool) -> JsonType:
@@ -69,7 +91,7 @@ def json_type(kind: Any, *, strict: bool) -> JsonType:
     compiler = _Compiler(strict=strict)
     schema, read = compiler.of(kind, "")
     schema = {**schema, **({"$defs": compiler.schemas} if compiler.schemas else {})}
-    return JsonType(schema, lambda value, faults: read(value, faults, ""))
+    return JsonType(schema, read)
 
 
 class _Compiler:
@@ -82,7 +104,7 @@ class _Compiler:
 
     def of(self, kind: Any, path: str) -> tuple[Schema, Read]:
         if kind is Any:
-            return {}, lambda value, faults, path: value
+            return {}, lambda value, faults: value
         if isinstance(kind, type) and not get_args(kind):
             if hasattr(kind, "__pydantic_core_schema__") or hasattr(kind, "__get_pydantic_core_schema__"):
                 raise _unsupported(path, f"is pydantic's ({kind.__name__})")
@@ -141,38 +163,51 @@ class _Compiler:
             # A dict takes any field.
             return (0, 0, math.inf) if kind is None else misfits[kind](value)
 
-        def read(value: Any, faults: Faults, path: str) -> Any:
+        def read(value: Any, faults: Faults) -> Any:
             if isinstance(value, dict) and objects:
                 _, read_best = min(objects, key=lambda member: misfit(member, value))
-                return read_best(value, faults, path)
+                return read_best(value, faults)
             if isinstance(value, list) and lists:
-                return lists[0](value, faults, path)
+                return lists[0](value, faults)
+            before = len(faults)
             for read_other in others:
-                of_this: list[str] = []
-                found = read_other(value, of_this, path)
-                if not of_this:
+                found = read_other(value, faults)
+                if len(faults) == before:
                     return found
-            return _fault(faults, path, wanted, value)
+                del faults[before:]
+            return _fault(faults, wanted, value)
 
         return {"anyOf": schemas}, read
 
     def _list(self, item: Any, path: str) -> tuple[Schema, Read]:
         schema, read_item = self.of(item, f"{path}[]")
 
-        def read(value: Any, faults: Faults, path: str) -> Any:
+        def read(value: Any, faults: Faults) -> Any:
             if not isinstance(value, list):
-                return _fault(faults, path, "a list", value)
-            return [read_item(item, faults, f"{path}[{place}]") for place, item in enumerate(value)]
+                return _fault(faults, "a list", value)
+            before = len(faults)
+            found = []
+            for place, item in enumerate(value):
+                found.append(read_item(item, faults))
+                if len(faults) > before:
+                    before = _inside(f"[{place}]", faults, before)
+            return found
 
         return {"type": "array", "items": schema}, read
 
     def _dict(self, item: Any, path: str) -> tuple[Schema, Read]:
         schema, read_item = self.of(item, f"{path}{{}}")
 
-        def read(value: Any, faults: Faults, path: str) -> Any:
+        def read(value: Any, faults: Faults) -> Any:
             if not isinstance(value, dict):
-                return _fault(faults, path, "an object", value)
-            return {key: read_item(item, faults, _under(path, key)) for key, item in value.items()}
+                return _fault(faults, "an object", value)
+            before = len(faults)
+            found = {}
+            for key, item in value.items():
+                found[key] = read_item(item, faults)
+                if len(faults) > before:
+                    before = _inside(f".{key}", faults, before)
+            return found
 
         return {"type": "object", "additionalProperties": schema or True}, read
 
@@ -189,7 +224,7 @@ class _Compiler:
             self.schemas[name] = _described(schema, _doc(kind))
             self._reads[kind] = read
         reads = self._reads
-        return {"$ref": f"#/$defs/{self._names[kind]}"}, lambda value, faults, path: reads[kind](value, faults, path)
+        return {"$ref": f"#/$defs/{self._names[kind]}"}, lambda value, faults: reads[kind](value, faults)
 
     def _free_name(self, kind: type) -> str:
         base = re.sub(r"[^a-zA-Z0-9_-]", "_", kind.__name__)
@@ -212,33 +247,38 @@ class _Compiler:
         mandatory = frozenset(field.name for field in fields if field.required)
         # Null stands for what is left out, unless it is a value of its own.
         absent = frozenset(field.name for field in fields if field.omissible and not _takes_none(field.kind))
-
         choices = {field.name: reads[field.name] for field in fields if _is_choice(field.kind)}
 
         def misfit(value: dict[str, Any]) -> tuple[float, ...]:
-            wrong: list[str] = []
+            wrong: Faults = []
             for name, read_choice in choices.items():
                 if name in value and not (value[name] is None and name in absent):
-                    read_choice(value[name], wrong, "")
+                    read_choice(value[name], wrong)
             return len(wrong), len(mandatory - value.keys()), len(value.keys() - reads.keys())
 
-        def read(value: Any, faults: Faults, path: str) -> Any:
+        def read(value: Any, faults: Faults) -> Any:
             if not isinstance(value, dict):
-                return _fault(faults, path, "an object", value)
-            before = len(faults)
-            known = {
-                name: read_field(value[name], faults, _under(path, name))
-                for name, read_field in reads.items()
-                if name in value and not (value[name] is None and name in absent)
-            }
-            faults += [f"{_under(path, name)}: is missing" for name in reads if name in mandatory - known.keys()]
-            if len(faults) > before:
+                return _fault(faults, "an object", value)
+            before = so_far = len(faults)
+            known = {}
+            for name, read_field in reads.items():
+                if name in value:
+                    item = value[name]
+                    if item is None and name in absent:
+                        continue
+                    known[name] = read_field(item, faults)
+                    if len(faults) > so_far:
+                        so_far = _inside(f".{name}", faults, so_far)
+                elif name in mandatory:
+                    faults.append((f".{name}", "is missing"))
+                    so_far += 1
+            if so_far > before:
                 return None
             try:
                 return kind(**known)
             except (TypeError, ValueError) as refusal:
                 # A dataclass may check its fields itself.
-                faults.append(f"{path or _ROOT}: {refusal}")
+                faults.append(("", str(refusal)))
                 return None
 
         self._misfits[kind] = misfit
@@ -301,11 +341,11 @@ def _choice(members: dict[Any, Any], path: str) -> tuple[Schema, Read]:
     by_kind = {(type(value), value): member for value, member in members.items()}
     wanted = f"one of {', '.join(map(repr, members))}"
 
-    def read(value: Any, faults: Faults, path: str) -> Any:
+    def read(value: Any, faults: Faults) -> Any:
         try:
             return by_kind[type(value), value]
         except (KeyError, TypeError):
-            return _fault(faults, path, wanted, value)
+            return _fault(faults, wanted, value)
 
     kinds = {_KINDS[type(value)] for value in members}
     return {**({"type": kinds.pop()} if len(kinds) == 1 else {}), "enum": list(members)}, read
@@ -314,38 +354,35 @@ def _choice(members: dict[Any, Any], path: str) -> tuple[Schema, Read]:
 _KINDS = {str: "string", int: "integer", bool: "boolean", type(None): "null"}
 
 
-def _plain(kind: str, wanted: str, convert: Callable[[Any], Any]) -> tuple[Schema, Read]:
-    def read(value: Any, faults: Faults, path: str) -> Any:
-        found = convert(value)
-        return _fault(faults, path, wanted, value) if found is _NO else found
+def _plain(kind: type, name: str, wanted: str, convert: Callable[[Any], Any] | None = None) -> tuple[Schema, Read]:
+    """A type of JSON's own; ``convert`` gives None for what cannot be it either."""
 
-    return {"type": kind}, read
+    def read(value: Any, faults: Faults) -> Any:
+        if type(value) is kind:
+            return value
+        found = None if convert is None else convert(value)
+        return _fault(faults, wanted, value) if found is None else found
 
-
-_NO: Any = object()
-
-
-def _int(value: Any) -> Any:
-    if type(value) is float and value.is_integer():
-        return int(value)
-    return value if type(value) is int else _NO
+    return {"type": name}, read
 
 
-def _float(value: Any) -> Any:
-    if type(value) is int:
-        try:
-            return float(value)
-        except OverflowError:
-            return _NO
-    return value if type(value) is float else _NO
+def _int(value: Any) -> int | None:
+    return int(value) if type(value) is float and value.is_integer() else None
+
+
+def _float(value: Any) -> float | None:
+    try:
+        return float(value) if type(value) is int else None
+    except OverflowError:
+        return None
 
 
 _PLAIN: Mapping[Any, tuple[Schema, Read]] = {
-    str: _plain("string", "a string", lambda value: value if type(value) is str else _NO),
-    int: _plain("integer", "a whole number", _int),
-    float: _plain("number", "a number", _float),
-    bool: _plain("boolean", "true or false", lambda value: value if type(value) is bool else _NO),
-    type(None): _plain("null", "null", lambda value: value if value is None else _NO),
+    str: _plain(str, "string", "a string"),
+    int: _plain(int, "integer", "a whole number", _int),
+    float: _plain(float, "number", "a number", _float),
+    bool: _plain(bool, "boolean", "true or false"),
+    type(None): _plain(type(None), "null", "null"),
 }
 
 
@@ -365,10 +402,16 @@ def _doc(kind: type) -> str:
     return "" if made else inspect.cleandoc(doc)
 
 
-def _fault(faults: Faults, path: str, wanted: str, value: Any) -> None:
+def _fault(faults: Faults, wanted: str, value: Any) -> None:
     shown = repr(value)
     shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
-    faults.append(f"{path or _ROOT}: must be {wanted}, not {shown}")
+    faults.append(("", f"must be {wanted}, not {shown}"))
+
+
+def _inside(step: str, faults: Faults, before: int) -> int:
+    """Add a step to the way of the faults since ``before``; how many there are now."""
+    faults[before:] = [(step + path, what) for path, what in faults[before:]]
+    return len(faults)
 
 
 def _bare(kind: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, overload
 
-from millstream._json_types import Unsupported, json_type
+from millstream._json_types import Unfit, Unsupported, json_type
 from millstream._strict_schema import inline_root, strict_schema
 from millstream.exceptions import (
     APIResponseValidationError,
@@ -215,15 +215,12 @@ def _schema_and_reader(model: Any, strict: bool) -> tuple[dict[str, Any], Callab
     else:
 
         def read_json(text: str) -> Any:
-            value = _json(text)
-            faults: list[str] = []
             try:
-                found = own.read(value, faults)
+                return own.read(_json(text))
+            except Unfit as unfit:
+                raise _invalid(unfit.faults) from None
             except RecursionError:
                 raise ValueError(_TOO_DEEP) from None
-            if faults:
-                raise _invalid(faults)
-            return found
 
         schema = own.schema
     schema = inline_root(schema)
@@ -281,7 +278,7 @@ def _unwrapped(read: Callable[[str], T], text: str) -> T:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _DECODER.decode(text)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except ValueError as error:
@@ -290,6 +287,10 @@ def _json(text: str) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+# `json.loads` would make one for each text.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _invalid(faults: Sequence[str]) -> ValueError:
