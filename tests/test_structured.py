@@ -480,6 +480,12 @@ def test_refuses_what_does_not_go_with_a_type_before_anything_is_sent(
     assert mock_server.stats.requests == 0
 
 
+def test_create_says_where_a_type_belongs(face: Face, mock_server: MockServer) -> None:
+    with pytest.raises(ConfigurationError, match=r"response_model= .*chat\.completions\.parse\(\)"):
+        face.create(response_model=City)
+    assert mock_server.stats.requests == 0
+
+
 def test_complete_refuses_a_prompt_that_is_none_by_its_name(face: Face) -> None:
     with pytest.raises(TypeError, match="prompt must be"):
         face.complete(5, response_model=City)
