@@ -152,6 +152,8 @@ doc: $(VENV)/.made
 types: $(VENV)/.dev $(VENV)/.installed
 	$(call step,"mypy --strict")
 	$(PYTHON) -m mypy --strict python tests/typing
+	$(call step,"pyright")
+	$(PYTHON) -m pyright --pythonpath $(PYTHON) tests/typing
 	$(call step,"stubtest")
 	$(PYTHON) -m mypy.stubtest millstream --allowlist tests/typing/stubtest_allowlist.txt
 

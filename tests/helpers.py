@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from millstream import AsyncClient, ChatCompletion, Client, ModelList
     from millstream.testing import MockServer, RecordedRequest
+    from millstream.types import ParsedChatCompletion
 
 T = TypeVar("T")
 
@@ -73,6 +74,11 @@ class Face:
         except Exception as error:
             return pieces, error
         return pieces, None
+
+    def parse(self, messages: Any = "hi", **arguments: Any) -> ParsedChatCompletion[Any]:
+        if messages == "hi":
+            messages = [{"role": "user", "content": "hi"}]
+        return self.run(self.client.chat.completions.parse(messages=messages, **arguments))
 
     def models(self) -> ModelList:
         return self.run(self.client.models.list())

@@ -27,7 +27,14 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def test_there_are_blocks_to_run() -> None:
-    assert {page for page, _ in blocks()} >= {"keys.md", "limits.md", "retries.md", "statistics.md", "testing.md"}
+    assert {page for page, _ in blocks()} >= {
+        "keys.md",
+        "limits.md",
+        "retries.md",
+        "statistics.md",
+        "structured-output.md",
+        "testing.md",
+    }
 
 
 @pytest.mark.parametrize(("page", "block"), blocks())

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
+import pydantic
 import pytest
-from millstream import APIConnectionError, AsyncClient, AuthenticationError, BadRequestError, Client
+from millstream import (
+    APIConnectionError,
+    AsyncClient,
+    AuthenticationError,
+    BadRequestError,
+    Client,
+    LengthFinishReasonError,
+)
 from real_server import RealServer
 
 if TYPE_CHECKING:
@@ -166,3 +175,45 @@ async def test_server_killed_mid_batch_fails_the_rest_and_does_not_hang() -> Non
     assert len(failed) >= 1
     # Also those whose deadline came while they waited for the server to return.
     assert all(isinstance(error, APIConnectionError) for error in failed)
+
+
+@dataclass
+class Capital:
+    """A capital city."""
+
+    country: Literal["France", "Japan", "Italy"]
+    large: bool
+
+
+class CapitalModel(pydantic.BaseModel):
+    country: Literal["France", "Japan", "Italy"]
+    large: bool
+
+
+@pytest.mark.parametrize("model", [Capital, CapitalModel])
+async def test_answers_are_values_of_a_type(client: AsyncClient, model: type[Capital | CapitalModel]) -> None:
+    questions = [f"What is the capital of {country}?" for country in ("France", "Japan", "Italy")]
+
+    values = await client.batch_complete(
+        questions, response_model=model, max_tokens=150, temperature=0, return_exceptions=True
+    )
+    answer = await client.chat.completions.parse(
+        messages=[{"role": "user", "content": "What is the capital of Japan?"}],
+        response_format=model,
+        max_tokens=150,
+        temperature=0,
+    )
+
+    assert [type(value) for value in values] == [model] * 3, values
+    assert isinstance(answer.choices[0].message.parsed, model)
+    assert answer.choices[0].message.parsed.country in {"France", "Japan", "Italy"}
+    # The server holds the model to the schema, so nothing had to be asked again.
+    assert answer.failed_tries == ()
+    assert client.stats().requests == 4
+
+
+async def test_a_value_cut_at_its_length_limit_is_an_error_of_its_own(client: AsyncClient) -> None:
+    with pytest.raises(LengthFinishReasonError) as caught:
+        await client.complete("Name a city.", response_model=Capital, max_tokens=3, temperature=0)
+
+    assert caught.value.completion.choices[0].finish_reason == "length"

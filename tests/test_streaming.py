@@ -140,9 +140,7 @@ def test_several_choices_are_told_apart(face: Face) -> None:
 
 @pytest.mark.parametrize("write", ["ready", "event", "all", 1, 7])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_no_cut_of_the_bytes_changes_anything(
-    face: Face, mock_server: MockServer, write: Any, line_end: Any
-) -> None:
+def test_no_cut_of_the_bytes_changes_anything(face: Face, mock_server: MockServer, write: Any, line_end: Any) -> None:
     answer(mock_server, "zwölf € 😀 words \u2028 here", write=write, line_end=line_end, keep_alive=0)
     pieces, error = face.read(face.client.stream_complete("hi"))
     assert ("".join(pieces), error) == ("zwölf € 😀 words \u2028 here", None)

@@ -23,17 +23,20 @@ from millstream.exceptions import (
     ClientClosedError,
     ConfigurationError,
     ConflictError,
+    ContentFilterFinishReasonError,
     DeadlineExceeded,
     InputTooLargeError,
     InsufficientQuotaError,
     InternalError,
     InternalServerError,
+    LengthFinishReasonError,
     MillstreamError,
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
     QueueTimeoutError,
     RateLimitError,
+    RefusalError,
     StreamInterruptedError,
     UnprocessableEntityError,
 )
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from millstream._batch_policy import AdaptiveBatchPolicy
     from millstream._config import CompletionConfig, Timeout
     from millstream._retry import RetryPolicy, retry_with_backoff, retrying
+    from millstream._structured import ResponseFormat
     from millstream.types import ClientStats, ModelList
 else:
     _LATER = {
@@ -50,6 +54,7 @@ else:
         "ClientStats": "types",
         "CompletionConfig": "_config",
         "ModelList": "types",
+        "ResponseFormat": "_structured",
         "RetryPolicy": "_retry",
         "Timeout": "_config",
         "retry_with_backoff": "_retry",
@@ -89,12 +94,14 @@ __all__ = [
     "CompletionConfig",
     "ConfigurationError",
     "ConflictError",
+    "ContentFilterFinishReasonError",
     "DeadlineExceeded",
     "Endpoint",
     "InputTooLargeError",
     "InsufficientQuotaError",
     "InternalError",
     "InternalServerError",
+    "LengthFinishReasonError",
     "MergedStream",
     "MillstreamError",
     "ModelList",
@@ -104,7 +111,9 @@ __all__ = [
     "QueueTimeoutError",
     "RateLimitError",
     "RateLimiter",
+    "RefusalError",
     "Reservation",
+    "ResponseFormat",
     "RetryPolicy",
     "Stream",
     "StreamInterruptedError",

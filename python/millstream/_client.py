@@ -5,30 +5,34 @@ Everything that decides anything is in `Base` or in the engine; the two faces on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from millstream._base import Base
 from millstream._bridge import wait
-from millstream._chat import AsyncChat, Chat, Message
+from millstream._chat import AsyncChat, Chat
 from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._prompts import checked_prompt, checked_prompts
 from millstream._settings import hide
 from millstream._stream import AsyncMergedStream, AsyncStream, MergedStream, Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from millstream._config import CompletionConfig, Timeout
-    from millstream._millstream import BatchOutcomes
+    from millstream._prompts import Prompt
+    from millstream._structured import ResponseModel
     from millstream.exceptions import MillstreamError
-
-Prompt = str | Sequence[Message]
-"""A user message, or a list of messages."""
 
 # Results are handed to Python in slices with a turn of the event loop between them: a million at once would stall it
 # for a third of a second.
 _SLICE = 4096
+
+# To make a value of an answer takes about 10 microseconds and not one.
+_READ_SLICE = 256
+
+T = TypeVar("T")
 
 
 class AsyncClient(Base):
@@ -40,10 +44,13 @@ class AsyncClient(Base):
 
     __slots__ = ()
 
+    @overload
     async def complete(
         self,
         prompt: Prompt,
         *,
+        response_model: None = None,
+        validation_retries: int = 1,
         system: str | None = None,
         model: str | None = None,
         config: CompletionConfig | None = None,
@@ -52,11 +59,65 @@ class AsyncClient(Base):
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
-    ) -> str:
+    ) -> str: ...
+
+    @overload
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        response_model: ResponseModel[T],
+        validation_retries: int = 1,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> T: ...
+
+    @overload
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        response_model: Mapping[str, Any],
+        validation_retries: int = 1,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> Any: ...
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        response_model: ResponseModel[Any] | Mapping[str, Any] | None = None,
+        validation_retries: int = 1,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> Any:
         """Ask one prompt.
 
         Args:
             prompt: A user message, or a list of messages.
+            response_model: The type to return a value of: a pydantic model, a dataclass, a TypedDict, a JSON schema as
+                a mapping (then parsed JSON is returned), or a `ResponseFormat`. See ``docs/structured-output.md``.
+            validation_retries: How often to ask again, with the fault, when the answer is not of that type. Each is a
+                request of its own, with a ``timeout`` of its own.
             system: A system message to put first.
             model: Model to ask. Default: the client's.
             config: Request fields, over the client's own.
@@ -68,22 +129,39 @@ class AsyncClient(Base):
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
         Returns:
-            The answer's text; empty if the model refused or called tools instead.
+            The answer's text; empty if the model refused or called tools instead. With ``response_model`` a value of
+            that type.
 
         Raises:
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: No answer after every retry; the class says why, see `millstream.exceptions`.
+            APIResponseValidationError: With ``response_model``: no answer is of the type.
+            LengthFinishReasonError: With ``response_model``: the answer was cut at its length limit.
+            ContentFilterFinishReasonError: With ``response_model``: a filter cut the answer.
+            RefusalError: With ``response_model``: the model refused.
             InputTooLargeError: The request is larger than the rate limiter's whole minute.
         """
         headers, extra_headers = hide(extra_headers), None
+        if response_model is None:
+            options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
+            return await wait(self._native.chat, prompt, system, options, text_only=True)
+        from millstream._structured import Tries, response_format, value_of
+
+        form = response_format(response_model)
+        params = form._fields(params)
         options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
-        return await wait(self._native.chat, prompt, system, options, text_only=True)
+        tries = Tries(value_of, form, checked_prompt(prompt), validation_retries)
+        while tries.open:
+            tries.take(await wait(self._native.chat, tries.prompt, system, options, text_only=False))
+        return tries.result
 
     @overload
     async def batch_complete(
         self,
         prompts: Iterable[Prompt],
         *,
+        response_model: None = None,
+        validation_retries: int = 1,
         system: str | None = None,
         max_concurrent: int | None = None,
         return_exceptions: Literal[False] = False,
@@ -101,6 +179,8 @@ class AsyncClient(Base):
         self,
         prompts: Iterable[Prompt],
         *,
+        response_model: None = None,
+        validation_retries: int = 1,
         system: str | None = None,
         max_concurrent: int | None = None,
         return_exceptions: bool,
@@ -113,10 +193,69 @@ class AsyncClient(Base):
         **params: Any,
     ) -> list[str | MillstreamError]: ...
 
+    @overload
     async def batch_complete(
         self,
         prompts: Iterable[Prompt],
         *,
+        response_model: ResponseModel[T],
+        validation_retries: int = 1,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: Literal[False] = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[T]: ...
+
+    @overload
+    async def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        response_model: ResponseModel[T],
+        validation_retries: int = 1,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[T | MillstreamError]: ...
+
+    @overload
+    async def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        response_model: Mapping[str, Any],
+        validation_retries: int = 1,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[Any]: ...
+
+    async def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        response_model: ResponseModel[Any] | Mapping[str, Any] | None = None,
+        validation_retries: int = 1,
         system: str | None = None,
         max_concurrent: int | None = None,
         return_exceptions: bool = False,
@@ -132,6 +271,9 @@ class AsyncClient(Base):
 
         Args:
             prompts: N prompts, each a user message or a list of messages. None gives none.
+            response_model: The type to return values of, as in `complete`.
+            validation_retries: How often to ask again for items whose answers are not of that type: once all are
+                answered, these alone, in a batch of their own.
             system: A system message to put first in each.
             max_concurrent: Requests in flight at once. Default: the client's.
             return_exceptions: Put an item's error in its place and go on. Otherwise the first error is raised after
@@ -147,28 +289,51 @@ class AsyncClient(Base):
             **params: Request fields, sent untouched.
 
         Returns:
-            N texts; with ``return_exceptions`` the error where an item failed.
+            N texts, or values of ``response_model``; with ``return_exceptions`` the error where an item failed.
 
         Raises:
             TypeError: ``prompts`` is one string, or one of them is neither a string nor a list.
             ConfigurationError: An argument is not valid; nothing was sent.
-            APIError: An item failed, without ``return_exceptions``.
+            APIError: An item failed, without ``return_exceptions``; as in `complete` with ``response_model``.
         """
+        import asyncio  # not at the top, see `millstream._bridge._running_loop`
+
         headers, extra_headers = hide(extra_headers), None
+        if response_model is not None:
+            from millstream._structured import BatchTries, response_format
+
+            form = response_format(response_model)
+            params = form._fields(params)
+            options = self._options(
+                system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+            )
+            batch = BatchTries(form, checked_prompts(prompts), validation_retries, keep_errors=return_exceptions)
+            for asked in batch.rounds():
+                outcomes = await wait(
+                    self._native.batch_chat,
+                    asked,
+                    system,
+                    options,
+                    max_concurrent=max_concurrent,
+                    stop_on_error=not return_exceptions,
+                    text_only=False,
+                )
+                while len(outcomes):
+                    batch.take(outcomes.take(_READ_SLICE))
+                    await asyncio.sleep(0)
+            return batch.results
         options = self._options(
             system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
         )
-        outcomes: BatchOutcomes = await wait(
+        outcomes = await wait(
             self._native.batch_chat,
-            _prompts(prompts),
+            checked_prompts(prompts),
             system,
             options,
             max_concurrent=max_concurrent,
             stop_on_error=not return_exceptions,
             text_only=True,
         )
-        import asyncio  # not at the top, see `millstream._bridge._running_loop`
-
         texts = outcomes.take(_SLICE)
         while len(outcomes):
             await asyncio.sleep(0)
@@ -297,7 +462,7 @@ class AsyncClient(Base):
             system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
         )
         native = self._native.stream_many(
-            _prompts(prompts),
+            checked_prompts(prompts),
             system,
             options,
             max_concurrent=max_concurrent,
@@ -339,10 +504,13 @@ class Client(Base):
 
     __slots__ = ()
 
+    @overload
     def complete(
         self,
         prompt: Prompt,
         *,
+        response_model: None = None,
+        validation_retries: int = 1,
         system: str | None = None,
         model: str | None = None,
         config: CompletionConfig | None = None,
@@ -351,11 +519,65 @@ class Client(Base):
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
         **params: Any,
-    ) -> str:
+    ) -> str: ...
+
+    @overload
+    def complete(
+        self,
+        prompt: Prompt,
+        *,
+        response_model: ResponseModel[T],
+        validation_retries: int = 1,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> T: ...
+
+    @overload
+    def complete(
+        self,
+        prompt: Prompt,
+        *,
+        response_model: Mapping[str, Any],
+        validation_retries: int = 1,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> Any: ...
+
+    def complete(
+        self,
+        prompt: Prompt,
+        *,
+        response_model: ResponseModel[Any] | Mapping[str, Any] | None = None,
+        validation_retries: int = 1,
+        system: str | None = None,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> Any:
         """Ask one prompt.
 
         Args:
             prompt: A user message, or a list of messages.
+            response_model: The type to return a value of: a pydantic model, a dataclass, a TypedDict, a JSON schema as
+                a mapping (then parsed JSON is returned), or a `ResponseFormat`. See ``docs/structured-output.md``.
+            validation_retries: How often to ask again, with the fault, when the answer is not of that type. Each is a
+                request of its own, with a ``timeout`` of its own.
             system: A system message to put first.
             model: Model to ask. Default: the client's.
             config: Request fields, over the client's own.
@@ -367,22 +589,39 @@ class Client(Base):
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
         Returns:
-            The answer's text; empty if the model refused or called tools instead.
+            The answer's text; empty if the model refused or called tools instead. With ``response_model`` a value of
+            that type.
 
         Raises:
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: No answer after every retry; the class says why, see `millstream.exceptions`.
+            APIResponseValidationError: With ``response_model``: no answer is of the type.
+            LengthFinishReasonError: With ``response_model``: the answer was cut at its length limit.
+            ContentFilterFinishReasonError: With ``response_model``: a filter cut the answer.
+            RefusalError: With ``response_model``: the model refused.
             InputTooLargeError: The request is larger than the rate limiter's whole minute.
         """
         headers, extra_headers = hide(extra_headers), None
+        if response_model is None:
+            options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
+            return self._native.chat(None, prompt, system, options, text_only=True)
+        from millstream._structured import Tries, response_format, value_of
+
+        form = response_format(response_model)
+        params = form._fields(params)
         options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
-        return self._native.chat(None, prompt, system, options, text_only=True)
+        tries = Tries(value_of, form, checked_prompt(prompt), validation_retries)
+        while tries.open:
+            tries.take(self._native.chat(None, tries.prompt, system, options, text_only=False))
+        return tries.result
 
     @overload
     def batch_complete(
         self,
         prompts: Iterable[Prompt],
         *,
+        response_model: None = None,
+        validation_retries: int = 1,
         system: str | None = None,
         max_concurrent: int | None = None,
         return_exceptions: Literal[False] = False,
@@ -400,6 +639,8 @@ class Client(Base):
         self,
         prompts: Iterable[Prompt],
         *,
+        response_model: None = None,
+        validation_retries: int = 1,
         system: str | None = None,
         max_concurrent: int | None = None,
         return_exceptions: bool,
@@ -412,10 +653,69 @@ class Client(Base):
         **params: Any,
     ) -> list[str | MillstreamError]: ...
 
+    @overload
     def batch_complete(
         self,
         prompts: Iterable[Prompt],
         *,
+        response_model: ResponseModel[T],
+        validation_retries: int = 1,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: Literal[False] = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[T]: ...
+
+    @overload
+    def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        response_model: ResponseModel[T],
+        validation_retries: int = 1,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[T | MillstreamError]: ...
+
+    @overload
+    def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        response_model: Mapping[str, Any],
+        validation_retries: int = 1,
+        system: str | None = None,
+        max_concurrent: int | None = None,
+        return_exceptions: bool = False,
+        model: str | None = None,
+        config: CompletionConfig | None = None,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> list[Any]: ...
+
+    def batch_complete(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        response_model: ResponseModel[Any] | Mapping[str, Any] | None = None,
+        validation_retries: int = 1,
         system: str | None = None,
         max_concurrent: int | None = None,
         return_exceptions: bool = False,
@@ -431,6 +731,9 @@ class Client(Base):
 
         Args:
             prompts: N prompts, each a user message or a list of messages. None gives none.
+            response_model: The type to return values of, as in `complete`.
+            validation_retries: How often to ask again for items whose answers are not of that type: once all are
+                answered, these alone, in a batch of their own.
             system: A system message to put first in each.
             max_concurrent: Requests in flight at once. Default: the client's.
             return_exceptions: Put an item's error in its place and go on. Otherwise the first error is raised after
@@ -446,20 +749,42 @@ class Client(Base):
             **params: Request fields, sent untouched.
 
         Returns:
-            N texts; with ``return_exceptions`` the error where an item failed.
+            N texts, or values of ``response_model``; with ``return_exceptions`` the error where an item failed.
 
         Raises:
             TypeError: ``prompts`` is one string, or one of them is neither a string nor a list.
             ConfigurationError: An argument is not valid; nothing was sent.
-            APIError: An item failed, without ``return_exceptions``.
+            APIError: An item failed, without ``return_exceptions``; as in `complete` with ``response_model``.
         """
         headers, extra_headers = hide(extra_headers), None
+        if response_model is not None:
+            from millstream._structured import BatchTries, response_format
+
+            form = response_format(response_model)
+            params = form._fields(params)
+            options = self._options(
+                system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+            )
+            batch = BatchTries(form, checked_prompts(prompts), validation_retries, keep_errors=return_exceptions)
+            for asked in batch.rounds():
+                outcomes = self._native.batch_chat(
+                    None,
+                    asked,
+                    system,
+                    options,
+                    max_concurrent=max_concurrent,
+                    stop_on_error=not return_exceptions,
+                    text_only=False,
+                )
+                while len(outcomes):
+                    batch.take(outcomes.take(_READ_SLICE))
+            return batch.results
         options = self._options(
             system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
         )
-        outcomes: BatchOutcomes = self._native.batch_chat(
+        outcomes = self._native.batch_chat(
             None,
-            _prompts(prompts),
+            checked_prompts(prompts),
             system,
             options,
             max_concurrent=max_concurrent,
@@ -590,7 +915,7 @@ class Client(Base):
             system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
         )
         native = self._native.stream_many(
-            _prompts(prompts),
+            checked_prompts(prompts),
             system,
             options,
             max_concurrent=max_concurrent,
@@ -619,9 +944,3 @@ class Client(Base):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
-        raise TypeError(f"prompts must be a list of prompts, not {type(prompts).__name__}; wrap one in a list")
-    return prompts if isinstance(prompts, list) else list(prompts)

@@ -116,6 +116,10 @@ NOT_PARAMETERS = {
     "prompt": "it is the first argument",
     "prompts": "they are the first argument",
     "extra_body": "request fields stand in the call itself",
+    **dict.fromkeys(
+        ("response_model", "validation_retries"),
+        "complete() and batch_complete() take it, and chat.completions.parse() has response_format=",
+    ),
     # What belongs elsewhere would go to the server unseen.
     "max_concurrency": "it is the client's; a batch takes max_concurrent=",
     "max_concurrent": "only a batch takes it; a client takes max_concurrency=",

@@ -7,8 +7,11 @@ The names are openai-python's, so that existing ``except`` clauses read on::
     │   └─ InputTooLargeError                      one request needs more than a rate limit ever lets through
     ├─ ClientClosedError (RuntimeError)            a call on a closed client
     ├─ InternalError (RuntimeError)                a fault of millstream's; please report it
+    ├─ LengthFinishReasonError                     no value of a type: the answer was cut at its length limit
+    ├─ ContentFilterFinishReasonError              no value of a type: a filter cut the answer
+    ├─ RefusalError                                no value of a type: the model refused
     └─ APIError
-        ├─ APIResponseValidationError              a 2xx that is not an answer
+        ├─ APIResponseValidationError              a 2xx that is not an answer, or not of the type asked for
         ├─ APIStatusError                          any other status
         │   ├─ BadRequestError 400                 ├─ PermissionDeniedError 403
         │   ├─ AuthenticationError 401             ├─ NotFoundError 404
@@ -29,7 +32,10 @@ of them ever holds the API key.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from millstream._millstream import ChatCompletion
 
 __all__ = [
     "APIConnectionError",
@@ -42,17 +48,20 @@ __all__ = [
     "ClientClosedError",
     "ConfigurationError",
     "ConflictError",
+    "ContentFilterFinishReasonError",
     "DeadlineExceeded",
     "InputTooLargeError",
     "InsufficientQuotaError",
     "InternalError",
     "InternalServerError",
+    "LengthFinishReasonError",
     "MillstreamError",
     "NotFoundError",
     "OverloadedError",
     "PermissionDeniedError",
     "QueueTimeoutError",
     "RateLimitError",
+    "RefusalError",
     "StreamInterruptedError",
     "UnprocessableEntityError",
 ]
@@ -96,6 +105,54 @@ class InternalError(MillstreamError, RuntimeError):
     """A fault of millstream's own. The client stays usable; please report it."""
 
 
+class LengthFinishReasonError(MillstreamError):
+    """The answer that was to become a value of a type was cut at its length limit.
+
+    Attributes:
+        completion: The answer.
+        failed_tries: Answers before it that were not of the type.
+    """
+
+    failed_tries: tuple[ChatCompletion, ...] = ()
+
+    def __init__(self, message: str, completion: ChatCompletion) -> None:
+        super().__init__(message)
+        self.args = (message, completion)
+        self.completion = completion
+
+
+class ContentFilterFinishReasonError(MillstreamError):
+    """The answer that was to become a value of a type was cut by the server's content filter.
+
+    Attributes:
+        completion: The answer.
+        failed_tries: Answers before it that were not of the type.
+    """
+
+    failed_tries: tuple[ChatCompletion, ...] = ()
+
+    def __init__(self, message: str, completion: ChatCompletion) -> None:
+        super().__init__(message)
+        self.args = (message, completion)
+        self.completion = completion
+
+
+class RefusalError(MillstreamError):
+    """The model refused, where a value of a type was to be returned.
+
+    Attributes:
+        completion: The answer; ``completion.choices[0].message.refusal`` says why.
+        failed_tries: Answers before it that were not of the type.
+    """
+
+    failed_tries: tuple[ChatCompletion, ...] = ()
+
+    def __init__(self, message: str, completion: ChatCompletion) -> None:
+        super().__init__(message)
+        self.args = (message, completion)
+        self.completion = completion
+
+
 class APIError(MillstreamError):
     """A call that did not get its answer.
 
@@ -126,7 +183,20 @@ class APIError(MillstreamError):
 
 
 class APIResponseValidationError(APIError):
-    """The server's 2xx is not an answer: not JSON, an error in the guise of a success, or without a message."""
+    """The server's 2xx is not an answer: not JSON, an error in the guise of a success, or without a message.
+
+    Or it is one, but its text is not of the type that was asked for, still so after every validation retry. Then
+    ``__cause__`` says what is wrong with the last text, and these are set:
+
+    Attributes:
+        completion: The last answer.
+        failed_tries: Every answer, the last included; each has its ``usage``.
+        text: The last answer's text.
+    """
+
+    completion: ChatCompletion | None = None
+    failed_tries: tuple[ChatCompletion, ...] = ()
+    text: str | None = None
 
 
 class APIStatusError(APIError):

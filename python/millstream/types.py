@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 from millstream._millstream import ChatCompletion, ChatMessage, Choice, CustomCall, FunctionCall, ToolCall, Usage
 
@@ -25,6 +25,9 @@ __all__ = [
     "LimitLevel",
     "Model",
     "ModelList",
+    "ParsedChatCompletion",
+    "ParsedChoice",
+    "ParsedMessage",
     "RateLimiterSnapshot",
     "Record",
     "TimingStats",
@@ -32,6 +35,9 @@ __all__ = [
     "Usage",
     "WaitStats",
 ]
+
+
+T = TypeVar("T")
 
 
 class BatchMetrics(TypedDict):
@@ -109,6 +115,122 @@ class ModelList:
 
     def __len__(self) -> int:
         return len(self.data)
+
+
+class _Parsed:
+    """A record of an answer with something added; what it does not have itself is the answer's."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        # While it is being copied or unpickled it has no answer yet.
+        if name == "_answer" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._answer, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the server sent it, without what was parsed."""
+        return self._answer.to_dict()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ParsedMessage(_Parsed, Generic[T]):
+    """What the model said, and the value that this stands for. May go into the next request's ``messages`` as it is.
+
+    Attributes:
+        parsed: The value; None if the model refused or called tools instead.
+    """
+
+    _answer: ChatMessage = field(repr=False)
+    parsed: T | None
+
+    @property
+    def role(self) -> str:
+        """``assistant``."""
+        return self._answer.role
+
+    @property
+    def content(self) -> str | None:
+        """The text that was parsed."""
+        return self._answer.content
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it refused, if it did."""
+        return self._answer.refusal
+
+    @property
+    def tool_calls(self) -> list[ToolCall] | None:
+        """The functions it wants called."""
+        return self._answer.tool_calls
+
+
+@dataclass(frozen=True)
+class ParsedChoice(_Parsed, Generic[T]):
+    """One of the answers of a parsed completion.
+
+    Attributes:
+        message: What the model said, with its value.
+    """
+
+    _answer: Choice = field(repr=False)
+    message: ParsedMessage[T]
+
+    @property
+    def index(self) -> int:
+        """Its place among the ``n``."""
+        return self._answer.index
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it ended: ``stop`` or ``tool_calls``."""
+        return self._answer.finish_reason
+
+
+@dataclass(frozen=True)
+class ParsedChatCompletion(_Parsed, Generic[T]):
+    """A `ChatCompletion` whose choices have been read as values of a type.
+
+    It has every field of the completion, too.
+
+    Attributes:
+        choices: The ``n`` answers, each with ``message.parsed``.
+        failed_tries: Answers before this one that were not of the type; each has its ``usage``.
+    """
+
+    _answer: ChatCompletion = field(repr=False)
+    choices: list[ParsedChoice[T]]
+    failed_tries: tuple[ChatCompletion, ...] = ()
+
+    @property
+    def completion(self) -> ChatCompletion:
+        """The answer itself."""
+        return self._answer
+
+    @property
+    def id(self) -> str:
+        """The server's id of the answer."""
+        return self._answer.id
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+        return self._answer.model
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens of this answer, if the server counts them."""
+        return self._answer.usage
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self._answer.text
+
+    @property
+    def request_id(self) -> str | None:
+        """The server's name for the request, for its support."""
+        return self._answer.request_id
 
 
 class _Stats:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, assert_type
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, assert_type
 
 from millstream import (
     NOT_GIVEN,
@@ -20,6 +21,7 @@ from millstream import (
     RateLimiter,
     RateLimitError,
     Reservation,
+    ResponseFormat,
     RetryPolicy,
     Timeout,
     __version__,
@@ -37,10 +39,12 @@ from millstream.types import (
     LaneStats,
     LimitLevel,
     Model,
+    ParsedChatCompletion,
     RateLimiterSnapshot,
     ToolCall,
     Usage,
 )
+from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,6 +118,65 @@ async def retries() -> None:
     assert_type(await retry_with_backoff(half, 1, "a", max_retries=5, jitter=False, retry_on=OSError), float)
     assert_type(await decorated(1, name="a"), float)
     assert_type(decorated_too(1), str)
+
+
+class CityModel(BaseModel):
+    name: str
+
+
+class CityDict(TypedDict):
+    name: str
+
+
+@dataclass
+class City:
+    name: str
+
+
+SCHEMA: dict[str, Any] = {"type": "object"}
+
+
+def structured(client: Client, flag: bool) -> None:
+    assert_type(client.complete("hi", response_model=City), City)
+    assert_type(client.complete("hi", response_model=CityModel, validation_retries=3, temperature=0), CityModel)
+    assert_type(client.complete("hi", response_model=CityDict), CityDict)
+    assert_type(client.complete("hi", response_model=list[City]), list[City])
+    assert_type(client.complete("hi", response_model=SCHEMA), Any)
+    assert_type(client.complete("hi", response_model={"type": "json_object"}), Any)
+    assert_type(client.complete("hi", response_model=None), str)
+    form = ResponseFormat(City, name="city", mode="json_object", strict=False)
+    assert_type(form, ResponseFormat[City])
+    assert_type(form.read("{}"), City)
+    assert_type(client.complete("hi", response_model=form), City)
+    assert_type(ResponseFormat(SCHEMA), ResponseFormat[Any])
+    assert_type(ResponseFormat(Literal["a", "b"]), ResponseFormat[Any])
+    assert_type(client.batch_complete(prompts(), response_model=City), list[City])
+    assert_type(client.batch_complete(["a"], response_model=form, max_concurrent=2), list[City])
+    assert_type(client.batch_complete(["a"], response_model=SCHEMA), list[Any])
+    assert_type(client.batch_complete(["a"], response_model=SCHEMA, return_exceptions=True), list[Any])
+    failing = client.batch_complete(["a"], response_model=CityModel, return_exceptions=True)
+    assert_type(failing, list[CityModel | MillstreamError])
+    failing = client.batch_complete(["a"], response_model=CityModel, return_exceptions=flag)
+    assert_type(failing, list[CityModel | MillstreamError])
+    answer = client.chat.completions.parse(messages=[{"role": "user", "content": "hi"}], response_format=City)
+    assert_type(answer, ParsedChatCompletion[City])
+    assert_type(answer.choices[0].message.parsed, City | None)
+    assert_type(answer.choices[0].message.refusal, str | None)
+    assert_type(answer.usage, Usage | None)
+    assert_type(answer.failed_tries, tuple[ChatCompletion, ...])
+    client.complete([answer.choices[0].message])
+    raw = client.chat.completions.parse(messages=[answer.choices[0].message], response_format=SCHEMA)
+    assert_type(raw, ParsedChatCompletion[Any])
+
+
+async def structured_awaited(client: AsyncClient) -> None:
+    assert_type(await client.complete("hi", response_model=City), City)
+    assert_type(await client.complete("hi", response_model=SCHEMA), Any)
+    assert_type(await client.batch_complete(["a"], response_model=CityDict), list[CityDict])
+    failing = await client.batch_complete(["a"], response_model=City, return_exceptions=True)
+    assert_type(failing, list[City | MillstreamError])
+    answer = await client.chat.completions.parse(messages=[], response_format=CityModel)
+    assert_type(answer.choices[0].message.parsed, CityModel | None)
 
 
 def record(response: ChatCompletion) -> None:
