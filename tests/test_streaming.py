@@ -21,8 +21,8 @@ from millstream import (
     InternalServerError,
     MillstreamError,
     OverloadedError,
-    RateLimitError,
     RateLimiter,
+    RateLimitError,
     StreamInterruptedError,
     Timeout,
 )

@@ -450,7 +450,8 @@ class AsyncClient(Base):
             **params: Request fields, sent untouched.
 
         Returns:
-            An async iterator of pairs: a prompt's index and a piece of its text (or, with ``return_exceptions``, its error).
+            An async iterator of pairs: a prompt's index and a piece of its text (or, with ``return_exceptions``, its
+            error).
 
         Raises:
             TypeError: ``prompts`` is one string, or one of them is neither a string nor a list.
