@@ -21,8 +21,8 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub(super) fn start(total: Option<Duration>, queue: Option<Duration>) -> Self {
-        Self { called: Instant::now(), admitted: None, total, queue }
+    pub(super) fn start(called: Instant, total: Option<Duration>, queue: Option<Duration>) -> Self {
+        Self { called, admitted: None, total, queue }
     }
 
     /// The item goes out; the first time counts.
