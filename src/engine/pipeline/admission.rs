@@ -340,6 +340,11 @@ impl Admission<'_> {
         self.hand.pass.iter_mut().for_each(Pass::begin);
     }
 
+    /// How long ago it went out.
+    pub(super) fn sent_for(&self) -> Option<Duration> {
+        self.sent.as_ref().map(|sent| sent.at().elapsed())
+    }
+
     pub(super) fn observe(&mut self, signal: Signal, tokens: Option<u64>) {
         self.permits().for_each(|permit| permit.observe(signal, tokens));
     }

@@ -51,6 +51,11 @@ impl Clock {
         self.limit().is_some_and(|limit| limit.saturating_duration_since(Instant::now()) < wait)
     }
 
+    /// Whether `time` is half or more of what all attempts may take together.
+    pub(super) fn is_most_of_total(&self, time: Duration) -> bool {
+        self.total.is_some_and(|total| time >= total / 2)
+    }
+
     fn elapsed(&self) -> Duration {
         self.admitted.map_or(Duration::ZERO, |admitted| admitted.elapsed())
     }

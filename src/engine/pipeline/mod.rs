@@ -33,6 +33,7 @@ use super::provider::rate_headers;
 use super::retry::{
     Attempts, Decision, HedgeAfter, HedgeBudget, IDEMPOTENCY_KEY, IdempotencyKeys, RetryBudget, RetryPolicy, hedged,
 };
+use super::secret::KeyId;
 use super::transport::Response;
 use super::types::Receipt;
 
@@ -126,10 +127,12 @@ impl Pipeline {
         loop {
             let clock = item.clock;
             let Some(admission) = clock.bound(self.admit(call, lanes, item)).await else {
-                return Err(item.clock.overrun(item.last.take(), item.attempts()));
+                let last = item.last.take();
+                return Err(item.overrun(last));
             };
             let mut admission = admission.map_err(|error| item.clock.give_up(error, None, item.attempts()))?;
             item.clock.admit();
+            item.key_id = Some(admission.lane.upstream.key_id);
             let was_probe = admission.is_probe();
             let outcome = item.clock.bound(self.send::<T>(call, lanes, &mut admission, item)).await;
             item.failed_at = Some(admission.place);
@@ -138,7 +141,11 @@ impl Pipeline {
                 Some(Err(error)) => error,
                 None => {
                     admission.observe(Signal::Timeout, None);
-                    return Err(item.clock.overrun(None, item.attempts()));
+                    // Silence for most of the time is the server's, and the next item need not wait as long for it.
+                    if admission.sent_for().is_some_and(|time| item.clock.is_most_of_total(time)) {
+                        admission.report(Health::Failing);
+                    }
+                    return Err(item.overrun(None));
                 }
             };
             let lane = admission.lane;
@@ -149,7 +156,7 @@ impl Pipeline {
             };
             lane.metrics.retry(RetryCause::of(&error));
             if item.clock.bound(self.wait(wait, &error, lane)).await.is_none() {
-                return Err(item.clock.overrun(Some(error), item.attempts()));
+                return Err(item.overrun(Some(error)));
             }
             item.last = Some(error);
         }
@@ -237,8 +244,9 @@ impl Pipeline {
                 Some(extra) => &[&request.target.headers, extra],
                 None => &[&request.target.headers],
             };
-            Err(failure::read::<T>(sent, &response, upstream.endpoint.host()).with_key_id(upstream.key_id.to_string()))
+            Err(failure::read::<T>(sent, &response, upstream.endpoint.host()))
         });
+        let outcome = outcome.map_err(|error| error.with_key_id(upstream.key_id.to_string()));
         match &outcome {
             Ok((answer, response)) => {
                 let usage = answer.usage();
@@ -349,6 +357,8 @@ struct Item {
     failed_at: Option<usize>,
     /// Whether it asks another model than its own.
     stands_in: bool,
+    /// Whose key it was sent with last.
+    key_id: Option<KeyId>,
     idempotency_key: Option<HeaderValue>,
     last: Option<Error>,
 }
@@ -365,6 +375,7 @@ impl Item {
             resent: false,
             failed_at: None,
             stands_in: false,
+            key_id: None,
             idempotency_key: name(pipeline, call),
             last: None,
         }
@@ -372,6 +383,15 @@ impl Item {
 
     fn attempts(&self) -> u32 {
         self.attempts.load(Relaxed)
+    }
+
+    /// The error of an item whose time is over; `last` is what its last attempt failed with.
+    fn overrun(&self, last: Option<Error>) -> Error {
+        let error = self.clock.overrun(last, self.attempts());
+        match self.key_id {
+            Some(key_id) => error.with_key_id(key_id.to_string()),
+            None => error,
+        }
     }
 
     /// For another model: its lanes know nothing of the item, and it is another request under another name.
