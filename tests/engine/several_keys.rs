@@ -104,6 +104,29 @@ async fn traffic_is_shared_by_weight_while_all_are_ready() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_one_after_another_are_shared_by_weight_too_in_turn() {
+    let _traffic = Traffic::watch();
+    for (weights, least_in_twenty) in [([1.0, 3.0], 4), ([3.0, 1.0], 4), ([0.5, 0.5], 9)] {
+        let server = server_with(&[("sk-canary-one", 1_000_000), ("sk-canary-other", 1_000_000)]);
+        let weighted = |key, weight| UpstreamConfig { weight, ..upstream(&server, key) };
+        let [one, other] = weights;
+        let pipeline = pipeline_over(vec![weighted("sk-canary-one", one), weighted("sk-canary-other", other)]);
+        for _ in 0..80 {
+            ask(&pipeline, "one by one").await.unwrap();
+        }
+        let keys: Vec<_> = server.requests().into_iter().map(|request| request.key.unwrap()).collect();
+        let share = keys.iter().filter(|key| *key == "sk-canary-one").count() as f64 / 80.0;
+        figure!("weights {weights:?} one by one: a share of {share:.3}");
+        let fair = one / (one + other);
+        assert!((share / fair - 1.0).abs() <= 0.1, "{weights:?}: {share}");
+        // Smoothly: in every 20 there is the lighter one's part.
+        let lighter = if one <= other { "sk-canary-one" } else { "sk-canary-other" };
+        let in_twenty = keys.chunks(20).map(|part| part.iter().filter(|key| *key == lighter).count()).min();
+        assert!(in_twenty.unwrap() >= least_in_twenty, "{weights:?}: {keys:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_endpoint_gets_the_model_by_its_own_name_and_the_rest_of_the_body_as_it_was() {
     let _traffic = Traffic::watch();
     let server = MockServer::start_here(MockConfig::default()).unwrap();
