@@ -10,11 +10,11 @@ use millstream::engine::config::Timeouts;
 use millstream::engine::error::Error;
 use millstream::engine::keys::UpstreamConfig;
 use millstream::engine::limit::{Limit, RateLimiter, RateLimits, Window};
-use millstream::engine::pipeline::Pipeline;
+use millstream::engine::pipeline::{Hedge, Pipeline};
 use millstream::engine::provider::openai::ChatTemplate;
-use millstream::engine::retry::RetryPolicy;
+use millstream::engine::retry::{HedgeAfter, HedgeBudget, RetryPolicy};
 use millstream::engine::types::{Priority, Prompt, Receipt, Text, Unit};
-use millstream::mock::{Answer, Latency, MockConfig, MockServer};
+use millstream::mock::{Answer, Fault, Latency, MockConfig, MockServer};
 use millstream::traffic::Traffic;
 use tokio::time::{Instant, sleep};
 
@@ -243,4 +243,40 @@ async fn items_that_wait_for_a_model_that_stands_in_slow_no_others_of_their_batc
     let last = items.map(|request| request.arrived.as_secs_f64()).fold(0.0, f64::max);
     let first = requests[0].arrived.as_secs_f64();
     assert!(last - first < 5.0, "the others waited {last} s");
+}
+
+/// A twin after a second, for every request.
+fn hedged(pipeline: Pipeline) -> Pipeline {
+    let after = HedgeAfter::Fixed(Duration::from_secs(1));
+    Pipeline { hedge: Some(Hedge { after, budget: Arc::new(HedgeBudget::new(1.0)) }), ..narrow(pipeline) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_twin_of_a_slow_request_in_a_full_window_gets_the_next_place() {
+    let _traffic = Traffic::watch();
+    let server = server_with(MockConfig::default());
+    server.when("item 0.", [Answer::fault(Fault::HangBefore)]);
+    let pipeline = hedged(pipeline(&server));
+    let prompts = (0..60).map(|index| Prompt::Text(format!("item {index}."))).collect();
+    let start = Instant::now();
+    let outcomes = batch(pipeline, 4).run(prompts, OnError::Stop).await.unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    assert!(outcomes.iter().all(Result::is_ok));
+    // 59 by three places, and two for the twin.
+    assert!(seconds < 2.3, "{seconds}");
+    assert_eq!((server.stats().requests, server.stats().max_in_flight), (61, 4));
+    assert!(arrived(&server, "item ").iter().rposition(|index| *index == 0).unwrap() < 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_twin_needs_no_place_where_its_original_holds_the_only_one() {
+    let _traffic = Traffic::watch();
+    let server = server_with(MockConfig::default());
+    server.when("hangs", [Answer::fault(Fault::HangBefore)]);
+    let pipeline = Pipeline { window: Some(Window::fixed(1)), ..hedged(pipeline(&server)) };
+    let start = Instant::now();
+    let (_, receipt) = ask(&pipeline, "m", 0, "hangs").await.unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    assert_eq!(receipt.attempts, 2);
+    assert!((2.0..2.3).contains(&seconds), "a second before it begins, and one for a place: {seconds}");
 }

@@ -172,6 +172,9 @@ impl Pipeline {
                 place = lanes.readiest(call.body.len(), call.max_tokens, item.failed_at);
             }
             let lane = lanes.get(place).ok_or_else(|| Error::internal("a model without a lane"))?;
+            if item.shares_place {
+                hand.places = Some([None, None]);
+            }
             let Some(step) = self.next_step(call, lanes, lane, &hand) else {
                 if !hand.is_probe() && !lane.breaker.is_closed() {
                     hand.leave_lane();

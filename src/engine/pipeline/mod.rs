@@ -198,8 +198,16 @@ impl Pipeline {
         let with_twin = Box::pin(async {
             let failed_at = Some(admission.place);
             let twin = async move {
-                let mut other = Item { failed_at, ..Item::new(self, call) };
-                let mut admission = self.admit(call, lanes, &mut other).await?;
+                // As old as its twin, so the next place that comes free is its own.
+                let mut other = Item { failed_at, ticket: item.ticket, ..Item::new(self, call) };
+                let mut admission = match tokio::time::timeout(after, self.admit(call, lanes, &mut other)).await {
+                    Ok(admission) => admission?,
+                    Err(_) => {
+                        // Every place may be held by a request as slow as the one that it is to help.
+                        other.shares_place = true;
+                        self.admit(call, lanes, &mut other).await?
+                    }
+                };
                 self.exchange(call, &mut admission, item).await
             };
             hedged(self.exchange(call, admission, item), || hedge.budget.withdraw().then_some(twin), after).await
@@ -357,6 +365,8 @@ struct Item {
     failed_at: Option<usize>,
     /// Whether it asks another model than its own.
     stands_in: bool,
+    /// Whether it needs no place in flight, since its twin has one.
+    shares_place: bool,
     /// Whose key it was sent with last.
     key_id: Option<KeyId>,
     idempotency_key: Option<HeaderValue>,
@@ -375,6 +385,7 @@ impl Item {
             resent: false,
             failed_at: None,
             stands_in: false,
+            shares_place: false,
             key_id: None,
             idempotency_key: name(pipeline, call),
             last: None,
