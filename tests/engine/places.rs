@@ -11,7 +11,7 @@ use millstream::engine::error::Error;
 use millstream::engine::keys::UpstreamConfig;
 use millstream::engine::limit::{Limit, RateLimiter, RateLimits, Window};
 use millstream::engine::pipeline::{Hedge, Pipeline};
-use millstream::engine::provider::openai::ChatTemplate;
+use millstream::engine::provider::{ChatTemplate, Provider};
 use millstream::engine::retry::{HedgeAfter, HedgeBudget, RetryPolicy};
 use millstream::engine::types::{Priority, Prompt, Receipt, Text, Unit};
 use millstream::mock::{Answer, Fault, Latency, MockConfig, MockServer};
@@ -32,12 +32,13 @@ fn narrow(pipeline: Pipeline) -> Pipeline {
 }
 
 fn calls_of(pipeline: &Pipeline, model: &str, priority: Priority) -> ChatCalls {
-    let calls = ChatCalls::new(ChatTemplate::new(model, None, ""), pipeline.keys.lanes(model));
+    let calls =
+        ChatCalls::new(ChatTemplate::new(Provider::OpenAi, model, None, "").unwrap(), pipeline.keys.lanes(model));
     ChatCalls { priority, ..calls }
 }
 
 async fn ask(pipeline: &Pipeline, model: &str, priority: Priority, text: &str) -> Result<(Text, Receipt), Error> {
-    pipeline.run(&calls_of(pipeline, model, priority).call(&Prompt::Text(text.to_owned()))).await
+    pipeline.run(&calls_of(pipeline, model, priority).call(&Prompt::Text(text.to_owned()))?).await
 }
 
 fn retry_after(seconds: u32) -> Answer {

@@ -28,8 +28,8 @@ use crate::engine::limit::{
 use crate::engine::metrics::WaitCause;
 use crate::engine::types::{Priority, RateReading, Usage};
 
-/// How long an item that waits for one thing holds on to the others: as long as a place takes to come free, or a token to
-/// refill, where neither is short.
+/// How long an item that has a place holds on to what it has while it waits for the rest: as long as a token takes to refill
+/// where they are not short.
 const MOMENT: Duration = Duration::from_millis(50);
 
 /// How soon an item that waits for one of several lanes looks whether another is readier, and how often in the end.
@@ -135,7 +135,8 @@ async fn obtain<R>(
     }
     // In a box of its own, since it is rare.
     let long = Box::pin(async {
-        if !hand.is_free()
+        // Who has no place gives its tokens back at once: sent later than granted, they would be more than a window allows.
+        if hand.places.is_some()
             && let Ok(got) = timeout(MOMENT, wait.as_mut()).await
         {
             return Some(got);

@@ -200,13 +200,13 @@ impl Pipeline {
             let twin = async move {
                 // As old as its twin, so the next place that comes free is its own.
                 let mut other = Item { failed_at, ticket: item.ticket, ..Item::new(self, call) };
-                let mut admission = match tokio::time::timeout(after, self.admit(call, lanes, &mut other)).await {
-                    Ok(admission) => admission?,
-                    Err(_) => {
-                        // Every place may be held by a request as slow as the one that it is to help.
-                        other.shares_place = true;
-                        self.admit(call, lanes, &mut other).await?
-                    }
+                let in_line = tokio::time::timeout(after, self.admit(call, lanes, &mut other)).await;
+                let mut admission = if let Ok(admission) = in_line {
+                    admission?
+                } else {
+                    // Every place may be held by a request as slow as the one that it is to help.
+                    other.shares_place = true;
+                    self.admit(call, lanes, &mut other).await?
                 };
                 self.exchange(call, &mut admission, item).await
             };
