@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ from millstream import (
     DeadlineExceeded,
     InputTooLargeError,
     MillstreamError,
+    QueueTimeoutError,
     RateLimiter,
     __version__,
 )
@@ -518,6 +520,25 @@ def test_with_options_goes_to_another_server(face: Face, mock_server: MockServer
         assert elsewhere.requests[1].header("authorization") == f"Bearer {KEY}"
     assert nothing_was_sent(mock_server)
     assert face.complete("hi") == "echo: hi"
+
+
+def test_another_host_has_a_window_of_its_own_and_another_path_or_key_does_not(mock_server: MockServer) -> None:
+    mock_server.when("hang", Answer(fault="hang_before", times=0))
+    with (
+        MockServer() as elsewhere,
+        ThreadPoolExecutor() as threads,
+        Client(api_key=KEY, base_url=mock_server.base_url, model="m", max_concurrency=1, timeout=2) as client,
+    ):
+        held = threads.submit(lambda: pytest.raises(DeadlineExceeded, client.complete, "hang"))
+        until(lambda: mock_server.stats.in_flight == 1)
+        assert client.with_options(base_url=elsewhere.base_url).complete("hi") == "echo: hi"
+        for same in (
+            client.with_options(api_key="sk-other-456789", queue_timeout=0.05),
+            client.with_options(base_url=mock_server.root_url + "/other/v1", queue_timeout=0.05),
+        ):
+            with pytest.raises(QueueTimeoutError):
+                same.complete("hi")
+        held.result()
 
 
 def test_with_options_puts_a_rate_limiter_in_and_takes_it_out(face: Face, mock_server: MockServer) -> None:

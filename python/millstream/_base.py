@@ -177,7 +177,8 @@ class Base:
     ) -> Self:
         """A client that differs in what is given and shares the rest: pool, counters, window.
 
-        The arguments are those of the constructor. A key from the environment does not follow to another host.
+        The arguments are those of the constructor. A key from the environment does not follow to another host, and
+        another host has a window of its own.
         """
         secrets = Secrets(api_key, default_headers)
         del api_key, default_headers

@@ -5,7 +5,7 @@
 //! the breaker hold for the lane.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -55,10 +55,16 @@ pub struct Upstream {
     weight: f64,
     model_map: HashMap<String, String>,
     in_flight: AtomicUsize,
+    /// When its next turn is, by a clock that every request sets forward to its own turn (start-time fair queueing).
+    next_turn: AtomicU64,
+    clock: Arc<AtomicU64>,
 }
 
+/// The time from one turn to the next of an upstream with a weight of 1.
+const TURN: f64 = 1e6;
+
 impl Upstream {
-    fn new(config: UpstreamConfig, transport: Arc<Transport>) -> Result<Self, Error> {
+    fn new(config: UpstreamConfig, transport: Arc<Transport>, clock: Arc<AtomicU64>) -> Result<Self, Error> {
         let endpoint = config.endpoint;
         Ok(Self {
             chat: target(&endpoint, &Route::Chat, ""),
@@ -68,8 +74,27 @@ impl Upstream {
             weight: config.weight,
             model_map: config.model_map,
             in_flight: AtomicUsize::new(0),
+            next_turn: AtomicU64::new(0),
+            clock,
             endpoint,
         })
+    }
+
+    /// Requests under way for each unit of weight, with `more` of them.
+    fn load(&self, more: usize) -> f64 {
+        (self.in_flight.load(Relaxed) + more) as f64 / self.weight
+    }
+
+    /// When it is its turn among those that are equally ready. One that was not is none the earlier for it.
+    fn turn(&self) -> u64 {
+        self.next_turn.load(Relaxed).max(self.clock.load(Relaxed))
+    }
+
+    /// A request takes the turn.
+    fn take_turn(&self) {
+        let turn = self.turn();
+        self.clock.store(turn, Relaxed);
+        self.next_turn.store(turn.saturating_add((TURN / self.weight) as u64), Relaxed);
     }
 
     /// The API that it speaks.
@@ -143,13 +168,9 @@ impl Lane {
         waits.into_iter().max().unwrap_or_default()
     }
 
-    /// Requests under way for each unit of weight.
-    fn load(&self) -> f64 {
-        (self.upstream.in_flight.load(Relaxed) + 1) as f64 / self.upstream.weight
-    }
-
     /// Counts a request as under way until the guard is dropped.
     pub fn occupy(&self) -> Occupied<'_> {
+        self.upstream.take_turn();
         self.upstream.in_flight.fetch_add(1, Relaxed);
         Occupied(&self.upstream.in_flight)
     }
@@ -182,13 +203,18 @@ impl Lanes {
             let wait = lane.ready_in(Cost::from(lane.tokens.estimate(bytes, max_tokens)));
             let wait = if failed == Some(place) { wait + SECOND_OPINION } else { wait };
             // A key that is lost is no choice for as long as another works, however long that one's line.
-            (!lane.breaker.opens_in().is_zero(), wait, lane.load())
+            (!lane.breaker.opens_in().is_zero(), wait)
         };
-        let ranked = self.0.iter().enumerate().map(|(place, lane)| (rank(place, lane), place));
-        let readiest = ranked.min_by(|((is_lost, wait, load), _), ((is_other_lost, other_wait, other_load), _)| {
-            is_lost.cmp(is_other_lost).then(wait.cmp(other_wait)).then(load.total_cmp(other_load))
-        });
-        readiest.map_or(0, |(_, place)| place)
+        let ranks: Vec<_> = self.0.iter().enumerate().map(|(place, lane)| rank(place, lane)).collect();
+        let best = ranks.iter().min();
+        let ready = || {
+            let ranked = self.0.iter().zip(&ranks).enumerate();
+            ranked.filter(|(_, (_, rank))| Some(*rank) == best).map(|(place, (lane, _))| (place, &lane.upstream))
+        };
+        // By turns, which weigh the requests over time, as long as none has more under way than its weight allows.
+        let most = ready().map(|(_, upstream)| upstream.load(1)).fold(f64::INFINITY, f64::min);
+        let has_room = ready().filter(|(_, upstream)| upstream.load(0) < most);
+        has_room.min_by_key(|(_, upstream)| upstream.turn()).map_or(0, |(place, _)| place)
     }
 
     /// Whether whoever waits for the lane at `place` would do better to leave its line: another is ready much earlier.
@@ -248,7 +274,10 @@ impl Keys {
                 "endpoints of one client must speak one format, and {one} and {other} do not; make a client for each"
             )));
         }
-        let upstreams = configs.into_iter().map(|(config, transport)| Upstream::new(config, transport).map(Arc::new));
+        let clock = Arc::default();
+        let upstreams = configs
+            .into_iter()
+            .map(|(config, transport)| Upstream::new(config, transport, Arc::clone(&clock)).map(Arc::new));
         Ok(Self { upstreams: upstreams.collect::<Result<_, _>>()?, metrics, models: Mutex::default() })
     }
 

@@ -1,5 +1,6 @@
 //! The client: arguments in, a call of the engine, records out. What the arguments may be is `engine::config`'s to say.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -202,13 +203,15 @@ impl NativeClient {
                 && parent.pools.iter().zip(&pools).all(|(one, other)| Arc::ptr_eq(one, other))
         };
         let same_upstreams = parent.filter(same_pools).filter(|parent| parent.upstreams == upstreams);
-        let same_window = parent.filter(|parent| parent.max_concurrency == max_concurrency);
+        // How many a server takes at once, and how slow it is, says nothing of another server. Keys and paths of one share it.
+        let same_servers = parent.filter(|parent| servers(&parent.upstreams) == servers(&upstreams));
+        let same_window = same_servers.filter(|parent| parent.max_concurrency == max_concurrency);
         let mut retry = retry.map_or_else(RetryPolicy::default, |retry| retry.get().0.clone());
         if let Some(most) = max_retries {
             retry.max_retries = config::retries("max_retries", most).or_raise(py)?;
         }
         let hedge = hedge_after.map(|after| HedgePolicy::new(after.0).validated()).transpose().or_raise(py)?;
-        let same_hedge = parent.filter(|parent| parent.hedge == hedge);
+        let same_hedge = same_servers.filter(|parent| parent.hedge == hedge);
         Ok(Self {
             endpoint,
             upstreams,
@@ -510,6 +513,11 @@ impl NativeClient {
             metrics: self.metrics()?,
         })
     }
+}
+
+/// Where requests go, whichever path and key they have there.
+fn servers(upstreams: &[UpstreamConfig]) -> BTreeSet<String> {
+    upstreams.iter().map(|upstream| upstream.endpoint.base_url.origin().ascii_serialization()).collect()
 }
 
 /// What a derived client has in common with its parent, or a value of its own.

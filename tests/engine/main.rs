@@ -9,6 +9,7 @@ mod mock_stream;
 mod outages;
 mod paused;
 mod pipeline;
+mod places;
 mod providers;
 mod retries;
 mod several_keys;

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream::engine::batch::Batch;
+use millstream::engine::config::Timeouts;
+use millstream::engine::error::Kind;
 use millstream::engine::keys::UpstreamConfig;
-use millstream::engine::limit::Window;
+use millstream::engine::limit::{RateLimits, Ticket, Window};
 use millstream::engine::pipeline::Pipeline;
 use millstream::engine::types::Prompt;
-use millstream::mock::{Answer, Latency, MockConfig, MockLimits, MockServer, Reply};
+use millstream::mock::{Answer, Fault, Latency, MockConfig, MockLimits, MockServer, Reply};
 use millstream::traffic::Traffic;
 use tokio::time::sleep;
 
@@ -102,6 +104,29 @@ async fn traffic_is_shared_by_weight_while_all_are_ready() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_one_after_another_are_shared_by_weight_too_in_turn() {
+    let _traffic = Traffic::watch();
+    for (weights, least_in_twenty) in [([1.0, 3.0], 4), ([3.0, 1.0], 4), ([0.5, 0.5], 9)] {
+        let server = server_with(&[("sk-canary-one", 1_000_000), ("sk-canary-other", 1_000_000)]);
+        let weighted = |key, weight| UpstreamConfig { weight, ..upstream(&server, key) };
+        let [one, other] = weights;
+        let pipeline = pipeline_over(vec![weighted("sk-canary-one", one), weighted("sk-canary-other", other)]);
+        for _ in 0..80 {
+            ask(&pipeline, "one by one").await.unwrap();
+        }
+        let keys: Vec<_> = server.requests().into_iter().map(|request| request.key.unwrap()).collect();
+        let share = keys.iter().filter(|key| *key == "sk-canary-one").count() as f64 / 80.0;
+        figure!("weights {weights:?} one by one: a share of {share:.3}");
+        let fair = one / (one + other);
+        assert!((share / fair - 1.0).abs() <= 0.1, "{weights:?}: {share}");
+        // Smoothly: in every 20 there is the lighter one's part.
+        let lighter = if one <= other { "sk-canary-one" } else { "sk-canary-other" };
+        let in_twenty = keys.chunks(20).map(|part| part.iter().filter(|key| *key == lighter).count()).min();
+        assert!(in_twenty.unwrap() >= least_in_twenty, "{weights:?}: {keys:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_endpoint_gets_the_model_by_its_own_name_and_the_rest_of_the_body_as_it_was() {
     let _traffic = Traffic::watch();
     let server = MockServer::start_here(MockConfig::default()).unwrap();
@@ -136,4 +161,99 @@ async fn another_model_stands_in_where_the_first_is_not_to_be_had() {
         .collect();
     assert_eq!(models, ["mock-model", "second", "second", "second", "third"]);
     assert_eq!(receipt.attempts, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_that_moves_to_another_key_keeps_its_age_in_that_keys_line() {
+    let _traffic = Traffic::watch();
+    let [lost, kept] = [(); 2].map(|()| MockServer::start_here(MockConfig::default()).unwrap());
+    lost.when("old", [Answer { times: 0, latency: Some(Duration::from_secs(2)), ..Answer::status(401) }]);
+    let limited = |server, key, rpm| UpstreamConfig {
+        limits: Some(RateLimits::per_minute(Some(rpm), None)),
+        ..upstream(server, key)
+    };
+    let upstreams = vec![limited(&lost, "sk-canary-lost", 20.0), limited(&kept, "sk-canary-kept", 20.0)];
+    let pipeline = Pipeline { timeouts: Timeouts::default(), window: None, ..pipeline_over(upstreams) };
+    let ask_all = async |what: &str, after: u64| {
+        sleep(Duration::from_secs(after)).await;
+        let texts: Vec<_> = (0..40).map(|index| format!("{what} {index}")).collect();
+        let outcomes = futures_util::future::join_all(texts.iter().map(|text| ask(&pipeline, text))).await;
+        assert!(outcomes.iter().all(Result::is_ok));
+    };
+    tokio::join!(ask_all("old", 0), ask_all("young", 1));
+    let requests = kept.requests();
+    let is_old = |body: &[u8]| String::from_utf8_lossy(body).contains("old");
+    let order: Vec<_> = requests.iter().map(|request| is_old(&request.body)).collect();
+    assert_eq!(order.iter().filter(|old| **old).count(), 40);
+    // But for those who passed while the others were with the other key.
+    let late = order.iter().rposition(|old| *old).unwrap() - 39;
+    figure!("40 items, half of them from a key that was lost, behind {late} younger ones");
+    assert!(late <= 2, "{order:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_hangs_costs_ten_deadlines_and_then_the_other_key_takes_over() {
+    let _traffic = Traffic::watch();
+    let [hanging, working] = [(); 2].map(|()| MockServer::start_here(MockConfig::default()).unwrap());
+    hanging.script([Answer { times: 0, ..Answer::fault(Fault::HangBefore) }]);
+    let upstreams = vec![upstream(&hanging, "sk-canary-hangs"), upstream(&working, "sk-canary-works")];
+    let timeouts = Timeouts { total: Some(Duration::from_secs(2)), ..Timeouts::default() };
+    let pipeline = Pipeline { timeouts, ..pipeline_over(upstreams) };
+    let mut errors = Vec::new();
+    for index in 0..60 {
+        errors.extend(ask(&pipeline, &format!("item {index}")).await.err());
+    }
+    let key = pipeline.keys.upstreams()[0].key_id.to_string();
+    assert!(errors.iter().all(|error| error.kind() == Kind::Deadline), "{errors:?}");
+    assert!(errors.iter().all(|error| error.key_id() == Some(key.as_str())), "{errors:?}");
+    assert_eq!(errors.len() as u64, hanging.stats().requests);
+    assert!(errors.len() <= 12, "{}", errors.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_the_deadline_cut_short_says_nothing_of_its_server() {
+    let _traffic = Traffic::watch();
+    let server = MockServer::start_here(MockConfig::default()).unwrap();
+    let slow = Answer { latency: Some(Duration::from_secs(2)), ..Answer::default() };
+    server
+        .script((0..20).flat_map(|_| {
+            [Answer { latency: Some(Duration::from_millis(1500)), ..Answer::status(409) }, slow.clone()]
+        }));
+    let timeouts = Timeouts { total: Some(Duration::from_secs(2)), ..Timeouts::default() };
+    let pipeline = Pipeline { timeouts, ..pipeline_over(vec![upstream(&server, "sk-canary")]) };
+    for _ in 0..20 {
+        assert_eq!(ask(&pipeline, "late").await.unwrap_err().kind(), Kind::Deadline);
+    }
+    let lanes = pipeline.keys.lanes("mock-model");
+    assert!(lanes.first().unwrap().breaker.is_closed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_error_of_an_attempt_names_its_key() {
+    let _traffic = Traffic::watch();
+    let server = MockServer::start_here(MockConfig::default()).unwrap();
+    let total = |seconds| Timeouts { total: Some(Duration::from_secs(seconds)), ..Timeouts::default() };
+    let base = pipeline_over(vec![upstream(&server, "sk-canary")]);
+    let key = base.keys.upstreams()[0].key_id.to_string();
+    let silent = Timeouts { first_byte: Some(Duration::from_secs(1)), ..total(30) };
+    let cases = [
+        (Fault::ResetBefore, total(30), Kind::Connection),
+        (Fault::HangBefore, silent, Kind::FirstByteTimeout),
+        (Fault::HangBefore, total(1), Kind::Deadline),
+    ];
+    for (fault, timeouts, kind) in cases {
+        server.script((0..3).map(|_| Answer::fault(fault)));
+        let error = ask(&Pipeline { timeouts, ..base.clone() }, "hi").await.unwrap_err();
+        server.clear();
+        assert_eq!((error.kind(), error.key_id()), (kind, Some(key.as_str())), "{error}");
+    }
+    server.stop();
+    let error = ask(&Pipeline { timeouts: total(30), ..base.clone() }, "hi").await.unwrap_err();
+    assert_eq!((error.kind(), error.key_id()), (Kind::Connection, Some(key.as_str())), "{error}");
+    let window = Window::fixed(1);
+    let _held = window.acquire(Ticket::draw(), 0).await;
+    let queue = Some(Duration::from_secs(1));
+    let unsent = Pipeline { window: Some(window), timeouts: Timeouts { queue, ..total(30) }, ..base };
+    let error = ask(&unsent, "hi").await.unwrap_err();
+    assert_eq!((error.kind(), error.key_id()), (Kind::QueueTimeout, None), "{error}");
 }

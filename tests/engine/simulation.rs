@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use millstream::engine::limit::{Signal, Window};
+use millstream::engine::limit::{Signal, Ticket, Window};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -144,7 +144,7 @@ impl World {
 
     async fn ask_for_ever(self: Arc<Self>) {
         loop {
-            let mut permit = self.window.acquire(None, 0).await;
+            let mut permit = self.window.acquire(Ticket::draw(), 0).await;
             self.allowed().await;
             permit.begin();
             let began = Instant::now();

@@ -7,7 +7,7 @@ use http::StatusCode;
 use millstream::engine::batch::OnError;
 use millstream::engine::config::Timeouts;
 use millstream::engine::error::Kind;
-use millstream::engine::limit::{RateLimiter, RateLimits, Window};
+use millstream::engine::limit::{RateLimiter, RateLimits, Ticket, Window};
 use millstream::engine::pipeline::Pipeline;
 use millstream::engine::retry::{Allowance, Backoff, RetryBudget, RetryPolicy};
 use millstream::engine::types::{Prompt, Unit};
@@ -217,7 +217,7 @@ async fn the_time_in_the_queue_is_not_in_the_deadline_and_has_a_bound_of_its_own
     admission_ends(&pipeline, "rate limit").await;
     let window = Window::fixed(1);
     let full = Pipeline { window: Some(window.clone()), ..persistent(&server, None, None) };
-    let held = window.acquire(None, 0).await;
+    let held = window.acquire(Ticket::draw(), 0).await;
     admission_ends(&full, "window").await;
     drop(held);
     let refused = persistent(&server, None, None);

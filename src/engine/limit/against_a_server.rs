@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::{Actual, Cost, RateLimiter, RateLimits};
+use super::{Actual, Cost, RateLimiter, RateLimits, Ticket};
 use crate::engine::types::{RateReading, Unit};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -108,7 +108,8 @@ async fn send_until(
         let (limiter, server, cost, mut rng) = (Arc::clone(limiter), server.clone(), cost(&mut rng), rng.fork());
         calls.spawn(async move {
             let _permit = permit;
-            let mut reservation = limiter.reserve(cost, 0).await.unwrap();
+            let ticket = Ticket::draw();
+            let mut reservation = limiter.reserve_as(cost, ticket, 0).await.unwrap();
             loop {
                 let sent = reservation.commit();
                 let (passed, readings) = server.answer(cost, &mut rng).await;
@@ -121,7 +122,7 @@ async fn send_until(
                 }
                 limiter.refused(&reservation);
                 sleep(Duration::from_secs(1)).await;
-                reservation = limiter.reserve_again(&reservation).await.unwrap();
+                reservation = limiter.reserve_as(cost, ticket, 0).await.unwrap();
             }
         });
         while calls.try_join_next().is_some() {}

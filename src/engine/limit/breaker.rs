@@ -15,6 +15,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::concurrency::Window;
+use super::line::Ticket;
+use crate::engine::types::Priority;
+
 /// Failures in a row that open it. At 30 % of random failures that is one false alarm in 170,000 requests.
 const FAILURES_TO_OPEN: u32 = 10;
 /// Places that are let through at once before it counts as closed again.
@@ -43,7 +47,7 @@ pub enum Health {
 }
 
 /// Lets requests to one key through, or not.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Breaker {
     /// Closed and without a failure: the usual state, seen without the lock.
     unhealthy: AtomicBool,
@@ -53,6 +57,21 @@ pub struct Breaker {
     /// Since when it has not been closed.
     down_since: Mutex<Option<Instant>>,
     changed: Notify,
+    /// Who waits, in order: one at a time looks at the state, so that thousands are not woken for one to go.
+    head: Window,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            unhealthy: AtomicBool::new(false),
+            has_answered: AtomicBool::new(false),
+            state: Mutex::default(),
+            down_since: Mutex::default(),
+            changed: Notify::new(),
+            head: Window::fixed(1),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -111,9 +130,15 @@ pub struct Pass<'a> {
 impl Breaker {
     /// Waits until a request may go.
     pub async fn pass(&self) -> Pass<'_> {
+        self.pass_as(Ticket::draw(), Priority::default()).await
+    }
+
+    /// [`Self::pass`], before those of a lower priority and those whose `ticket` is younger.
+    pub async fn pass_as(&self, ticket: Ticket, priority: Priority) -> Pass<'_> {
         if let Some(pass) = self.pass_at_once() {
             return pass;
         }
+        let _head = self.head.acquire(ticket, priority).await;
         loop {
             // Listening begins before the look, so that no change is missed between the two.
             let mut changed = std::pin::pin!(self.changed.notified());

@@ -1,9 +1,7 @@
 //! How many requests are in flight at once: a window of fixed size, or of one that steers itself ([`super::adaptive`]).
 //!
 //! A place that is given back goes straight to the first of the line, so nobody who comes later can slip in between. The line is
-//! ordered by priority and age in one number, the *virtual arrival*: the moment someone came, set back by `HEAD_START` for
-//! every step of priority. Whoever has waited that much longer than another therefore goes before one of the next priority:
-//! all age at the same pace, the order of two who wait never changes, and nobody starves.
+//! ordered by priority and age in one number, as that of the rate limits is (`super::line`).
 //!
 //! Each step is one short hold of one mutex, and while a place is free nothing is allocated.
 
@@ -17,10 +15,8 @@ use tokio::time::Instant;
 
 use super::adaptive::{AutoConcurrency, Controller, Signal};
 use super::cohort::Flight;
+use super::line::{Place, Ticket, Turn};
 use crate::engine::types::Priority;
-
-/// By how much a step of priority goes before those who came earlier.
-const HEAD_START: Duration = Duration::from_secs(30);
 
 /// A window of at most N requests in flight. Clones share it.
 #[derive(Debug, Clone)]
@@ -38,32 +34,8 @@ struct State {
     limit: usize,
     in_flight: usize,
     line: BTreeMap<Place, Waker>,
-    drawn: u64,
+    entries: u64,
     controller: Option<Controller>,
-}
-
-/// When an item came to the window first. Given to [`Window::acquire`] again it keeps the item's place among all who came later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket {
-    /// In microseconds since the window was opened.
-    arrived: i64,
-    number: u64,
-}
-
-/// The smallest goes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    virtual_arrival: i64,
-    ticket: u64,
-    /// Apart from any other with the same ticket.
-    entry: u64,
-}
-
-impl Place {
-    fn new(ticket: Ticket, priority: Priority, entry: u64) -> Self {
-        let head_start = i64::from(priority).saturating_mul(HEAD_START.as_micros() as i64);
-        Self { virtual_arrival: ticket.arrived.saturating_sub(head_start), ticket: ticket.number, entry }
-    }
 }
 
 impl State {
@@ -92,35 +64,31 @@ impl Window {
 
     fn open(limit: usize, controller: Option<Controller>) -> Self {
         let adaptive = controller.is_some();
-        let state = State { limit: limit.max(1), in_flight: 0, line: BTreeMap::new(), drawn: 0, controller };
+        let state = State { limit: limit.max(1), in_flight: 0, line: BTreeMap::new(), entries: 0, controller };
         Self(Arc::new(Inner { opened: Instant::now(), adaptive, state: Mutex::new(state) }))
     }
 
-    /// Waits for a place: behind those of a higher priority and, within one, behind those who came before. Without a `ticket`
-    /// the item comes now; [`Permit::ticket`] is what keeps its place for another attempt.
+    /// Waits for a place: behind those of a higher priority and, within one, behind those whose `ticket` is older.
     ///
     /// A wait that is dropped leaves the line, and gives the place on if it had just got one.
-    pub async fn acquire(&self, ticket: Option<Ticket>, priority: Priority) -> Permit {
+    pub async fn acquire(&self, ticket: Ticket, priority: Priority) -> Permit {
         match self.enter(ticket, priority) {
             Ok(permit) => permit,
             Err(waiting) => waiting.await,
         }
     }
 
-    fn enter(&self, ticket: Option<Ticket>, priority: Priority) -> Result<Permit, Waiting> {
-        let arrived = self.0.now().as_micros() as i64;
+    fn enter(&self, ticket: Ticket, priority: Priority) -> Result<Permit, Waiting> {
         let mut state = self.0.lock();
-        state.drawn += 1;
-        let entry = state.drawn;
-        let ticket = ticket.unwrap_or(Ticket { arrived, number: entry });
         if state.in_flight < state.limit {
             // The line is empty: a place that becomes free goes to its first at once.
             state.in_flight += 1;
-            return Ok(Permit::new(&self.0, ticket));
+            return Ok(Permit::new(&self.0));
         }
-        let place = Place::new(ticket, priority, entry);
+        state.entries += 1;
+        let place = (Turn::new(ticket, priority, self.0.opened), state.entries);
         state.line.insert(place, Waker::noop().clone());
-        Err(Waiting { window: Arc::clone(&self.0), ticket, place, over: false })
+        Err(Waiting { window: Arc::clone(&self.0), place, over: false })
     }
 
     /// How many may be in flight now.
@@ -178,7 +146,6 @@ impl Inner {
 /// A place in the line, left when dropped.
 struct Waiting {
     window: Arc<Inner>,
-    ticket: Ticket,
     place: Place,
     over: bool,
 }
@@ -192,7 +159,7 @@ impl Future for Waiting {
             return Poll::Pending;
         }
         self.over = true;
-        Poll::Ready(Permit::new(&self.window, self.ticket))
+        Poll::Ready(Permit::new(&self.window))
     }
 }
 
@@ -209,18 +176,12 @@ impl Drop for Waiting {
 #[derive(Debug)]
 pub struct Permit {
     window: Arc<Inner>,
-    ticket: Ticket,
     flight: Option<Flight>,
 }
 
 impl Permit {
-    fn new(window: &Arc<Inner>, ticket: Ticket) -> Self {
-        Self { window: Arc::clone(window), ticket, flight: None }
-    }
-
-    /// What keeps the item's place in the line for another attempt.
-    pub fn ticket(&self) -> Ticket {
-        self.ticket
+    fn new(window: &Arc<Inner>) -> Self {
+        Self { window: Arc::clone(window), flight: None }
     }
 
     /// The request goes out now. From here on it counts as the server's load, until [`Self::observe`] or the drop; what holds
@@ -261,11 +222,12 @@ mod tests {
     use tokio::task::{JoinSet, yield_now};
     use tokio::time::{sleep, timeout};
 
+    use super::super::line::HEAD_START;
     use super::*;
 
     /// Starts a wait that sends `name` once it has its place, which it gives back at once.
     fn queue(window: &Window, order: &Arc<Mutex<Vec<u32>>>, name: u32, ticket: Option<Ticket>, priority: Priority) {
-        let (window, order) = (window.clone(), Arc::clone(order));
+        let (window, order, ticket) = (window.clone(), Arc::clone(order), ticket.unwrap_or_else(Ticket::draw));
         tokio::spawn(async move {
             let _permit = window.acquire(ticket, priority).await;
             order.lock().unwrap().push(name);
@@ -282,12 +244,12 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_permit_or_wait_lets_the_next_one_in() {
         let window = Window::fixed(1);
-        let first = window.acquire(None, 0).await;
-        assert!(timeout(Duration::ZERO, window.acquire(None, 0)).await.is_err());
+        let first = window.acquire(Ticket::draw(), 0).await;
+        assert!(timeout(Duration::ZERO, window.acquire(Ticket::draw(), 0)).await.is_err());
         assert_eq!(window.waiting(), 0);
         let next = tokio::spawn({
             let window = window.clone();
-            async move { window.acquire(None, 0).await }
+            async move { window.acquire(Ticket::draw(), 0).await }
         });
         yield_now().await;
         assert_eq!((window.in_flight(), window.waiting()), (1, 1));
@@ -300,7 +262,7 @@ mod tests {
     async fn the_higher_priority_goes_first_and_within_one_who_came_first() {
         let window = Window::fixed(1);
         let order = Arc::default();
-        let held = window.acquire(None, 0).await;
+        let held = window.acquire(Ticket::draw(), 0).await;
         for (name, priority) in [(1, 0), (2, -1), (3, 5), (4, 0), (5, 5), (6, i32::MAX), (7, i32::MIN)] {
             queue(&window, &order, name, None, priority);
             yield_now().await;
@@ -313,7 +275,7 @@ mod tests {
     async fn whoever_has_waited_long_goes_before_a_higher_priority_that_came_late() {
         let window = Window::fixed(1);
         let order = Arc::default();
-        let held = window.acquire(None, 0).await;
+        let held = window.acquire(Ticket::draw(), 0).await;
         queue(&window, &order, 1, None, 0);
         sleep(HEAD_START.saturating_sub(Duration::from_secs(1))).await;
         queue(&window, &order, 2, None, 1);
@@ -328,10 +290,9 @@ mod tests {
     async fn a_ticket_keeps_the_place_for_another_attempt() {
         let window = Window::fixed(1);
         let order = Arc::default();
-        let early = window.acquire(None, 0).await;
-        let ticket = early.ticket();
-        drop(early);
-        let held = window.acquire(None, 0).await;
+        let ticket = Ticket::draw();
+        drop(window.acquire(ticket, 0).await);
+        let held = window.acquire(Ticket::draw(), 0).await;
         for name in 1..4 {
             queue(&window, &order, name, None, 0);
         }
@@ -348,7 +309,7 @@ mod tests {
         let window = Window::fixed(3);
         let mut held = Vec::new();
         for _ in 0..3 {
-            held.push(window.acquire(None, 0).await);
+            held.push(window.acquire(Ticket::draw(), 0).await);
         }
         window.set_limit(1);
         let order = Arc::default();
@@ -367,10 +328,10 @@ mod tests {
     #[tokio::test]
     async fn a_place_given_to_a_wait_in_the_moment_it_is_dropped_goes_to_the_next() {
         let window = Window::fixed(1);
-        let held = window.acquire(None, 0).await;
-        let mut dropped = Box::pin(window.acquire(None, 0));
+        let held = window.acquire(Ticket::draw(), 0).await;
+        let mut dropped = Box::pin(window.acquire(Ticket::draw(), 0));
         assert!(futures_util::poll!(&mut dropped).is_pending());
-        let mut next = Box::pin(window.acquire(None, 0));
+        let mut next = Box::pin(window.acquire(Ticket::draw(), 0));
         assert!(futures_util::poll!(&mut next).is_pending());
         drop(held);
         drop(dropped);
@@ -382,7 +343,7 @@ mod tests {
     async fn only_what_was_sent_is_load() {
         let window = Window::auto(AutoConcurrency { initial: 4, ..AutoConcurrency::default() });
         let running = || window.0.lock().controller.as_ref().unwrap().running();
-        let mut held = window.acquire(None, 0).await;
+        let mut held = window.acquire(Ticket::draw(), 0).await;
         assert_eq!((window.in_flight(), running()), (1, 0));
         held.begin();
         held.begin();
@@ -424,7 +385,7 @@ mod tests {
         };
         match deed {
             Deed::Hold(steps) => {
-                let permit = window.acquire(None, priority).await;
+                let permit = window.acquire(Ticket::draw(), priority).await;
                 {
                     let mut highest = highest.lock().unwrap();
                     highest.0 += 1;
@@ -438,12 +399,12 @@ mod tests {
                 tokio::select! {
                     biased;
                     () = hold(steps) => {}
-                    permit = window.acquire(None, priority) => drop(permit),
+                    permit = window.acquire(Ticket::draw(), priority) => drop(permit),
                 }
             }
             Deed::Resize(size) => window.set_limit(size.into()),
             Deed::Panic => {
-                let _permit = window.acquire(None, priority).await;
+                let _permit = window.acquire(Ticket::draw(), priority).await;
                 std::panic::resume_unwind(Box::new("as asked"));
             }
         }
@@ -481,18 +442,6 @@ mod tests {
             })?;
             prop_assert_eq!((window.in_flight(), window.waiting()), (0, 0));
             prop_assert!(highest.lock().unwrap().1 <= LARGEST);
-        }
-
-        #[test]
-        fn the_line_is_a_total_order_in_which_priority_is_worth_a_head_start(
-            arrivals in prop::collection::vec((0..200_i64, -3..4_i32), 2..20),
-        ) {
-            let mut places: Vec<_> = (1..).zip(&arrivals).map(|(number, &(second, priority))| {
-                let place = Place::new(Ticket { arrived: second * 1_000_000, number }, priority, number);
-                (place, second - i64::from(priority) * HEAD_START.as_secs().cast_signed(), number)
-            }).collect();
-            places.sort_by_key(|(place, ..)| *place);
-            prop_assert!(places.is_sorted_by_key(|&(_, virtual_arrival, number)| (virtual_arrival, number)));
         }
     }
 }

@@ -12,13 +12,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::line::Ticket;
 use crate::engine::types::Priority;
 
 /// Share of the wait that is added at most before the first may go, and the most it adds: several processes may use the key.
@@ -43,7 +44,15 @@ const SAME_BURST: f64 = 0.25;
 pub struct Gate {
     /// Open, past every ramp, and nobody waits.
     free: AtomicBool,
+    /// How many waits and ramps there have been.
+    closings: AtomicU64,
     state: Mutex<State>,
+}
+
+/// Leave to pass a gate. It holds for as long as the gate has not been closed anew, and nothing of anyone else's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passed {
+    closings: u64,
 }
 
 #[derive(Debug, Default)]
@@ -52,11 +61,11 @@ struct State {
     /// When the next may go; before that the gate is closed, or the ramp wants a gap.
     next: Option<Instant>,
     line: BTreeMap<Place, Arc<Notify>>,
-    arrivals: u64,
+    entries: u64,
 }
 
-/// Higher priority first, then first come, first served.
-type Place = (Reverse<Priority>, u64);
+/// Higher priority first, then first come, first served; the last apart from another entry with the same ticket.
+type Place = (Reverse<Priority>, Ticket, u64);
 
 /// Admissions paced from `begins` on, the faster the later.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +97,7 @@ impl Ramp {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { free: AtomicBool::new(true), state: Mutex::default() }
+        Self { free: AtomicBool::new(true), closings: AtomicU64::new(0), state: Mutex::default() }
     }
 }
 
@@ -109,7 +118,7 @@ impl Gate {
         }
         state.ramp = Some(ramp);
         state.next = Some(opens);
-        self.free.store(false, Ordering::Release);
+        self.shut();
     }
 
     /// Lets the traffic grow anew from a slow start, without a wait: what it may grow to is not changed.
@@ -127,27 +136,43 @@ impl Gate {
         let ramp = Ramp { begins: now, length };
         state.ramp = Some(ramp);
         state.next = Some(ramp.admits(1.0, now));
-        self.free.store(false, Ordering::Release);
+        self.shut();
     }
 
     /// Waits until it is open and the ramp admits one more.
-    pub async fn pass(&self) {
-        self.pass_as(Priority::default()).await;
+    pub async fn pass(&self) -> Passed {
+        self.pass_as(Ticket::draw(), Priority::default()).await
     }
 
-    /// [`Self::pass`], before those of a lower priority.
-    pub async fn pass_as(&self, priority: Priority) {
+    /// [`Self::pass`], before those of a lower priority and those whose `ticket` is younger.
+    pub async fn pass_as(&self, ticket: Ticket, priority: Priority) -> Passed {
+        let passed = self.closings();
         if self.free.load(Ordering::Acquire) {
-            return;
+            return passed;
         }
-        let waiter = self.enter(priority);
+        let waiter = self.enter(ticket, priority);
         loop {
             match waiter.turn() {
-                Turn::Passed => return,
+                Turn::Passed(passed) => return passed,
                 Turn::At(next) => drop(timeout_at(next, waiter.wake.notified()).await),
                 Turn::Behind => waiter.wake.notified().await,
             }
         }
+    }
+
+    /// Whether whoever passed it may still go.
+    pub fn still_lets(&self, passed: Passed) -> bool {
+        self.free.load(Ordering::Acquire) || self.closings() == passed
+    }
+
+    fn closings(&self) -> Passed {
+        Passed { closings: self.closings.load(Ordering::Acquire) }
+    }
+
+    /// Nobody passes by [`Self::free`] any more.
+    fn shut(&self) {
+        self.closings.fetch_add(1, Ordering::AcqRel);
+        self.free.store(false, Ordering::Release);
     }
 
     /// How long one who came now would wait: what tells the readiest of several keys.
@@ -162,10 +187,10 @@ impl Gate {
         gone.saturating_duration_since(now)
     }
 
-    fn enter(&self, priority: Priority) -> Waiter<'_> {
+    fn enter(&self, ticket: Ticket, priority: Priority) -> Waiter<'_> {
         let mut state = self.lock();
-        state.arrivals += 1;
-        let place = (Reverse(priority), state.arrivals);
+        state.entries += 1;
+        let place = (Reverse(priority), ticket, state.entries);
         let wake = Arc::new(Notify::new());
         let former = state.line.first_key_value().map(|(_, head)| Arc::clone(head));
         state.line.insert(place, Arc::clone(&wake));
@@ -184,7 +209,7 @@ impl Gate {
 }
 
 enum Turn {
-    Passed,
+    Passed(Passed),
     /// The first of the line, and this is when it may go.
     At(Instant),
     Behind,
@@ -209,7 +234,7 @@ impl Waiter<'_> {
             return Turn::At(next);
         }
         state.next = state.ramp.map(|ramp| ramp.admits(1.0, now));
-        Turn::Passed
+        Turn::Passed(self.gate.closings())
     }
 }
 
@@ -256,7 +281,7 @@ mod tests {
         for (index, priority) in waiters {
             let (gate, sender) = (Arc::clone(gate), sender.clone());
             tokio::spawn(async move {
-                gate.pass_as(priority).await;
+                gate.pass_as(Ticket::draw(), priority).await;
                 sender.send((index, start.elapsed().as_secs_f64())).unwrap();
             });
             yield_now().await;

@@ -3,8 +3,12 @@
 //! Who waits is ordered by one number, the moment it came set back by [`HEAD_START`] for every step of priority. Whoever has
 //! waited that much longer than another therefore goes before one of the next priority: all age at the same pace, the order of
 //! two who wait never changes, and nobody starves.
+//!
+//! A [`Ticket`] is the moment an item came to the client. It shows the same one in every line it stands in, whichever limit of
+//! whichever key that is before, so that its age is never lost: not by another attempt, nor by moving to another key.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,19 +21,44 @@ use crate::engine::types::Priority;
 /// By how much a step of priority goes before those who came earlier.
 pub(super) const HEAD_START: Duration = Duration::from_secs(30);
 
-/// A place in the order. Kept by a reservation, so that whoever must try again stands where it stood.
+/// Tickets drawn so far, by all clients: who shares a limiter stands in one line.
+static DRAWN: AtomicU64 = AtomicU64::new(0);
+
+/// When an item came. Whoever shows it again stands before all who came later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket {
+    arrived: Instant,
+    /// Apart from any other of the same moment.
+    number: u64,
+}
+
+impl Ticket {
+    /// One of now.
+    pub fn draw() -> Self {
+        Self { arrived: Instant::now(), number: DRAWN.fetch_add(1, Relaxed) }
+    }
+
+    /// The moment it was drawn.
+    pub fn arrived(&self) -> Instant {
+        self.arrived
+    }
+}
+
+/// A place in the order of one line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Turn {
-    /// Microseconds since the limiter was made, set back by priority.
+    /// Microseconds since the line began, set back by priority.
     virtual_arrival: i64,
     ticket: u64,
 }
 
 impl Turn {
-    pub(super) fn new(arrived: Duration, priority: Priority, ticket: u64) -> Self {
+    /// Of `ticket` in a line that began at `began`.
+    pub(super) fn new(ticket: Ticket, priority: Priority, began: Instant) -> Self {
         let head_start = i64::from(priority).saturating_mul(HEAD_START.as_micros() as i64);
-        let arrived = i64::try_from(arrived.as_micros()).unwrap_or(i64::MAX);
-        Self { virtual_arrival: arrived.saturating_sub(head_start), ticket }
+        let arrived = ticket.arrived.saturating_duration_since(began).as_micros();
+        let arrived = i64::try_from(arrived).unwrap_or(i64::MAX);
+        Self { virtual_arrival: arrived.saturating_sub(head_start), ticket: ticket.number }
     }
 }
 
@@ -139,5 +168,28 @@ impl Line {
         // Sums of floats drift; an empty line asks for nothing.
         self.asked = if self.waiters.is_empty() { Cost::default() } else { self.asked.plus(waiter.cost, -1.0) };
         Some(waiter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_line_is_a_total_order_in_which_priority_is_worth_a_head_start(
+            arrivals in prop::collection::vec((0..200_u64, -3..4_i32), 2..20),
+        ) {
+            let began = Instant::now();
+            let mut turns: Vec<_> = (1..).zip(&arrivals).map(|(number, &(second, priority))| {
+                let ticket = Ticket { arrived: began + Duration::from_secs(second), number };
+                let virtual_arrival = second.cast_signed() - i64::from(priority) * HEAD_START.as_secs().cast_signed();
+                (Turn::new(ticket, priority, began), virtual_arrival, number)
+            }).collect();
+            turns.sort_by_key(|(turn, ..)| *turn);
+            prop_assert!(turns.is_sorted_by_key(|&(_, virtual_arrival, number)| (virtual_arrival, number)));
+        }
     }
 }

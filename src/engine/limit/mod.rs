@@ -21,9 +21,10 @@ mod against_a_server;
 
 pub use adaptive::{AutoConcurrency, Signal};
 pub use breaker::{Breaker, Health, Pass};
-pub use concurrency::{Permit, Ticket, Window};
+pub use concurrency::{Permit, Window};
 pub use cost::{Actual, Cost};
-pub use gate::Gate;
+pub use gate::{Gate, Passed};
+pub use line::Ticket;
 pub use meter::{Algorithm, Limit, RateLimits};
 pub use rate::{LimitState, RateLimiter, Snapshot};
 pub use reservation::{Reservation, Sent};

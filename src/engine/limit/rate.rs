@@ -12,14 +12,14 @@
 //! A limiter may also *learn* its limits from the headers of answers ([`RateLimiter::learn`]). Until it has, everything passes
 //! for the price of a few atomic additions.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
 use super::cost::{Actual, Cost};
-use super::line::{Grant, Line, Place, Signal, Turn, Verdict};
+use super::line::{Grant, Line, Place, Signal, Ticket, Turn, Verdict};
 use super::meter::{Algorithm, Finding, Limit, MINUTE, Meter, RateLimits};
 use super::pace::{Pace, Refusal};
 use super::reservation::{Reservation, Sent, Tally};
@@ -187,7 +187,6 @@ pub struct RateLimiter {
     limited: AtomicBool,
     /// Whether there is one that was found from refusals.
     paced: AtomicBool,
-    tickets: AtomicU64,
     made: Instant,
     /// All that was ever let through, less what was given back.
     pub(super) granted: Tally,
@@ -218,7 +217,6 @@ impl RateLimiter {
         Self {
             limited: AtomicBool::new(!meters.is_empty()),
             paced: AtomicBool::new(false),
-            tickets: AtomicU64::new(0),
             made: Instant::now(),
             granted: Tally::default(),
             sent: Tally::default(),
@@ -231,8 +229,21 @@ impl RateLimiter {
     /// # Errors
     /// At once, if `cost` is more than the user's limits could ever pass, negative or not finite.
     pub async fn reserve(self: &Arc<Self>, cost: Cost, priority: Priority) -> Result<Reservation, Error> {
-        let turn = self.draw_turn(priority);
-        self.reserve_at(cost.checked()?, turn).await
+        self.reserve_as(cost, Ticket::draw(), priority).await
+    }
+
+    /// [`Self::reserve`] for an item that came when its `ticket` says: whoever must try again, or comes from another line, does
+    /// not lose its place to those who came later.
+    ///
+    /// # Errors
+    /// As [`Self::reserve`].
+    pub async fn reserve_as(
+        self: &Arc<Self>,
+        cost: Cost,
+        ticket: Ticket,
+        priority: Priority,
+    ) -> Result<Reservation, Error> {
+        self.reserve_at(cost.checked()?, self.turn(ticket, priority)).await
     }
 
     /// As [`Self::reserve`], for `max_wait` at most.
@@ -245,7 +256,7 @@ impl RateLimiter {
         priority: Priority,
         max_wait: Duration,
     ) -> Result<Reservation, Error> {
-        let turn = self.draw_turn(priority);
+        let turn = self.turn(Ticket::draw(), priority);
         let (cost, now) = (cost.checked()?, Instant::now());
         let seconds = max_wait.as_secs_f64();
         let (estimate, waiting) = self.wait_at(cost, turn, now)?;
@@ -265,31 +276,26 @@ impl RateLimiter {
         }
     }
 
-    /// Waits until the same may go once more, where `earlier` stood in the line: whoever must try again does not lose its place
-    /// to those who have not begun.
-    ///
-    /// # Errors
-    /// If the limits were changed to less than it needs.
-    pub async fn reserve_again(self: &Arc<Self>, earlier: &Reservation) -> Result<Reservation, Error> {
-        self.reserve_at(earlier.cost(), earlier.turn()).await
-    }
-
     /// `cost` if it may go now and nobody waits, else `None`.
     ///
     /// # Errors
     /// As [`Self::reserve`].
     pub fn try_reserve(self: &Arc<Self>, cost: Cost) -> Result<Option<Reservation>, Error> {
-        let turn = self.draw_turn(Priority::MIN);
         let cost = cost.checked()?;
         if self.is_open() {
-            return Ok(Some(self.let_through(cost, turn)));
+            return Ok(Some(self.let_through(cost)));
         }
         let mut state = self.lock();
         state.check(cost)?;
         if state.line.len() > 0 {
             return Ok(None);
         }
-        Ok(self.take(&mut state, cost, Instant::now()).ok().map(|grant| self.reservation(cost, turn, grant)))
+        Ok(self.take(&mut state, cost, Instant::now()).ok().map(|grant| self.reservation(cost, grant)))
+    }
+
+    /// Whether there is any limit yet.
+    pub fn is_limited(&self) -> bool {
+        !self.is_open()
     }
 
     /// How long `cost` would wait if it came now: the levels, and the whole line before it. Zero while nothing is limited.
@@ -399,19 +405,19 @@ impl RateLimiter {
         !self.limited.load(Acquire)
     }
 
-    fn draw_turn(&self, priority: Priority) -> Turn {
-        Turn::new(self.made.elapsed(), priority, self.tickets.fetch_add(1, Relaxed))
+    fn turn(&self, ticket: Ticket, priority: Priority) -> Turn {
+        Turn::new(ticket, priority, self.made)
     }
 
     async fn reserve_at(self: &Arc<Self>, cost: Cost, turn: Turn) -> Result<Reservation, Error> {
         if self.is_open() {
-            return Ok(self.let_through(cost, turn));
+            return Ok(self.let_through(cost));
         }
         match self.enter(cost, turn)? {
             Entry::Granted(reservation) => Ok(reservation),
             Entry::Behind(mut seat) => {
                 let grant = seat.wait().await?;
-                Ok(self.reservation(cost, turn, grant))
+                Ok(self.reservation(cost, grant))
             }
         }
     }
@@ -422,7 +428,7 @@ impl RateLimiter {
         if state.line.is_before_all(turn)
             && let Ok(grant) = self.take(&mut state, cost, Instant::now())
         {
-            return Ok(Entry::Granted(self.reservation(cost, turn, grant)));
+            return Ok(Entry::Granted(self.reservation(cost, grant)));
         }
         let (place, signal) = state.line.enter(turn, cost);
         Ok(Entry::Behind(Seat { limiter: Arc::clone(self), place, cost, signal, left: false }))
@@ -438,13 +444,13 @@ impl RateLimiter {
         Ok((duration(state.seconds_until(asked, now)), state.line.len()))
     }
 
-    fn let_through(self: &Arc<Self>, cost: Cost, turn: Turn) -> Reservation {
+    fn let_through(self: &Arc<Self>, cost: Cost) -> Reservation {
         self.granted.add(cost);
-        self.reservation(cost, turn, Grant { at: Instant::now(), generation: 0 })
+        self.reservation(cost, Grant { at: Instant::now(), generation: 0 })
     }
 
-    fn reservation(self: &Arc<Self>, cost: Cost, turn: Turn, grant: Grant) -> Reservation {
-        Reservation::new(Arc::clone(self), cost, turn, grant)
+    fn reservation(self: &Arc<Self>, cost: Cost, grant: Grant) -> Reservation {
+        Reservation::new(Arc::clone(self), cost, grant)
     }
 
     fn take(&self, state: &mut State, cost: Cost, now: Instant) -> Result<Grant, Hold> {
@@ -832,7 +838,8 @@ mod tests {
     async fn whoever_tries_again_goes_before_those_who_came_later() {
         let limiter = limiter(Some(60.0), None);
         let first = limiter.reserve(requests(59.0), 0).await.unwrap();
-        let one = limiter.reserve(Cost::request(0), 0).await.unwrap();
+        let ticket = Ticket::draw();
+        let one = limiter.reserve_as(Cost::request(0), ticket, 0).await.unwrap();
         let waiters: Vec<_> = (0..30)
             .map(|_| {
                 let limiter = Arc::clone(&limiter);
@@ -841,7 +848,7 @@ mod tests {
             .collect();
         tokio::task::yield_now().await;
         let start = Instant::now();
-        limiter.reserve_again(&one).await.unwrap().keep();
+        limiter.reserve_as(Cost::request(0), ticket, 0).await.unwrap().keep();
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         for waiter in waiters {
             waiter.await.unwrap();

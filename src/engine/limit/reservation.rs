@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::time::Instant;
 
 use super::cost::{Actual, Cost, UNITS};
-use super::line::{Grant, Turn};
+use super::line::Grant;
 use super::rate::RateLimiter;
 use crate::engine::types::Unit;
 
@@ -126,23 +126,18 @@ impl Sent {
 pub struct Reservation {
     limiter: Arc<RateLimiter>,
     cost: Cost,
-    turn: Turn,
     grant: Grant,
     sent: Option<Sent>,
 }
 
 impl Reservation {
-    pub(super) fn new(limiter: Arc<RateLimiter>, cost: Cost, turn: Turn, grant: Grant) -> Self {
-        Self { limiter, cost, turn, grant, sent: None }
+    pub(super) fn new(limiter: Arc<RateLimiter>, cost: Cost, grant: Grant) -> Self {
+        Self { limiter, cost, grant, sent: None }
     }
 
     /// What was taken.
     pub fn cost(&self) -> Cost {
         self.cost
-    }
-
-    pub(super) fn turn(&self) -> Turn {
-        self.turn
     }
 
     /// The moment it left, once it has, and when the limits let it through.

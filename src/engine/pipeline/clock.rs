@@ -21,8 +21,8 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub(super) fn start(total: Option<Duration>, queue: Option<Duration>) -> Self {
-        Self { called: Instant::now(), admitted: None, total, queue }
+    pub(super) fn start(called: Instant, total: Option<Duration>, queue: Option<Duration>) -> Self {
+        Self { called, admitted: None, total, queue }
     }
 
     /// The item goes out; the first time counts.
@@ -49,6 +49,11 @@ impl Clock {
     /// Whether the deadline comes before `wait` is over.
     pub(super) fn ends_within(&self, wait: Duration) -> bool {
         self.limit().is_some_and(|limit| limit.saturating_duration_since(Instant::now()) < wait)
+    }
+
+    /// Whether `time` is half or more of what all attempts may take together.
+    pub(super) fn is_most_of_total(&self, time: Duration) -> bool {
+        self.total.is_some_and(|total| time >= total / 2)
     }
 
     fn elapsed(&self) -> Duration {

@@ -1,51 +1,49 @@
 //! One request's life. The order is written here and nowhere else:
 //!
-//! window → rate limit → key → its limits → gate → (deadline starts) → send → read or classify → observe → settle → wait → again.
+//! admission: window, rate limit, key, breaker, its limits, gate → (deadline starts) → send → read or classify → observe →
+//! settle → wait → again.
 //!
-//! A place in the window is held for one attempt, not through the waits between attempts; an item that comes again keeps its
-//! turn before all who came later. The deadline starts at the admission, covers every attempt and every wait between them, and is
+//! What an attempt needs it holds only while it is sent: neither through the waits between attempts nor while it waits for the
+//! rest of its admission ([`admission`]). An item that comes again keeps its turn before all who came later. The deadline starts at the admission, covers every attempt and every wait between them, and is
 //! never overrun; the time before that is reported apart. Every attempt takes a reservation of its own, since servers count
 //! failed requests too.
 
+mod admission;
 mod call;
 mod clock;
 mod failure;
 mod parking;
 mod stream;
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 
+use self::admission::Admission;
 pub use self::call::{Answer, Call};
 use self::clock::Clock;
 pub use self::parking::Parking;
 use super::config::Timeouts;
 use super::error::{Error, Kind, Pressure, Verdict};
-use super::keys::{Keys, Lane, Lanes, Occupied};
-use super::limit::{
-    Actual, Breaker, Cost, Health, Pass, Permit, RateLimiter, Reservation, Sent, Signal, Ticket, Window,
-};
+use super::keys::{Keys, Lane, Lanes};
+use super::limit::{Breaker, Health, RateLimiter, Signal, Ticket, Window};
 use super::metrics::{AttemptOutcome, Metrics, RetryCause, WaitCause};
 use super::provider::chunk::ChatChunk;
 use super::provider::rate_headers;
 use super::retry::{
     Attempts, Decision, HedgeAfter, HedgeBudget, IDEMPOTENCY_KEY, IdempotencyKeys, RetryBudget, RetryPolicy, hedged,
 };
+use super::secret::KeyId;
 use super::transport::{Opened, Request, Response};
-use super::types::{Priority, RateReading, Receipt, Usage};
+use super::types::Receipt;
 
 /// How long a call of its own holds on while a server fails everybody: two probes' time.
 const CALL_PATIENCE: Duration = Duration::from_millis(3100);
 
 /// How long the items of a batch do, if the server has ever answered: as long as a `Retry-After` is waited for.
 const BATCH_PATIENCE: Duration = Duration::from_secs(120);
-
-/// How often an item that waits for one of several upstreams looks whether another is readier.
-const LOOK_ROUND: Duration = Duration::from_millis(500);
 
 /// What every request of a client goes through.
 #[derive(Debug, Clone)]
@@ -131,22 +129,30 @@ impl Pipeline {
         loop {
             let clock = item.clock;
             let Some(admission) = clock.bound(self.admit(call, lanes, item)).await else {
-                return Err(item.clock.overrun(item.last.take(), item.attempts()));
+                let last = item.last.take();
+                return Err(item.overrun(last));
             };
             let mut admission = admission.map_err(|error| item.clock.give_up(error, None, item.attempts()))?;
             item.clock.admit();
+            item.key_id = Some(admission.lane.upstream.key_id);
             let was_probe = admission.is_probe();
             let outcome = item.clock.bound(self.send::<T>(call, lanes, &mut admission, item)).await;
-            item.remember(&mut admission);
+            item.failed_at = Some(admission.place);
             let error = match outcome {
                 Some(Ok(answer)) => return Ok(answer),
                 Some(Err(error)) => error,
                 None => {
                     admission.observe(Signal::Timeout, None);
-                    let error = item.clock.overrun(None, item.attempts());
-                    return Err(match &call.writer {
-                        Some(writer) if writer.has_delivered() => error.with_partial(writer.text()),
-                        _ => error,
+                    let delivered = call.writer.as_ref().filter(|writer| writer.has_delivered());
+                    // Silence for most of the time is the server's, and the next item need not wait as long for it.
+                    if delivered.is_none() && admission.sent_for().is_some_and(|time| item.clock.is_most_of_total(time))
+                    {
+                        admission.report(Health::Failing);
+                    }
+                    let error = item.overrun(None);
+                    return Err(match delivered {
+                        Some(writer) => error.with_partial(writer.text()),
+                        None => error,
                     });
                 }
             };
@@ -158,97 +164,9 @@ impl Pipeline {
             };
             lane.metrics.retry(RetryCause::of(&error));
             if item.clock.bound(self.wait(wait, &error, lane)).await.is_none() {
-                return Err(item.clock.overrun(Some(error), item.attempts()));
+                return Err(item.overrun(Some(error)));
             }
             item.last = Some(error);
-        }
-    }
-
-    /// Waits for everything that holds a request back.
-    async fn admit<'a>(&'a self, call: &'a Call, lanes: &'a Lanes, item: &mut Item) -> Result<Admission<'a>, Error> {
-        let windows = [self.bulk.as_ref().and_then(|bulk| bulk.window.as_ref()), self.window.as_ref()];
-        let mut permits = [None, None];
-        for ((window, permit), ticket) in windows.into_iter().zip(&mut permits).zip(&mut item.tickets) {
-            if let Some(window) = window {
-                // Pinned here, as the other waits are: a future that is handed on by value is stored twice.
-                let place = pin!(window.acquire(*ticket, call.priority));
-                let place = self.metrics.wait(WaitCause::Window, place).await;
-                *ticket = Some(place.ticket());
-                *permit = Some(place);
-            }
-        }
-        let own = match &self.limiter {
-            Some(limiter) => {
-                let cost = || lanes.first().map_or_else(Cost::default, |lane| cost(lane, call));
-                let earlier = item.own.take();
-                let taken = pin!(again_or_anew(limiter, earlier.as_ref(), cost, call.priority));
-                Some(self.metrics.wait(WaitCause::RateLimit, taken).await?)
-            }
-            None => None,
-        };
-        loop {
-            let place = lanes.readiest(call.body.len(), call.max_tokens, item.failed_at);
-            let lane = lanes.get(place).ok_or_else(|| Error::internal("a model without a lane"))?;
-            let breaker = &lane.breaker;
-            let Some(pass) = self.pass(lane, lanes, item).await? else { continue };
-            // Pinned where they are made, so that they are in this future once.
-            let reserved = pin!(reserve(lane, call, item.earlier(place)));
-            let taken = if lanes.count() > 1 && !pass.is_probe() {
-                let taken = async {
-                    let taken = lane.metrics.wait(WaitCause::RateLimit, reserved).await?;
-                    lane.metrics.wait(WaitCause::Gate, lane.gate.pass_as(call.priority)).await;
-                    Ok(taken)
-                };
-                // Whoever waits for a key that is lost, or held for long, goes to another.
-                tokio::select! {
-                    biased;
-                    taken = taken => taken?,
-                    () = breaker.tripped() => continue,
-                    () = readier_elsewhere(call, lanes, place) => continue,
-                }
-            } else {
-                let taken = lane.metrics.wait(WaitCause::RateLimit, reserved).await?;
-                lane.metrics.wait(WaitCause::Gate, pin!(lane.gate.pass_as(call.priority))).await;
-                taken
-            };
-            if pass.is_probe() || breaker.is_closed() {
-                let (pass, is_alone) = (Some(pass), lanes.count() == 1);
-                return Ok(Admission {
-                    permits,
-                    own,
-                    place,
-                    lane,
-                    pass,
-                    taken,
-                    sent: None,
-                    is_alone,
-                    _occupied: lane.occupy(),
-                });
-            }
-        }
-    }
-
-    /// Leave to send to a lane's upstream; `None` if it is time to look whether another is readier.
-    async fn pass<'a>(&self, lane: &'a Lane, lanes: &Lanes, item: &mut Item) -> Result<Option<Pass<'a>>, Error> {
-        let breaker = &lane.breaker;
-        if let Some(pass) = breaker.pass_at_once() {
-            return Ok(Some(pass));
-        }
-        let mut longest = self.patience_left(breaker);
-        if !self.holds_on() && item.last.is_some() && !breaker.is_barred() {
-            // It has retries left, and a probe's time is no longer than a backoff.
-            longest = CALL_PATIENCE;
-        }
-        let has_hope = |lanes: &Lanes| lanes.iter().any(|lane| !self.patience_left(&lane.breaker).is_zero());
-        if lanes.count() > 1 && has_hope(lanes) {
-            longest = LOOK_ROUND;
-        }
-        // In a box of its own, since it is rare.
-        let pass = Box::pin(lane.metrics.wait(WaitCause::Gate, breaker.pass()));
-        match tokio::time::timeout(longest, pass).await {
-            Ok(pass) => Ok(Some(pass)),
-            Err(_) if lanes.count() > 1 && has_hope(lanes) => Ok(None),
-            Err(_) => Err(item.last.take().unwrap_or_else(|| not_sent(lane))),
         }
     }
 
@@ -290,8 +208,16 @@ impl Pipeline {
         let with_twin = Box::pin(async {
             let failed_at = Some(admission.place);
             let twin = async move {
-                let mut other = Item { failed_at, ..Item::new(self, call) };
-                let mut admission = self.admit(call, lanes, &mut other).await?;
+                // As old as its twin, so the next place that comes free is its own.
+                let mut other = Item { failed_at, ticket: item.ticket, ..Item::new(self, call) };
+                let in_line = tokio::time::timeout(after, self.admit(call, lanes, &mut other)).await;
+                let mut admission = if let Ok(admission) = in_line {
+                    admission?
+                } else {
+                    // Every place may be held by a request as slow as the one that it is to help.
+                    other.shares_place = true;
+                    self.admit(call, lanes, &mut other).await?
+                };
                 self.exchange(call, &mut admission, item).await
             };
             hedged(self.exchange(call, admission, item), || hedge.budget.withdraw().then_some(twin), after).await
@@ -341,9 +267,9 @@ impl Pipeline {
             {
                 return Ok((answer, response));
             }
-            Err(failure::read::<T>(&request.header_maps(), &response, upstream.endpoint.host())
-                .with_key_id(upstream.key_id.to_string()))
+            Err(failure::read::<T>(&request.header_maps(), &response, upstream.endpoint.host()))
         });
+        let outcome = outcome.map_err(|error| error.with_key_id(upstream.key_id.to_string()));
         match &outcome {
             Ok((answer, response)) => {
                 let usage = answer.usage();
@@ -368,11 +294,8 @@ impl Pipeline {
                 {
                     lane.gate.close(wait);
                 }
-                let [_, learnt] = &admission.taken;
-                if let Some(learnt) = learnt
-                    && is_refused_for_rate(error)
-                {
-                    lane.limiter.refused(learnt);
+                if is_refused_for_rate(error) {
+                    admission.refused();
                 }
                 if error.pressure() == Pressure::Ramp {
                     lane.gate.slow_down();
@@ -468,33 +391,40 @@ impl Pipeline {
 /// What an item carries from one attempt to the next.
 struct Item {
     clock: Clock,
+    /// Its age in every line it stands in.
+    ticket: Ticket,
     /// Seeded anew for every item; only the spread matters.
     rng: fastrand::Rng,
     /// HTTP requests made, a twin's included.
     attempts: AtomicU32,
     made: Attempts,
     resent: bool,
-    tickets: [Option<Ticket>; 2],
-    own: Option<Reservation>,
-    /// What it took of the lane it failed on, and which that was.
-    taken: [Option<Reservation>; 2],
+    /// The lane that its last attempt failed on.
     failed_at: Option<usize>,
+    /// Whether it asks another model than its own.
+    stands_in: bool,
+    /// Whether it needs no place in flight, since its twin has one.
+    shares_place: bool,
+    /// Whose key it was sent with last.
+    key_id: Option<KeyId>,
     idempotency_key: Option<HeaderValue>,
     last: Option<Error>,
 }
 
 impl Item {
     fn new(pipeline: &Pipeline, call: &Call) -> Self {
+        let ticket = Ticket::draw();
         Self {
-            clock: Clock::start(pipeline.timeouts.total, pipeline.timeouts.queue),
+            clock: Clock::start(ticket.arrived(), pipeline.timeouts.total, pipeline.timeouts.queue),
+            ticket,
             rng: fastrand::Rng::new(),
             attempts: AtomicU32::new(0),
             made: Attempts::default(),
             resent: false,
-            tickets: [None, None],
-            own: None,
-            taken: [None, None],
             failed_at: None,
+            stands_in: false,
+            shares_place: false,
+            key_id: None,
             idempotency_key: name(pipeline, call),
             last: None,
         }
@@ -504,21 +434,19 @@ impl Item {
         self.attempts.load(Relaxed)
     }
 
+    /// The error of an item whose time is over; `last` is what its last attempt failed with.
+    fn overrun(&self, last: Option<Error>) -> Error {
+        let error = self.clock.overrun(last, self.attempts());
+        match self.key_id {
+            Some(key_id) => error.with_key_id(key_id.to_string()),
+            None => error,
+        }
+    }
+
     /// For another model: its lanes know nothing of the item, and it is another request under another name.
     fn starts_over(&mut self, pipeline: &Pipeline, call: &Call) {
-        (self.made, self.failed_at, self.taken) = (Attempts::default(), None, [None, None]);
+        (self.made, self.failed_at, self.stands_in) = (Attempts::default(), None, true);
         self.idempotency_key = name(pipeline, call);
-    }
-
-    /// What it took before at the lane in `place`, if it was there.
-    fn earlier(&self, place: usize) -> Option<&[Option<Reservation>; 2]> {
-        (self.failed_at == Some(place)).then_some(&self.taken)
-    }
-
-    fn remember(&mut self, admission: &mut Admission<'_>) {
-        self.failed_at = Some(admission.place);
-        self.own = admission.own.take();
-        self.taken = std::mem::take(&mut admission.taken);
     }
 }
 
@@ -528,104 +456,6 @@ fn name(pipeline: &Pipeline, call: &Call) -> Option<HeaderValue> {
     let target = call.lanes.first()?.target(&call.route);
     let is_named = call.headers.as_ref().is_some_and(|headers| headers.contains_key(IDEMPOTENCY_KEY));
     if is_named { None } else { keys.name(&target.method, &target.headers) }
-}
-
-/// Everything that one attempt holds.
-struct Admission<'a> {
-    permits: [Option<Permit>; 2],
-    own: Option<Reservation>,
-    place: usize,
-    lane: &'a Lane,
-    pass: Option<Pass<'a>>,
-    /// Of what the user says that the key may do, and of what the server's headers say of the model.
-    taken: [Option<Reservation>; 2],
-    /// Where this request stands among those of its lane.
-    sent: Option<Sent>,
-    /// Whether the lane is the only one, so that a barred key has no stand-in.
-    is_alone: bool,
-    _occupied: Occupied<'a>,
-}
-
-impl Admission<'_> {
-    fn is_probe(&self) -> bool {
-        self.pass.as_ref().is_some_and(Pass::is_probe)
-    }
-
-    /// The request goes out: what was reserved is spent, since servers count failed requests too.
-    fn begin(&mut self) {
-        let [told, learnt] = &mut self.taken;
-        for reservation in [&mut self.own, told].into_iter().flatten() {
-            reservation.commit();
-        }
-        self.sent = learnt.as_mut().map(Reservation::commit);
-        self.permits.iter_mut().flatten().for_each(Permit::begin);
-        self.pass.iter_mut().for_each(Pass::begin);
-    }
-
-    fn observe(&mut self, signal: Signal, tokens: Option<u64>) {
-        self.permits.iter_mut().flatten().for_each(|permit| permit.observe(signal, tokens));
-    }
-
-    fn report(&mut self, health: Health) {
-        if let Some(pass) = self.pass.take() {
-            // Where there is no other key, each item is told itself.
-            pass.report(if self.is_alone && health == Health::Barred { Health::Alive } else { health });
-        }
-    }
-
-    fn learn(&self, readings: &[RateReading]) {
-        if let Some(sent) = &self.sent {
-            self.lane.limiter.learn(sent, readings);
-        }
-    }
-
-    fn settle(&mut self, usage: Usage) {
-        for reservation in self.own.take().into_iter().chain(self.taken.iter_mut().filter_map(Option::take)) {
-            reservation.settle(Actual::from(usage));
-        }
-    }
-}
-
-fn cost(lane: &Lane, call: &Call) -> Cost {
-    Cost::from(lane.tokens.estimate(call.body.len(), call.max_tokens))
-}
-
-/// What the user and the server say that the key and model may do.
-async fn reserve(
-    lane: &Lane,
-    call: &Call,
-    earlier: Option<&[Option<Reservation>; 2]>,
-) -> Result<[Option<Reservation>; 2], Error> {
-    let (told, learnt) = earlier.map_or((None, None), |[told, learnt]| (told.as_ref(), learnt.as_ref()));
-    let told = match &lane.upstream.limiter {
-        Some(limiter) => Some(again_or_anew(limiter, told, || cost(lane, call), call.priority).await?),
-        None => None,
-    };
-    let learnt = again_or_anew(&lane.limiter, learnt, || cost(lane, call), call.priority).await?;
-    Ok([told, Some(learnt)])
-}
-
-/// Returns once a wait at `place` is much longer than at another lane.
-async fn readier_elsewhere(call: &Call, lanes: &Lanes, place: usize) {
-    loop {
-        tokio::time::sleep(LOOK_ROUND).await;
-        if lanes.is_outdone(place, call.body.len(), call.max_tokens) {
-            return;
-        }
-    }
-}
-
-/// A reservation; for an item that comes again where its earlier one stood in the line.
-async fn again_or_anew(
-    limiter: &Arc<RateLimiter>,
-    earlier: Option<&Reservation>,
-    cost: impl FnOnce() -> Cost,
-    priority: Priority,
-) -> Result<Reservation, Error> {
-    match earlier {
-        Some(earlier) => limiter.reserve_again(earlier).await,
-        None => limiter.reserve(cost(), priority).await,
-    }
 }
 
 /// The error of an item that nobody would take.
