@@ -7,6 +7,7 @@ mod mock;
 mod outages;
 mod paused;
 mod pipeline;
+mod providers;
 mod retries;
 mod several_keys;
 mod simulation;

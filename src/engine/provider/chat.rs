@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{Format, Provider, openai};
+use super::{Format, Provider, anthropic, mistral, openai};
 use crate::engine::error::Error;
 use crate::engine::types::Prompt;
 
@@ -15,6 +15,8 @@ pub struct ChatTemplate(Form);
 #[derive(Debug, Clone)]
 enum Form {
     OpenAi(openai::Template),
+    Anthropic(anthropic::Template),
+    Mistral(mistral::Template),
 }
 
 impl ChatTemplate {
@@ -28,9 +30,8 @@ impl ChatTemplate {
     pub fn new(provider: Provider, model: &str, system: Option<&str>, fields: &str) -> Result<Self, Error> {
         Ok(Self(match provider.format() {
             Format::OpenAi => Form::OpenAi(openai::Template::new(model, system, fields, true)),
-            Format::Anthropic | Format::Mistral => {
-                return Err(Error::configuration(format!("{provider} is not spoken yet")));
-            }
+            Format::Anthropic => Form::Anthropic(anthropic::Template::new(model, system, fields)?),
+            Format::Mistral => Form::Mistral(mistral::Template::new(model, system, fields)?),
         }))
     }
 
@@ -38,6 +39,8 @@ impl ChatTemplate {
     pub fn model(&self) -> Range<usize> {
         match &self.0 {
             Form::OpenAi(template) => template.model(),
+            Form::Anthropic(template) => template.model(),
+            Form::Mistral(template) => template.model(),
         }
     }
 
@@ -48,21 +51,26 @@ impl ChatTemplate {
     pub fn body(&self, prompt: &Prompt, stream: bool) -> Result<Bytes, Error> {
         match &self.0 {
             Form::OpenAi(template) => Ok(template.body(prompt, stream)),
+            Form::Anthropic(template) => template.body(prompt, stream),
+            Form::Mistral(template) => template.body(prompt, stream),
         }
     }
 
     /// Whether an answer can be so long that the provider only sends it as a stream.
     pub fn must_stream(&self) -> bool {
         match &self.0 {
-            Form::OpenAi(_) => false,
+            Form::OpenAi(_) | Form::Mistral(_) => false,
+            Form::Anthropic(template) => template.must_stream(),
         }
     }
 }
 
 /// The whole answer of a chat request as a chat completion of `OpenAI`'s; `None` if it is one, or cannot be read as what it should be
 /// (which the reading of it then says).
-pub fn to_openai(provider: Provider, _body: &[u8]) -> Option<Bytes> {
+pub fn to_openai(provider: Provider, body: &[u8]) -> Option<Bytes> {
     match provider.format() {
-        Format::OpenAi | Format::Anthropic | Format::Mistral => None,
+        Format::OpenAi => None,
+        Format::Anthropic => anthropic::to_openai(body),
+        Format::Mistral => mistral::to_openai(body),
     }
 }

@@ -4,8 +4,11 @@
 //! [`to_openai`] makes a chat completion of its answer and [`StreamReader`] chunks of its stream. What is `OpenAI`'s own passes
 //! untouched and is not looked at twice.
 
+mod anthropic;
 mod chat;
+mod fields;
 pub mod lenient;
+mod mistral;
 pub mod openai;
 pub mod rate_headers;
 mod refusal;

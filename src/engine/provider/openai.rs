@@ -14,7 +14,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::refusal::meaning;
-use super::{lenient, retry_after};
+use super::{Step, lenient, retry_after};
 use crate::engine::error::{Error, HttpContext, Kind, Verdict, printable, printable_name};
 use crate::engine::types::{
     ChatCompletion, Choice, CustomCall, FunctionCall, Message, Model, Prompt, Text, ToolCall, Usage, request_id,
@@ -404,6 +404,33 @@ fn not_an_answer(why: &str, body: &[u8]) -> Error {
 
 fn text(value: &Value, name: &str) -> Option<String> {
     value.get(name)?.as_str().map(str::to_owned)
+}
+
+// ---- streams ----
+
+/// One event of a stream, which is a chunk already.
+pub(super) fn event(name: Option<&str>, data: &Bytes) -> Step {
+    if data.starts_with(b"[DONE]") {
+        Step::End
+    } else if data.is_empty() {
+        Step::Nothing
+    } else if name == Some("error") && !data.starts_with(b"{\"error\"") {
+        Step::Chunk(as_error(data))
+    } else {
+        Step::Chunk(data.clone())
+    }
+}
+
+/// An error event whose data is the error itself.
+fn as_error(data: &Bytes) -> Bytes {
+    match lenient::parse(data) {
+        Ok(value) if value.get("error").is_some() => data.clone(),
+        Ok(value) if value.is_object() => Bytes::from(serde_json::json!({"error": value}).to_string()),
+        _ => {
+            let said = String::from_utf8_lossy(data);
+            Bytes::from(serde_json::json!({"error": {"message": said}}).to_string())
+        }
+    }
 }
 
 // ---- errors ----

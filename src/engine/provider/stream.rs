@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Format, Provider};
+use super::{Format, Provider, anthropic, mistral, openai};
 
 /// What one event of a stream is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,42 +17,31 @@ pub enum Step {
 
 /// Reads one stream.
 #[derive(Debug)]
-pub struct StreamReader(Format);
+pub struct StreamReader(Reader);
+
+#[derive(Debug)]
+enum Reader {
+    OpenAi,
+    Anthropic(Box<anthropic::Reader>),
+    Mistral,
+}
 
 impl StreamReader {
     /// For a stream that has not begun.
     pub fn new(provider: Provider) -> Self {
-        Self(provider.format())
+        Self(match provider.format() {
+            Format::OpenAi => Reader::OpenAi,
+            Format::Anthropic => Reader::Anthropic(Box::default()),
+            Format::Mistral => Reader::Mistral,
+        })
     }
 
     /// The next event of the stream: its name, if it has one, and its data.
     pub fn event(&mut self, name: Option<&str>, data: &Bytes) -> Step {
-        match self.0 {
-            Format::OpenAi | Format::Mistral | Format::Anthropic => openai(name, data),
-        }
-    }
-}
-
-fn openai(name: Option<&str>, data: &Bytes) -> Step {
-    if data.starts_with(b"[DONE]") {
-        Step::End
-    } else if data.is_empty() {
-        Step::Nothing
-    } else if name == Some("error") && !data.starts_with(b"{\"error\"") {
-        Step::Chunk(as_error(data))
-    } else {
-        Step::Chunk(data.clone())
-    }
-}
-
-/// An error event whose data is the error itself.
-fn as_error(data: &Bytes) -> Bytes {
-    match super::lenient::parse(data) {
-        Ok(value) if value.get("error").is_some() => data.clone(),
-        Ok(value) if value.is_object() => Bytes::from(serde_json::json!({"error": value}).to_string()),
-        _ => {
-            let said = String::from_utf8_lossy(data);
-            Bytes::from(serde_json::json!({"error": {"message": said}}).to_string())
+        match &mut self.0 {
+            Reader::OpenAi => openai::event(name, data),
+            Reader::Anthropic(reader) => reader.event(data),
+            Reader::Mistral => mistral::event(name, data),
         }
     }
 }
