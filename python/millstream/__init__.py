@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from millstream import types as types
     from millstream._batch_policy import AdaptiveBatchPolicy
     from millstream._config import CompletionConfig, Timeout
+    from millstream._create import create_client, create_from_config
     from millstream._retry import RetryPolicy, retry_with_backoff, retrying
     from millstream.types import ClientStats, ModelList
 else:
@@ -50,6 +51,8 @@ else:
         "ModelList": "types",
         "RetryPolicy": "_retry",
         "Timeout": "_config",
+        "create_client": "_create",
+        "create_from_config": "_create",
         "retry_with_backoff": "_retry",
         "retrying": "_retry",
         "types": "types",
@@ -103,6 +106,8 @@ __all__ = [
     "Timeout",
     "UnprocessableEntityError",
     "__version__",
+    "create_client",
+    "create_from_config",
     "retry_with_backoff",
     "retrying",
 ]

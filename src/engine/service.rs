@@ -114,13 +114,19 @@ impl Auth {
     /// # Errors
     /// A configuration error if there is none.
     pub fn named(name: &str) -> Result<Self, Error> {
-        match name {
-            "bearer" => Ok(Self::Bearer),
-            "x-api-key" => Ok(Self::XApiKey),
-            "api-key" => Ok(Self::ApiKey),
-            _ => Err(Error::configuration(format!(
+        [Self::Bearer, Self::XApiKey, Self::ApiKey].into_iter().find(|auth| auth.name() == name).ok_or_else(|| {
+            Error::configuration(format!(
                 "auth must be \"bearer\", \"x-api-key\" or \"api-key\" (the header that carries the key), not {name:?}"
-            ))),
+            ))
+        })
+    }
+
+    /// The name it is chosen by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bearer => "bearer",
+            Self::XApiKey => "x-api-key",
+            Self::ApiKey => "api-key",
         }
     }
 

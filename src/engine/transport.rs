@@ -127,6 +127,8 @@ pub struct Response {
     pub headers: HeaderMap,
     /// Whole.
     pub body: Bytes,
+    /// The same as the server wrote it, where `body` was since brought into another format.
+    pub raw: Option<Bytes>,
     /// From its sending to its head.
     pub first_byte: Duration,
     /// From its sending to its end.
@@ -200,7 +202,7 @@ impl Transport {
         let body = read_body(body, host, timeouts.idle).await?;
         let latency = sent.elapsed();
         let body = decompress(&head.headers, body, host)?;
-        Ok(Response { status: head.status, headers: head.headers, body, first_byte, latency })
+        Ok(Response { status: head.status, headers: head.headers, body, raw: None, first_byte, latency })
     }
 }
 

@@ -22,6 +22,7 @@ use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
 use super::retry::{NativeRetryPolicy, TimeoutArgument};
 use super::runtime::Runtime;
+use super::service::service;
 use super::stats;
 use crate::engine::batch::{Batch, ChatCalls, OnError};
 use crate::engine::config::{self, Timeouts};
@@ -33,6 +34,7 @@ use crate::engine::pipeline::{Bulk, Call, Hedge, Pipeline};
 use crate::engine::provider::ChatTemplate;
 use crate::engine::retry::{HedgeAfter, HedgeBudget, HedgePolicy, IdempotencyKeys, RetryBudget, RetryPolicy};
 use crate::engine::secret::ApiKey;
+use crate::engine::service::Service;
 use crate::engine::transport::{Transport, TransportConfig};
 use crate::engine::types::{self, Model, Outcome, Priority, Prompt};
 
@@ -133,7 +135,7 @@ struct PlainCalls {
 impl NativeClient {
     /// A client; with `parent` one that shares its pool, counters, headers and key as far as the arguments leave them the same.
     #[new]
-    #[pyo3(signature = (*, parent, base_url, endpoints, api_keys, inherit_key, headers, timeout, connect_timeout,
+    #[pyo3(signature = (*, parent, provider, auth, api_version, base_url, endpoints, api_keys, inherit_key, headers, timeout, connect_timeout,
                         queue_timeout, retry, max_retries, idempotency_key, max_concurrency, rate_limiter, hedge_after,
                         fallback_models, http2, allow_http))]
     #[expect(
@@ -144,6 +146,9 @@ impl NativeClient {
     fn new(
         py: Python<'_>,
         parent: Option<&Bound<'_, Self>>,
+        provider: &str,
+        auth: Option<&str>,
+        api_version: Option<String>,
         base_url: &str,
         endpoints: Option<Vec<Py<Endpoint>>>,
         api_keys: Option<Vec<Bound<'_, PyString>>>,
@@ -164,6 +169,7 @@ impl NativeClient {
     ) -> PyResult<Self> {
         let parent = parent.map(Bound::get);
         let headers = headers.map(|headers| header_pairs("default_headers", &headers)).transpose()?;
+        let service = service(provider, auth, api_version, base_url).or_raise(py)?;
         let headers = headers.or_else(|| parent.map(|parent| parent.headers.clone())).unwrap_or_default();
         let upstreams = if let Some(endpoints) = endpoints {
             let upstream = |endpoint: &Py<Endpoint>| endpoint.get().upstream(&headers, allow_http);
@@ -173,10 +179,10 @@ impl NativeClient {
                 api_keys.map(|keys| keys.iter().map(|key| to_key(key)).collect::<PyResult<Vec<_>>>()).transpose()?;
             match (keys, parent.filter(|_| inherit_key)) {
                 (Some(keys), _) => {
-                    keys.into_iter().map(|key| upstream(base_url, Some(key), &headers, allow_http)).collect()
+                    keys.into_iter().map(|key| upstream(&service, base_url, Some(key), &headers, allow_http)).collect()
                 }
-                (None, Some(parent)) => parent.upstreams_at(base_url, &headers, allow_http),
-                (None, None) => upstream(base_url, None, &headers, allow_http).map(|only| vec![only]),
+                (None, Some(parent)) => parent.upstreams_at(&service, base_url, &headers, allow_http),
+                (None, None) => upstream(&service, base_url, None, &headers, allow_http).map(|only| vec![only]),
             }
             .or_raise(py)?
         };
@@ -357,6 +363,7 @@ impl NativeClient {
     /// The upstreams of a client derived from this one, with these headers: all of them, or the first one's keys at another URL.
     fn upstreams_at(
         &self,
+        service: &Service,
         base_url: &str,
         headers: &[(String, String)],
         allow_http: bool,
@@ -370,7 +377,10 @@ impl NativeClient {
         let moved =
             self.upstreams.iter().filter(|upstream| stays || upstream.endpoint.base_url == *here).map(|upstream| {
                 let url = if stays { upstream.endpoint.base_url.as_str() } else { base_url };
-                let endpoint = config::Endpoint::new(url, upstream.endpoint.api_key.clone(), headers, allow_http)?;
+                // Several endpoints have each their own way to be spoken to.
+                let service = if stays { upstream.endpoint.service.clone() } else { service.clone() };
+                let key = upstream.endpoint.api_key.clone();
+                let endpoint = config::Endpoint::of(service, url, key, headers, allow_http)?;
                 Ok(UpstreamConfig { endpoint: Arc::new(endpoint), ..upstream.clone() })
             });
         moved.collect()
@@ -580,12 +590,13 @@ fn to_key(key: &Bound<'_, PyString>) -> PyResult<ApiKey> {
 }
 
 fn upstream(
+    service: &Service,
     base_url: &str,
     key: Option<ApiKey>,
     headers: &[(String, String)],
     allow_http: bool,
 ) -> Result<UpstreamConfig, Error> {
-    Ok(UpstreamConfig::new(Arc::new(config::Endpoint::new(base_url, key, headers, allow_http)?)))
+    Ok(UpstreamConfig::new(Arc::new(config::Endpoint::of(service.clone(), base_url, key, headers, allow_http)?)))
 }
 
 /// `hedge_after`: seconds, or `"p95"`.

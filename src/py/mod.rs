@@ -18,6 +18,7 @@ mod process;
 mod records;
 mod retry;
 mod runtime;
+mod service;
 mod stats;
 
 #[pyo3::pymodule(gil_used = false)]

@@ -313,16 +313,17 @@ impl Pipeline {
         let request = call.request(lane, item.idempotency_key.as_ref());
         let received = upstream.transport.send(&request, &self.timeouts).await;
         let mut rate_told = false;
-        let outcome = received.and_then(|response| {
+        let outcome = received.and_then(|mut response| {
             let readings = rate_headers::read(&response.headers, SystemTime::now());
             if !readings.is_empty() {
                 rate_told = true;
                 admission.learn(&readings);
             }
-            if response.status.is_success()
-                && let Ok(answer) = T::read(&response.body)
-            {
-                return Ok((answer, response));
+            if response.status.is_success() {
+                call.translate(upstream.provider(), &mut response);
+                if let Ok(answer) = T::read(&response.body) {
+                    return Ok((answer, response));
+                }
             }
             let sent: &[&HeaderMap] = match &call.headers {
                 Some(extra) => &[&request.target.headers, extra],

@@ -126,14 +126,18 @@ fn tool_choice(fields: &mut Fields) -> Result<(), Error> {
             "auto" | "none" | "any" => json!({"type": word}),
             "required" => json!({"type": "any"}),
             _ => {
-                return Err(Error::configuration(format!("tool_choice={word:?} has no counterpart in Anthropic's API")));
+                return Err(Error::configuration(format!(
+                    "tool_choice={word:?} has no counterpart in Anthropic's API"
+                )));
             }
         }),
         Some(choice) => match (choice.get("type").and_then(Value::as_str), choice.get("function")) {
             (_, Some(function)) => Some(json!({"type": "tool", "name": function.get("name")})),
             (Some("auto" | "any" | "tool" | "none"), None) => Some(choice),
             _ => {
-                return Err(Error::configuration(format!("tool_choice={choice} has no counterpart in Anthropic's API")));
+                return Err(Error::configuration(format!(
+                    "tool_choice={choice} has no counterpart in Anthropic's API"
+                )));
             }
         },
     };
