@@ -48,7 +48,6 @@ OF_A_CLIENT = [
     ("allow_http", None, "True or False"),
     ("endpoints", 5, "a list of Endpoint"),
     ("provider", 5, "a str"),
-    ("provider", "gemini", None),
     ("auth", 5, "a str"),
     ("api_version", 5, "a str"),
 ]

@@ -234,6 +234,7 @@ def test_an_endpoint_of_azure_stands_beside_one_of_openai(make: Make, mock_serve
         request = last_request(other)
         assert request.path.startswith("/openai/deployments/deployment/chat/completions")
         assert (request.header("api-key"), request.header("authorization")) == ("sk-azure-0123", None)
+    assert repr(azure).endswith(', provider="azure", weight=1, rpm=None, tpm=None)')
     with pytest.raises(ConfigurationError, match="one format"):
         make(endpoints=[azure, Endpoint(mock_server.base_url, KEY, provider="anthropic")]).complete("hi")
 

@@ -166,3 +166,27 @@ async def test_server_killed_mid_batch_fails_the_rest_and_does_not_hang() -> Non
     assert len(failed) >= 1
     # Also those whose deadline came while they waited for the server to return.
     assert all(isinstance(error, APIConnectionError) for error in failed)
+
+
+async def test_anthropics_messages_and_openais_completions_say_the_same(real_server: RealServer) -> None:
+    texts, usages = [], []
+    for provider in ("openai", "anthropic"):
+        async with AsyncClient(
+            provider=provider, api_key="unused", base_url=real_server.base_url, model=real_server.model, timeout=60
+        ) as client:
+            for messages in (
+                [{"role": "user", "content": "What is the capital of Japan?"}],
+                [
+                    {"role": "system", "content": "You answer in one word."},
+                    {"role": "user", "content": "Say hello in French."},
+                ],
+            ):
+                response = await client.chat.completions.create(
+                    messages=messages, max_tokens=8, temperature=0, stop=["\n"]
+                )
+                assert response.usage is not None
+                usages.append((response.usage.prompt_tokens, response.usage.completion_tokens))
+                texts.append((response.text, response.choices[0].finish_reason))
+    assert texts[:2] == texts[2:]
+    assert usages[:2] == usages[2:]
+    assert "Tokyo" in texts[0][0]

@@ -364,7 +364,14 @@ class Client(Base):
         return Models(self)
 
     def test_connection(self) -> bool:
-        """Whether the server answers with this key; see `AsyncClient.test_connection`."""
+        """Whether the server answers with this key: it is asked for its models, which costs nothing.
+
+        Returns:
+            False if it cannot be reached, refuses the key, or has no list of models. ``models.list()`` says why.
+
+        Raises:
+            ClientClosedError: The client was closed.
+        """
         try:
             self.models.list()
         except APIError:

@@ -156,7 +156,7 @@ class Endpoint:
     @property
     def model_map(self) -> dict[str, str]:
         """Its own names of models."""
-    def _with_key(self, api_key: str, auth: str | None) -> Endpoint: ...
+    def _with_key(self, api_key: str, auth: str | None = None) -> Endpoint: ...
     def __reduce__(self) -> NoReturn: ...
 
 @final
@@ -364,6 +364,7 @@ class ChatCompletion:
         attempts: int,
         queue_time: float,
         elapsed: float,
+        raw: bytes | None,
     ) -> ChatCompletion: ...
 
 @final

@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_path_never_leaves_the_host() {
-        for path in ["//evil.test/x", "https://evil.test/x", "/../../x", "\\\\evil.test", "x#@evil.test"] {
+        for path in ["//evil.test/x", "https://evil.test/x", "/../x", "\\\\evil.test", "x#@evil.test"] {
             let service = Service::of(Provider::OpenAi);
             let url = service.url(&Url::parse("https://h/v1").unwrap(), &post(path), "m");
             assert_eq!(url.host_str(), Some("h"), "{path}");

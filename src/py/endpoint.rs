@@ -86,6 +86,7 @@ impl Endpoint {
     }
 
     /// The same with a key, and the header that it goes in.
+    #[pyo3(signature = (api_key, auth=None))]
     fn _with_key(&self, py: Python<'_>, api_key: &Bound<'_, PyString>, auth: Option<&str>) -> PyResult<Self> {
         let key = to_text("api_key", api_key).and_then(|key| ApiKey::new(&key).or_raise(py))?;
         let mut service = self.service.clone();
@@ -131,11 +132,14 @@ impl Endpoint {
 
     fn __repr__(&self) -> String {
         let key = self.api_key.as_ref().map_or("None".to_owned(), |key| format!("<{}>", key.fingerprint()));
+        let provider = match self.service.provider {
+            Provider::OpenAi => String::new(),
+            other => format!(", provider={:?}", other.name()),
+        };
         let per_minute = |amount: Option<f64>| amount.map_or("None".to_owned(), |amount| amount.to_string());
         format!(
-            "Endpoint({:?}, api_key={key}, provider={:?}, weight={}, rpm={}, tpm={})",
+            "Endpoint({:?}, api_key={key}{provider}, weight={}, rpm={}, tpm={})",
             self.base_url,
-            self.service.provider.name(),
             self.weight,
             per_minute(self.rpm),
             per_minute(self.tpm)
