@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -236,7 +238,7 @@ def test_an_endpoint_of_azure_stands_beside_one_of_openai(make: Make, mock_serve
         assert (request.header("api-key"), request.header("authorization")) == ("sk-azure-0123", None)
     assert repr(azure).endswith(', provider="azure", weight=1, rpm=None, tpm=None)')
     with pytest.raises(ConfigurationError, match="one format"):
-        make(endpoints=[azure, Endpoint(mock_server.base_url, KEY, provider="anthropic")]).complete("hi")
+        make(endpoints=[azure, Endpoint(mock_server.base_url, KEY, provider="anthropic")])
 
 
 # ---- who is asked ----
@@ -423,6 +425,26 @@ def test_a_mapping_does_as_well_and_arguments_go_over_it(mock_server: MockServer
 def test_a_wrong_configuration_is_refused_by_its_key(config: Any, named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         create_from_config(config)
+
+
+def test_yaml_is_read_where_its_package_is(
+    mock_server: MockServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"model": "m", "api_key": KEY, "base_url": mock_server.base_url}), encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ConfigurationError, match="pip install pyyaml"):
+        create_from_config(path)
+
+    # JSON is YAML.
+    package = SimpleNamespace(safe_load=json.load, YAMLError=json.JSONDecodeError)
+    monkeypatch.setitem(sys.modules, "yaml", package)
+    with create_from_config(str(path), async_mode=False) as client:
+        assert client.complete("hi") == "echo: hi"
+    for text, named in (("- a", "not YAML"), ("[]", "a mapping of keys")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigurationError, match=named):
+            create_from_config(path)
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

@@ -298,6 +298,21 @@ pub fn retried_statuses(values: &[i64]) -> Result<BTreeSet<u16>, Error> {
     values.iter().map(checked).collect()
 }
 
+/// Several endpoints of one client: any request may go to any of them.
+///
+/// # Errors
+/// A configuration error if they do not all take the same bodies.
+pub fn one_format<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> Result<(), Error> {
+    let mut providers = endpoints.into_iter().map(|endpoint| endpoint.service.provider);
+    let Some(first) = providers.next() else { return Ok(()) };
+    match providers.find(|other| other.format() != first.format()) {
+        Some(other) => Err(Error::configuration(format!(
+            "endpoints of one client must speak one format, and {first} and {other} do not; make a client for each"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// A model's name.
 ///
 /// # Errors

@@ -189,6 +189,7 @@ impl NativeClient {
         let Some(first) = upstreams.first() else {
             return Err(Error::configuration("endpoints and api_key must name at least one")).or_raise(py);
         };
+        config::one_format(upstreams.iter().map(|upstream| &*upstream.endpoint)).or_raise(py)?;
         let endpoint = Arc::clone(&first.endpoint);
         let connect_timeout = config::positive_seconds("connect_timeout", connect_timeout).or_raise(py)?;
         let connect_timeout = timeout.connect().map_or(connect_timeout, |limit| limit.0);
