@@ -195,6 +195,25 @@ def test_an_error_is_of_the_class_that_its_type_says(make: Make) -> None:
             face.complete("hi")
 
 
+@pytest.mark.parametrize("provider", ["anthropic", "azure"])
+def test_a_key_that_the_server_echoes_is_in_no_error(make: Make, mock_server: MockServer, provider: str) -> None:
+    mock_server.script(Answer(status=401, body=json.dumps({"error": {"message": f"who is {KEY}?"}})))
+    with pytest.raises(AuthenticationError, match="who is") as caught:
+        make(**options(provider)).complete("hi")
+    assert KEY not in str(vars(caught.value)) + str(caught.value)
+
+
+def test_a_derived_client_speaks_to_its_endpoints_as_they_are_spoken_to(make: Make, mock_server: MockServer) -> None:
+    mock_server.script(*[answer("azure")] * 2)
+    endpoint = Endpoint(mock_server.root_url, KEY, provider="azure", api_version="v")
+    face = make(endpoints=[endpoint]).with_options(default_headers={"x-a": "1"})
+    face.complete("hi")
+    face.with_options(base_url=mock_server.root_url + "/gateway").complete("hi")
+
+    assert [request.header("api-key") for request in mock_server.requests] == [KEY] * 2
+    assert last_request(mock_server).path.startswith("/gateway/openai/deployments/m/chat/completions?api-version=v")
+
+
 def test_an_answer_that_is_none_says_so(make: Make, mock_server: MockServer) -> None:
     mock_server.script(
         *[Answer(body='{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}')] * 3

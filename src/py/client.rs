@@ -181,7 +181,7 @@ impl NativeClient {
                 (Some(keys), _) => {
                     keys.into_iter().map(|key| upstream(&service, base_url, Some(key), &headers, allow_http)).collect()
                 }
-                (None, Some(parent)) => parent.upstreams_at(&service, base_url, &headers, allow_http),
+                (None, Some(parent)) => parent.upstreams_at(base_url, &headers, allow_http),
                 (None, None) => upstream(&service, base_url, None, &headers, allow_http).map(|only| vec![only]),
             }
             .or_raise(py)?
@@ -364,7 +364,6 @@ impl NativeClient {
     /// The upstreams of a client derived from this one, with these headers: all of them, or the first one's keys at another URL.
     fn upstreams_at(
         &self,
-        service: &Service,
         base_url: &str,
         headers: &[(String, String)],
         allow_http: bool,
@@ -378,9 +377,7 @@ impl NativeClient {
         let moved =
             self.upstreams.iter().filter(|upstream| stays || upstream.endpoint.base_url == *here).map(|upstream| {
                 let url = if stays { upstream.endpoint.base_url.as_str() } else { base_url };
-                // Several endpoints have each their own way to be spoken to.
-                let service = if stays { upstream.endpoint.service.clone() } else { service.clone() };
-                let key = upstream.endpoint.api_key.clone();
+                let (service, key) = (upstream.endpoint.service.clone(), upstream.endpoint.api_key.clone());
                 let endpoint = config::Endpoint::of(service, url, key, headers, allow_http)?;
                 Ok(UpstreamConfig { endpoint: Arc::new(endpoint), ..upstream.clone() })
             });
