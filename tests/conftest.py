@@ -40,7 +40,7 @@ def real_server(real_server_available: None) -> Iterator[RealServer]:
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key, server or proxy of whoever runs the tests."""
     for name in list(os.environ):
-        if name.startswith("OPENAI_") or name.lower().endswith("_proxy"):
+        if name.startswith(("OPENAI_", "ANTHROPIC_", "MISTRAL_", "AZURE_OPENAI_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 

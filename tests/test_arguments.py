@@ -15,7 +15,7 @@ from millstream import (
     RetryPolicy,
     Timeout,
 )
-from millstream._settings import environment_key
+from millstream._providers import environment_key
 from millstream.testing import MockServer
 
 if TYPE_CHECKING:
@@ -47,10 +47,13 @@ OF_A_CLIENT = [
     ("http2", 1, "True or False"),
     ("allow_http", None, "True or False"),
     ("endpoints", 5, "a list of Endpoint"),
+    ("provider", 5, "a str"),
+    ("auth", 5, "a str"),
+    ("api_version", 5, "a str"),
 ]
 
 # Of the constructor alone.
-OWN = ("http2", "allow_http", "endpoints", "connect_timeout")
+OWN = ("provider", "auth", "api_version", "http2", "allow_http", "endpoints", "connect_timeout")
 
 
 @pytest.mark.parametrize(("name", "value", "wanted"), OF_A_CLIENT)
@@ -226,6 +229,9 @@ assert "difflib" in sys.modules
 def test_the_default_port_is_the_same_host_and_another_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for one, other in [("https://h.test/v1", "https://h.test:443/v2"), ("http://h.test:80", "http://h.test/v1")]:
-        assert environment_key(one, other) == environment_key(other, one) == KEY
+        for here, there in ((one, other), (other, one)):
+            monkeypatch.setenv("OPENAI_BASE_URL", there)
+            assert environment_key("openai", here, None) == ("OPENAI_API_KEY", None)
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://h.test/v1")
     for other in ("https://h.test:444/v1", "http://h.test:443/v1", "http://h.test/v1"):
-        assert environment_key(other, "https://h.test/v1") is None
+        assert environment_key("openai", other, None) is None

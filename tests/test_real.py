@@ -217,3 +217,27 @@ async def test_a_value_cut_at_its_length_limit_is_an_error_of_its_own(client: As
         await client.complete("Name a city.", response_model=Capital, max_tokens=3, temperature=0)
 
     assert caught.value.completion.choices[0].finish_reason == "length"
+
+
+async def test_anthropics_messages_and_openais_completions_say_the_same(real_server: RealServer) -> None:
+    texts, usages = [], []
+    for provider in ("openai", "anthropic"):
+        async with AsyncClient(
+            provider=provider, api_key="unused", base_url=real_server.base_url, model=real_server.model, timeout=60
+        ) as client:
+            for messages in (
+                [{"role": "user", "content": "What is the capital of Japan?"}],
+                [
+                    {"role": "system", "content": "You answer in one word."},
+                    {"role": "user", "content": "Say hello in French."},
+                ],
+            ):
+                response = await client.chat.completions.create(
+                    messages=messages, max_tokens=8, temperature=0, stop=["\n"]
+                )
+                assert response.usage is not None
+                usages.append((response.usage.prompt_tokens, response.usage.completion_tokens))
+                texts.append((response.text, response.choices[0].finish_reason))
+    assert texts[:2] == texts[2:]
+    assert usages[:2] == usages[2:]
+    assert "Tokyo" in texts[0][0]

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from millstream import types as types
     from millstream._batch_policy import AdaptiveBatchPolicy
     from millstream._config import CompletionConfig, Timeout
+    from millstream._create import create_client, create_from_config
     from millstream._retry import RetryPolicy, retry_with_backoff, retrying
     from millstream._structured import ResponseFormat
     from millstream.types import ClientStats, ModelList
@@ -57,6 +58,8 @@ else:
         "ResponseFormat": "_structured",
         "RetryPolicy": "_retry",
         "Timeout": "_config",
+        "create_client": "_create",
+        "create_from_config": "_create",
         "retry_with_backoff": "_retry",
         "retrying": "_retry",
         "types": "types",
@@ -120,6 +123,8 @@ __all__ = [
     "Timeout",
     "UnprocessableEntityError",
     "__version__",
+    "create_client",
+    "create_from_config",
     "retry_with_backoff",
     "retrying",
 ]

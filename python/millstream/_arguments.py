@@ -77,6 +77,9 @@ KINDS: Mapping[str, Kind] = {
     # A client's and its calls'.
     "endpoints": Kind(_is_list, "a list of Endpoint"),
     "model": TEXT,
+    "provider": TEXT,
+    "auth": TEXT,
+    "api_version": TEXT,
     "fallback_models": NAMES,
     "config": Kind(_is_config, "a millstream.CompletionConfig"),
     "timeout": Kind(

@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from millstream._arguments import check
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._providers import (
+    Auth,
+    Provider,
+    Server,
+    check_key_is_not_needed,
+    environment_key,
+    host_of,
+    model_name,
+    server,
+)
 from millstream._settings import (
     NOT_PARAMETERS,
-    OPENAI_BASE_URL,
     REQUEST_FIELDS,
     Secrets,
     Settings,
-    check_key_is_not_needed,
-    checked_names,
-    environment_key,
-    host_of,
+    model_names,
     with_environment_keys,
 )
 from millstream.exceptions import ConfigurationError
@@ -42,6 +48,9 @@ class Base:
         *,
         api_key: str | Sequence[str] | None = None,
         base_url: str | None = None,
+        provider: Provider | None = None,
+        auth: Auth | None = None,
+        api_version: str | None = None,
         endpoints: Sequence[Endpoint] | None = None,
         model: str | None = None,
         fallback_models: Sequence[str] = (),
@@ -62,11 +71,20 @@ class Base:
         """Make a client; no thread is started and nothing is sent before the first call.
 
         Args:
-            api_key: Sent as ``Authorization: Bearer``. Default: ``OPENAI_API_KEY``, which is used only for OpenAI's
-                own host or for the one in ``OPENAI_BASE_URL``, never for another. A server without keys needs none.
+            api_key: Sent as ``Authorization: Bearer``, or in the provider's own header. Default: ``OPENAI_API_KEY`` (or
+                the provider's, see ``docs/providers.md``), which is used only for the vendor's own host or for the one
+                in ``OPENAI_BASE_URL``, never for another. A server without keys needs none.
                 Several keys: each has its own limits and breaker, every attempt goes by the readiest, and an item
                 moves to another when its key fails. (Vendors limit accounts, so keys of one account share limits.)
-            base_url: Where the API is, up to and with its ``/v1``. Default: ``OPENAI_BASE_URL``, else OpenAI's.
+            base_url: Where the API is, up to and with its ``/v1``. Default: ``OPENAI_BASE_URL``, else OpenAI's; for
+                another provider its own.
+            provider: The API that the server speaks: ``"openai"`` (which most others speak, too), ``"anthropic"``,
+                ``"mistral"`` or ``"azure"``. Default: the one before the colon or slash of
+                ``model="anthropic:claude-..."``, if no ``base_url`` is given, else ``"openai"``.
+            auth: The header that carries the key: ``"bearer"``, ``"x-api-key"`` or ``"api-key"``. Default: the
+                provider's usual one.
+            api_version: Azure's ``api-version`` (default: ``OPENAI_API_VERSION``) or ``anthropic-version`` (default:
+                ``2023-06-01``).
             endpoints: Several servers and keys, in place of ``base_url`` and ``api_key``.
             model: Model for calls that name none.
             fallback_models: Models to ask, in their order, when the one before has failed every attempt, is not
@@ -91,7 +109,7 @@ class Base:
             hedge_after: Send a request a second time when it has taken so many seconds, or longer than 95 % of the
                 last ones (``"p95"``); the first answer counts and the other is cancelled. Both may be billed. At
                 most one request in twenty. Default: never.
-            default_headers: Headers for every request. They may replace ``Authorization``, not ``Host`` or
+            default_headers: Headers for every request. They may replace the key's, not ``Host`` or
                 ``Content-Length``.
             http2: Offer HTTP/2 to https servers. Off by default, as in httpx: one HTTP/2 connection carries about a
                 hundred requests at a time.
@@ -105,6 +123,9 @@ class Base:
         secrets.check()
         check(
             {
+                "provider": provider,
+                "auth": auth,
+                "api_version": api_version,
                 "endpoints": endpoints,
                 "model": model,
                 "fallback_models": fallback_models,
@@ -122,25 +143,37 @@ class Base:
                 "allow_http": allow_http,
             }
         )
-        if endpoints is not None and (base_url is not None or secrets.keys is not None):
-            raise ConfigurationError("endpoints= names servers and keys itself; leave base_url= and api_key= out")
-        environment_url = os.environ.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
-        base_url = environment_url if base_url is None else str(base_url)
-        key_from_environment = secrets.keys is None
         if endpoints is not None:
-            endpoints = with_environment_keys(endpoints, environment_url, secrets)
-            base_url = endpoints[0].base_url if endpoints else base_url
-        elif key_from_environment:
-            key = environment_key(base_url, environment_url)
-            secrets.keys = None if key is None else [key]
-            del key
-            if secrets.keys is None:
-                check_key_is_not_needed(base_url, secrets)
+            # Names alone: a traceback shows variables.
+            others = {"base_url": base_url, "provider": provider, "auth": auth, "api_version": api_version}
+            named = [name for name, value in others.items() if value is not None]
+            if named or secrets.keys is not None:
+                raise ConfigurationError(
+                    f"endpoints= names servers and keys itself; leave {'= and '.join(named) or 'api_key'}= out"
+                )
+        key_from_environment = secrets.keys is None
+        key_auth: str | None = auth
+        if endpoints is not None:
+            endpoints = with_environment_keys(endpoints, secrets)
+            first = endpoints[0] if endpoints else None
+            where = Server(first.provider, first.base_url, False, False) if first else server(None, None, None)
+        else:
+            configured = model if model is not None or config is None else config.to_dict().get("model")
+            where = server(provider, base_url, configured)
+            if key_from_environment:
+                if found := environment_key(where.provider, where.base_url, auth):
+                    variable, key_auth = found
+                    secrets.keys = [os.environ[variable]]
+                elif not secrets.authorize():
+                    check_key_is_not_needed(where.provider, where.base_url)
         self._settings = Settings(
-            base_url=base_url,
+            server=where,
+            auth=auth,
+            key_auth=key_auth,
+            api_version=api_version,
             # A key from the environment stays with the host that it is for.
             inherit_key=not key_from_environment,
-            model=model,
+            model=None if model is None else model_name(model, where),
             config=config,
             timeout=timeout,
             connect_timeout=connect_timeout,
@@ -151,7 +184,7 @@ class Base:
             max_concurrency=max_concurrency,
             rate_limiter=rate_limiter,
             hedge_after=hedge_after,
-            fallback_models=checked_names("fallback_models", fallback_models),
+            fallback_models=model_names(fallback_models, where),
             http2=http2,
             allow_http=allow_http,
         )
@@ -186,11 +219,13 @@ class Base:
         settings = self._settings
         if base_url is not None:
             base_url = str(base_url)
-            same_host = host_of(base_url) == host_of(settings.base_url)
-            settings = settings._replace(base_url=base_url)
+            same_host = host_of(base_url) == host_of(settings.server.base_url)
+            settings = settings._replace(server=settings.server._replace(base_url=base_url, has_prefixes=False))
             inherits = settings.inherit_key or same_host
         else:
             inherits = True
+        if secrets.keys is not None:
+            settings = settings._replace(key_auth=settings.auth)
         changes: dict[str, Any] = {
             "model": model,
             "config": config,
@@ -203,8 +238,10 @@ class Base:
         changes = {name: value for name, value in changes.items() if value is not None}
         given = {"timeout": timeout, "queue_timeout": queue_timeout, "hedge_after": hedge_after}
         check({**changes, **given, "rate_limiter": rate_limiter})
+        if model is not None:
+            changes["model"] = model_name(model, settings.server)
         if fallback_models is not None:
-            changes["fallback_models"] = checked_names("fallback_models", fallback_models)
+            changes["fallback_models"] = model_names(fallback_models, settings.server)
         if retry is not None:
             # It has a number of its own.
             changes["max_retries"] = max_retries
@@ -232,6 +269,11 @@ class Base:
     def base_url(self) -> str:
         """Where requests go."""
         return self._native.base_url
+
+    @property
+    def provider(self) -> str:
+        """The API that its server speaks."""
+        return self._settings.server.provider
 
     @property
     def closed(self) -> bool:
@@ -275,7 +317,7 @@ class Base:
             _refuse_others(fields)
             configured = fields.pop("model", None)
             model = configured if model is None else model
-        model = settings.model if model is None else model
+        model = settings.model if model is None else model_name(model, settings.server)
         if (
             type(model) is str
             and not fields

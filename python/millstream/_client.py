@@ -15,6 +15,7 @@ from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._prompts import checked_prompt, checked_prompts
 from millstream._settings import hide
 from millstream._stream import AsyncMergedStream, AsyncStream, MergedStream, Stream
+from millstream.exceptions import APIError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -481,6 +482,21 @@ class AsyncClient(Base):
         """OpenAI's namespace: ``client.models.list()``."""
         return AsyncModels(self)
 
+    async def test_connection(self) -> bool:
+        """Whether the server answers with this key: it is asked for its models, which costs nothing.
+
+        Returns:
+            False if it cannot be reached, refuses the key, or has no list of models. ``models.list()`` says why.
+
+        Raises:
+            ClientClosedError: The client was closed.
+        """
+        try:
+            await self.models.list()
+        except APIError:
+            return False
+        return True
+
     async def aclose(self) -> None:
         """Refuse new calls and close idle connections; those in flight end by themselves. May be called again."""
         self._native.close()
@@ -933,6 +949,21 @@ class Client(Base):
     def models(self) -> Models:
         """OpenAI's namespace: ``client.models.list()``."""
         return Models(self)
+
+    def test_connection(self) -> bool:
+        """Whether the server answers with this key: it is asked for its models, which costs nothing.
+
+        Returns:
+            False if it cannot be reached, refuses the key, or has no list of models. ``models.list()`` says why.
+
+        Raises:
+            ClientClosedError: The client was closed.
+        """
+        try:
+            self.models.list()
+        except APIError:
+            return False
+        return True
 
     def close(self) -> None:
         """Refuse new calls and close idle connections; those in flight end by themselves. May be called again."""

@@ -101,8 +101,12 @@ class Endpoint:
     and breaker let it go soonest, and among those that are ready by weight. An item moves to another when one fails.
 
     Args:
-        base_url: Where the API is, up to and with its ``/v1``.
-        api_key: Its key; never shown. Default: none, or ``OPENAI_API_KEY`` for the host that it is for.
+        base_url: Where the API is, up to and with its ``/v1``. Default: the provider's own server.
+        api_key: Its key; never shown. Default: none, or the environment's for the host that it is for.
+        provider: The API that it speaks. All endpoints of one client must take the same requests: ``"openai"`` and
+            ``"azure"`` do, each other one only with its like.
+        auth: The header that carries the key. Default: the provider's usual one.
+        api_version: Azure's (default: ``OPENAI_API_VERSION``) or Anthropic's.
         weight: Its share of the traffic while others are ready, too.
         rpm: Requests per minute, if you know; what the server's headers say is kept besides.
         tpm: Tokens per minute, prompt and answer together.
@@ -114,9 +118,12 @@ class Endpoint:
 
     def __new__(
         cls,
-        base_url: str,
+        base_url: str | None = None,
         api_key: str | None = None,
         *,
+        provider: Literal["openai", "anthropic", "mistral", "azure"] = "openai",
+        auth: Literal["bearer", "x-api-key", "api-key"] | None = None,
+        api_version: str | None = None,
         weight: float = 1.0,
         rpm: float | None = None,
         tpm: float | None = None,
@@ -125,6 +132,12 @@ class Endpoint:
     @property
     def base_url(self) -> str:
         """As given."""
+    @property
+    def provider(self) -> str:
+        """The API that it speaks."""
+    @property
+    def auth(self) -> str | None:
+        """The header that carries the key, if it is not the provider's usual one."""
     @property
     def has_key(self) -> bool:
         """Whether it has a key."""
@@ -143,7 +156,7 @@ class Endpoint:
     @property
     def model_map(self) -> dict[str, str]:
         """Its own names of models."""
-    def _with_key(self, api_key: str) -> Endpoint: ...
+    def _with_key(self, api_key: str, auth: str | None = None) -> Endpoint: ...
     def __reduce__(self) -> NoReturn: ...
 
 @final
@@ -152,6 +165,9 @@ class NativeClient:
         cls,
         *,
         parent: NativeClient | None,
+        provider: str,
+        auth: str | None,
+        api_version: str | None,
         base_url: str,
         endpoints: list[Endpoint] | None,
         api_keys: list[str] | None,
@@ -342,9 +358,12 @@ class ChatCompletion:
     @property
     def elapsed(self) -> float:
         """Seconds from the admission to the end of the answer, over all attempts."""
+    @property
+    def raw_body(self) -> bytes:
+        """The body as the provider sent it: not OpenAI's format where the provider has another."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole body as the server sent it."""
+        """The whole body in OpenAI's format, which is what most servers send; see `raw_body`."""
 
     def __getattribute__(self, name: str, /) -> Any: ...
     def __eq__(self, other: Any, /) -> bool: ...
@@ -357,6 +376,7 @@ class ChatCompletion:
         attempts: int,
         queue_time: float,
         elapsed: float,
+        raw: bytes | None,
     ) -> ChatCompletion: ...
 
 @final

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from millstream._millstream import Endpoint, NativeClient, is_secret_header
+from millstream._providers import Server, check_key_is_not_needed, environment_key, model_name
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
     from millstream._retry import RetryPolicy
-
-OPENAI_BASE_URL = "https://api.openai.com/v1"
 
 
 class Hidden:
@@ -68,7 +67,11 @@ class Secrets:
 class Settings(NamedTuple):
     """What a client was told, without its secrets: those are the native client's."""
 
-    base_url: str
+    server: Server
+    auth: str | None
+    """As given; the environment may say otherwise of its own key."""
+    key_auth: str | None
+    api_version: str | None
     inherit_key: bool
     model: str | None
     config: CompletionConfig | None
@@ -90,7 +93,10 @@ class Settings(NamedTuple):
     ) -> NativeClient:
         return NativeClient(
             parent=parent,
-            base_url=self.base_url,
+            provider=self.server.provider,
+            auth=self.key_auth,
+            api_version=self.api_version,
+            base_url=self.server.base_url,
             endpoints=endpoints,
             api_keys=secrets.keys,
             inherit_key=self.inherit_key,
@@ -137,10 +143,20 @@ NOT_PARAMETERS = {
         ),
         "it is the client's: give it to the client or to with_options()",
     ),
-    **dict.fromkeys(("endpoints", "default_headers", "connect_timeout", "http2", "allow_http"), "it is the client's"),
+    **dict.fromkeys(
+        (
+            "endpoints",
+            "default_headers",
+            "connect_timeout",
+            "http2",
+            "allow_http",
+            "provider",
+            "auth",
+            "api_version",
+        ),
+        "it is the client's",
+    ),
 }
-
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # OpenAI's, as of openai-python 3.54, and `models` of OpenRouter.
 REQUEST_FIELDS = frozenset(
@@ -187,52 +203,32 @@ REQUEST_FIELDS = frozenset(
 )
 
 
-def host_of(url: str) -> tuple[str, str | None, int | None]:
-    from urllib.parse import urlsplit  # not at the top: it would be a tenth of what importing millstream takes
-
-    try:
-        parts = urlsplit(url)
-        host = parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
-    except ValueError:
-        # Not a URL, which the engine's own check says better.
-        return "", url, None
-    # The engine takes a backslash for a slash and may find another host than Python does: such a URL is like no other.
-    return ("", url, None) if "\\" in url or parts.hostname is None else host
-
-
-def environment_key(base_url: str, environment_url: str) -> str | None:
-    """The key of the environment, if that is for this host."""
-    ours = host_of(base_url) in (host_of(environment_url), host_of(OPENAI_BASE_URL))
-    return os.environ.get("OPENAI_API_KEY") or None if ours else None
-
-
-def check_key_is_not_needed(base_url: str, secrets: Secrets) -> None:
-    if host_of(base_url) == host_of(OPENAI_BASE_URL) and not secrets.authorize():
-        raise ConfigurationError("no API key: give api_key= or set OPENAI_API_KEY")
-
-
-def with_environment_keys(endpoints: Sequence[Endpoint], environment_url: str, secrets: Secrets) -> list[Endpoint]:
+def with_environment_keys(endpoints: Sequence[Endpoint], secrets: Secrets) -> list[Endpoint]:
     for each in endpoints:
         if not isinstance(each, Endpoint):
             raise TypeError(f"endpoints must be a list of Endpoint, not of {type(each).__name__}")
-    return [_with_environment_key(each, environment_url, secrets) for each in endpoints]
+    return [_with_environment_key(each, secrets) for each in endpoints]
 
 
-def _with_environment_key(endpoint: Endpoint, environment_url: str, secrets: Secrets) -> Endpoint:
+def _with_environment_key(endpoint: Endpoint, secrets: Secrets) -> Endpoint:
     if endpoint.has_key:
         return endpoint
-    if environment_key(endpoint.base_url, environment_url) is None:
-        check_key_is_not_needed(endpoint.base_url, secrets)
+    found = environment_key(endpoint.provider, endpoint.base_url, endpoint.auth)
+    if found is None:
+        if not secrets.authorize():
+            check_key_is_not_needed(endpoint.provider, endpoint.base_url)
         return endpoint
+    variable, auth = found
     # Not by a variable, which a traceback would show.
-    return endpoint._with_key(environment_key(endpoint.base_url, environment_url) or "")
+    return endpoint._with_key(os.environ[variable], auth)
 
 
-def checked_names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+def model_names(names: Sequence[str], server: Server) -> tuple[str, ...]:
+    """The models that stand in, as their server knows them."""
     if isinstance(names, str):
-        raise TypeError(f"{argument} must be a list of names, not str")
+        raise TypeError("fallback_models must be a list of names, not str")
     if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} must be a list of names, each a str")
+        raise TypeError("fallback_models must be a list of names, each a str")
     if not all(name.strip() for name in names):
-        raise ConfigurationError(f"{argument} has an empty name")
-    return tuple(names)
+        raise ConfigurationError("fallback_models has an empty name")
+    return tuple(model_name(name, server) for name in names)

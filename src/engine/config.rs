@@ -89,7 +89,7 @@ impl Endpoint {
         extra: &[(String, String)],
         allow_http: bool,
     ) -> Result<Self, Error> {
-        let base_url = parse_base_url(base_url)?;
+        let base_url = self::base_url(base_url)?;
         let service = service.validated(&base_url)?;
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -148,7 +148,11 @@ pub struct Timeouts {
     pub total: Option<Duration>,
 }
 
-fn parse_base_url(text: &str) -> Result<Url, Error> {
+/// The URL of an API.
+///
+/// # Errors
+/// A configuration error if it is not plain http(s).
+pub fn base_url(text: &str) -> Result<Url, Error> {
     let bad = |why: &str| Error::configuration(format!("base_url {why}; give something like {DEFAULT_BASE_URL:?}"));
     // The text itself is not repeated: it may hold a password.
     let url = Url::parse(text.trim()).map_err(|error| bad(&format!("is not a URL ({error})")))?;
@@ -292,6 +296,21 @@ pub fn retried_statuses(values: &[i64]) -> Result<BTreeSet<u16>, Error> {
         })
     };
     values.iter().map(checked).collect()
+}
+
+/// Several endpoints of one client: any request may go to any of them.
+///
+/// # Errors
+/// A configuration error if they do not all take the same bodies.
+pub fn one_format<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> Result<(), Error> {
+    let mut providers = endpoints.into_iter().map(|endpoint| endpoint.service.provider);
+    let Some(first) = providers.next() else { return Ok(()) };
+    match providers.find(|other| other.format() != first.format()) {
+        Some(other) => Err(Error::configuration(format!(
+            "endpoints of one client must speak one format, and {first} and {other} do not; make a client for each"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// A model's name.

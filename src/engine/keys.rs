@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::config::Endpoint;
+use super::config::{self, Endpoint};
 use super::error::Error;
 use super::limit::{Breaker, Cost, Gate, RateLimiter, RateLimits, Snapshot};
 use super::metrics::{LaneMetrics, Metrics};
@@ -268,12 +268,7 @@ impl Keys {
         if configs.is_empty() {
             return Err(Error::configuration("endpoints is empty; name at least one"));
         }
-        let providers: Vec<Provider> = configs.iter().map(|(config, _)| config.endpoint.service.provider).collect();
-        if let Some(&[one, other]) = providers.windows(2).find(|pair| formats_differ(pair)) {
-            return Err(Error::configuration(format!(
-                "endpoints of one client must speak one format, and {one} and {other} do not; make a client for each"
-            )));
-        }
+        config::one_format(configs.iter().map(|(config, _)| &*config.endpoint))?;
         let clock = Arc::default();
         let upstreams = configs
             .into_iter()
@@ -330,12 +325,6 @@ impl Keys {
         };
         models.iter().flat_map(|lanes| lanes.iter().map(limits)).collect()
     }
-}
-
-fn formats_differ(providers: &[Provider]) -> bool {
-    let mut formats = providers.iter().map(|provider| provider.format());
-    let first = formats.next();
-    formats.any(|format| Some(format) != first)
 }
 
 /// What was learnt of one lane's limits.

@@ -128,6 +128,8 @@ pub struct Response {
     pub headers: HeaderMap,
     /// Whole.
     pub body: Bytes,
+    /// The same as the server wrote it, where `body` was since brought into another format.
+    pub raw: Option<Bytes>,
     /// From its sending to its head.
     pub first_byte: Duration,
     /// From its sending to its end.
@@ -157,7 +159,7 @@ impl Opened {
     pub async fn whole(self, timeouts: &Timeouts) -> Result<Response, Error> {
         let Self { status, headers, first_byte, sent, body } = self;
         let body = body.whole(&headers, timeouts.idle).await?;
-        Ok(Response { status, headers, body, first_byte, latency: sent.elapsed() })
+        Ok(Response { status, headers, body, raw: None, first_byte, latency: sent.elapsed() })
     }
 }
 

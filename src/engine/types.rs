@@ -138,8 +138,10 @@ pub struct Receipt {
     pub status: StatusCode,
     /// The response's headers.
     pub headers: HeaderMap,
-    /// The body as it came, decompressed.
+    /// The body, decompressed, in `OpenAI`'s format.
     pub body: Bytes,
+    /// The body as it came, where the provider's format is another.
+    pub raw: Option<Bytes>,
     /// Attempts made, the first included.
     pub attempts: u32,
     /// From the call to its admission: the wait for a place in the window and for the rate limit.

@@ -23,6 +23,7 @@ use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
 use super::retry::{NativeRetryPolicy, TimeoutArgument};
 use super::runtime::Runtime;
+use super::service::service;
 use super::stats;
 use super::stream::NativeStream;
 use crate::engine::batch::{Batch, ChatCalls, OnError};
@@ -35,6 +36,7 @@ use crate::engine::pipeline::{Bulk, Call, Hedge, Pipeline};
 use crate::engine::provider::ChatTemplate;
 use crate::engine::retry::{HedgeAfter, HedgeBudget, HedgePolicy, IdempotencyKeys, RetryBudget, RetryPolicy};
 use crate::engine::secret::ApiKey;
+use crate::engine::service::Service;
 use crate::engine::stream::{Feed, Wanted, Writer};
 use crate::engine::transport::{Transport, TransportConfig};
 use crate::engine::types::{self, Model, Outcome, Priority, Prompt};
@@ -136,7 +138,7 @@ struct PlainCalls {
 impl NativeClient {
     /// A client; with `parent` one that shares its pool, counters, headers and key as far as the arguments leave them the same.
     #[new]
-    #[pyo3(signature = (*, parent, base_url, endpoints, api_keys, inherit_key, headers, timeout, connect_timeout,
+    #[pyo3(signature = (*, parent, provider, auth, api_version, base_url, endpoints, api_keys, inherit_key, headers, timeout, connect_timeout,
                         queue_timeout, retry, max_retries, idempotency_key, max_concurrency, rate_limiter, hedge_after,
                         fallback_models, http2, allow_http))]
     #[expect(
@@ -147,6 +149,9 @@ impl NativeClient {
     fn new(
         py: Python<'_>,
         parent: Option<&Bound<'_, Self>>,
+        provider: &str,
+        auth: Option<&str>,
+        api_version: Option<String>,
         base_url: &str,
         endpoints: Option<Vec<Py<Endpoint>>>,
         api_keys: Option<Vec<Bound<'_, PyString>>>,
@@ -167,6 +172,7 @@ impl NativeClient {
     ) -> PyResult<Self> {
         let parent = parent.map(Bound::get);
         let headers = headers.map(|headers| header_pairs("default_headers", &headers)).transpose()?;
+        let service = service(provider, auth, api_version, base_url).or_raise(py)?;
         let headers = headers.or_else(|| parent.map(|parent| parent.headers.clone())).unwrap_or_default();
         let upstreams = if let Some(endpoints) = endpoints {
             let upstream = |endpoint: &Py<Endpoint>| endpoint.get().upstream(&headers, allow_http);
@@ -176,16 +182,17 @@ impl NativeClient {
                 api_keys.map(|keys| keys.iter().map(|key| to_key(key)).collect::<PyResult<Vec<_>>>()).transpose()?;
             match (keys, parent.filter(|_| inherit_key)) {
                 (Some(keys), _) => {
-                    keys.into_iter().map(|key| upstream(base_url, Some(key), &headers, allow_http)).collect()
+                    keys.into_iter().map(|key| upstream(&service, base_url, Some(key), &headers, allow_http)).collect()
                 }
                 (None, Some(parent)) => parent.upstreams_at(base_url, &headers, allow_http),
-                (None, None) => upstream(base_url, None, &headers, allow_http).map(|only| vec![only]),
+                (None, None) => upstream(&service, base_url, None, &headers, allow_http).map(|only| vec![only]),
             }
             .or_raise(py)?
         };
         let Some(first) = upstreams.first() else {
             return Err(Error::configuration("endpoints and api_key must name at least one")).or_raise(py);
         };
+        config::one_format(upstreams.iter().map(|upstream| &*upstream.endpoint)).or_raise(py)?;
         let endpoint = Arc::clone(&first.endpoint);
         let connect_timeout = config::positive_seconds("connect_timeout", connect_timeout).or_raise(py)?;
         let connect_timeout = timeout.connect().map_or(connect_timeout, |limit| limit.0);
@@ -430,7 +437,8 @@ impl NativeClient {
         let moved =
             self.upstreams.iter().filter(|upstream| stays || upstream.endpoint.base_url == *here).map(|upstream| {
                 let url = if stays { upstream.endpoint.base_url.as_str() } else { base_url };
-                let endpoint = config::Endpoint::new(url, upstream.endpoint.api_key.clone(), headers, allow_http)?;
+                let (service, key) = (upstream.endpoint.service.clone(), upstream.endpoint.api_key.clone());
+                let endpoint = config::Endpoint::of(service, url, key, headers, allow_http)?;
                 Ok(UpstreamConfig { endpoint: Arc::new(endpoint), ..upstream.clone() })
             });
         moved.collect()
@@ -645,12 +653,13 @@ fn to_key(key: &Bound<'_, PyString>) -> PyResult<ApiKey> {
 }
 
 fn upstream(
+    service: &Service,
     base_url: &str,
     key: Option<ApiKey>,
     headers: &[(String, String)],
     allow_http: bool,
 ) -> Result<UpstreamConfig, Error> {
-    Ok(UpstreamConfig::new(Arc::new(config::Endpoint::new(base_url, key, headers, allow_http)?)))
+    Ok(UpstreamConfig::new(Arc::new(config::Endpoint::of(service.clone(), base_url, key, headers, allow_http)?)))
 }
 
 /// `hedge_after`: seconds, or `"p95"`.

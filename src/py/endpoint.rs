@@ -10,16 +10,19 @@ use pyo3::types::PyString;
 
 use super::errors::OrRaise;
 use super::json::to_text;
+use super::service::service;
 use crate::engine::config;
 use crate::engine::error::Error;
 use crate::engine::keys::UpstreamConfig;
 use crate::engine::limit::{RateLimiter, RateLimits};
 use crate::engine::secret::{ApiKey, KeyId};
+use crate::engine::service::{Auth, Provider, Service};
 
 /// One server and key of several.
 #[pyclass(frozen, module = "millstream._millstream")]
 pub(crate) struct Endpoint {
     base_url: String,
+    service: Service,
     api_key: Option<ApiKey>,
     weight: f64,
     rpm: Option<f64>,
@@ -30,11 +33,16 @@ pub(crate) struct Endpoint {
 #[pymethods]
 impl Endpoint {
     #[new]
-    #[pyo3(signature = (base_url, api_key=None, *, weight=1.0, rpm=None, tpm=None, model_map=None))]
+    #[pyo3(signature = (base_url=None, api_key=None, *, provider="openai", auth=None, api_version=None, weight=1.0, rpm=None,
+                        tpm=None, model_map=None))]
+    #[expect(clippy::too_many_arguments, reason = "one for each option of the Python class")]
     fn new(
         py: Python<'_>,
-        base_url: String,
+        base_url: Option<String>,
         api_key: Option<&Bound<'_, PyString>>,
+        provider: &str,
+        auth: Option<&str>,
+        api_version: Option<String>,
         weight: f64,
         rpm: Option<f64>,
         tpm: Option<f64>,
@@ -44,7 +52,12 @@ impl Endpoint {
         if !(weight.is_finite() && weight > 0.0) {
             return Err(Error::configuration(format!("weight must be a positive number, not {weight}"))).or_raise(py);
         }
-        config::Endpoint::new(&base_url, None, &[], true).or_raise(py)?;
+        let base_url = match base_url {
+            Some(base_url) => base_url,
+            None => default_base_url(provider).or_raise(py)?.to_owned(),
+        };
+        let service = service(provider, auth, api_version, &base_url).or_raise(py)?;
+        config::Endpoint::of(service.clone(), &base_url, None, &[], true).or_raise(py)?;
         for (name, amount) in [("rpm", rpm), ("tpm", tpm)] {
             if amount.is_some_and(|amount| !(amount.is_finite() && amount > 0.0)) {
                 let amount = amount.unwrap_or_default();
@@ -53,7 +66,8 @@ impl Endpoint {
             }
         }
         RateLimiter::new(RateLimits::per_minute(rpm, tpm)).or_raise(py)?;
-        Ok(Self { base_url, api_key: key.transpose()?, weight, rpm, tpm, model_map: model_map.unwrap_or_default() })
+        let (api_key, model_map) = (key.transpose()?, model_map.unwrap_or_default());
+        Ok(Self { base_url, service, api_key, weight, rpm, tpm, model_map })
     }
 
     #[getter]
@@ -71,10 +85,24 @@ impl Endpoint {
         self.api_key.is_some()
     }
 
-    /// The same with a key.
-    fn _with_key(&self, py: Python<'_>, api_key: &Bound<'_, PyString>) -> PyResult<Self> {
+    /// The same with a key, and the header that it goes in.
+    #[pyo3(signature = (api_key, auth=None))]
+    fn _with_key(&self, py: Python<'_>, api_key: &Bound<'_, PyString>, auth: Option<&str>) -> PyResult<Self> {
         let key = to_text("api_key", api_key).and_then(|key| ApiKey::new(&key).or_raise(py))?;
-        Ok(Self { base_url: self.base_url.clone(), api_key: Some(key), model_map: self.model_map.clone(), ..*self })
+        let mut service = self.service.clone();
+        service.auth = auth.map(Auth::named).transpose().or_raise(py)?;
+        let base_url = self.base_url.clone();
+        Ok(Self { base_url, service, api_key: Some(key), model_map: self.model_map.clone(), ..*self })
+    }
+
+    #[getter]
+    fn provider(&self) -> &'static str {
+        self.service.provider.name()
+    }
+
+    #[getter]
+    fn auth(&self) -> Option<&'static str> {
+        self.service.auth.map(Auth::name)
     }
 
     #[getter]
@@ -104,9 +132,13 @@ impl Endpoint {
 
     fn __repr__(&self) -> String {
         let key = self.api_key.as_ref().map_or("None".to_owned(), |key| format!("<{}>", key.fingerprint()));
+        let provider = match self.service.provider {
+            Provider::OpenAi => String::new(),
+            other => format!(", provider={:?}", other.name()),
+        };
         let per_minute = |amount: Option<f64>| amount.map_or("None".to_owned(), |amount| amount.to_string());
         format!(
-            "Endpoint({:?}, api_key={key}, weight={}, rpm={}, tpm={})",
+            "Endpoint({:?}, api_key={key}{provider}, weight={}, rpm={}, tpm={})",
             self.base_url,
             self.weight,
             per_minute(self.rpm),
@@ -115,10 +147,17 @@ impl Endpoint {
     }
 }
 
+fn default_base_url(provider: &str) -> Result<&'static str, Error> {
+    Provider::named(provider)?.default_base_url().ok_or_else(|| {
+        Error::configuration("base_url is missing: Azure has no server that is everybody's; give your resource's")
+    })
+}
+
 impl Endpoint {
     /// The engine's form.
     pub(crate) fn upstream(&self, headers: &[(String, String)], allow_http: bool) -> Result<UpstreamConfig, Error> {
-        let endpoint = config::Endpoint::new(&self.base_url, self.api_key.clone(), headers, allow_http)?;
+        let (service, key) = (self.service.clone(), self.api_key.clone());
+        let endpoint = config::Endpoint::of(service, &self.base_url, key, headers, allow_http)?;
         let limits = RateLimits::per_minute(self.rpm, self.tpm);
         Ok(UpstreamConfig {
             endpoint: Arc::new(endpoint),

@@ -19,6 +19,7 @@ mod process;
 mod records;
 mod retry;
 mod runtime;
+mod service;
 mod stats;
 mod stream;
 

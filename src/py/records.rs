@@ -158,6 +158,13 @@ impl ChatCompletion {
         self.0.dict(py, &[])
     }
 
+    /// The body as the provider wrote it.
+    #[getter]
+    fn raw_body<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let receipt = &self.0.receipt;
+        PyBytes::new(py, receipt.raw.as_ref().unwrap_or(&receipt.body))
+    }
+
     fn __getattr__(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
         self.0.attribute(py, "ChatCompletion", &[], name)
     }
@@ -200,11 +207,13 @@ impl ChatCompletion {
             receipt.attempts,
             receipt.queue_time.as_secs_f64(),
             receipt.elapsed.as_secs_f64(),
+            receipt.raw.as_ref().map(|raw| PyBytes::new(py, raw)),
         );
         Ok((slf.get_type().getattr("_restore")?, parts.into_pyobject(py)?))
     }
 
     #[staticmethod]
+    #[expect(clippy::too_many_arguments, reason = "what a pickle holds")]
     fn _restore(
         py: Python<'_>,
         body: Vec<u8>,
@@ -213,6 +222,7 @@ impl ChatCompletion {
         attempts: u32,
         queue_time: f64,
         elapsed: f64,
+        raw: Option<Vec<u8>>,
     ) -> PyResult<Self> {
         let bad = |_| PyValueError::new_err("not a pickled ChatCompletion");
         let completion = openai::parse_chat(&body).or_raise(py)?;
@@ -226,6 +236,7 @@ impl ChatCompletion {
             status: StatusCode::from_u16(status).map_err(|_| PyValueError::new_err("not a pickled ChatCompletion"))?,
             headers: map,
             body: Bytes::from(body),
+            raw: raw.map(Bytes::from),
             attempts,
             queue_time: Duration::try_from_secs_f64(queue_time).map_err(bad)?,
             elapsed: Duration::try_from_secs_f64(elapsed).map_err(bad)?,

@@ -169,6 +169,21 @@ fn anthropics_stream_is_read_as_chunks() {
 }
 
 #[test]
+fn a_real_servers_messages_are_read_whole_and_streamed_as_the_same() {
+    let whole =
+        parse_chat(&to_openai(Provider::Anthropic, sample("llamacpp_messages.json").as_bytes()).unwrap()).unwrap();
+    let (chunks, ended) = chunks(Provider::Anthropic, "llamacpp_messages_stream.sse");
+    let pieces = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str());
+    let choice = &whole.choices[0];
+    assert_eq!(choice.message.content.as_deref(), Some("The capital of Japan is Tokyo."));
+    assert_eq!(choice.message.content, Some(pieces.collect()));
+    assert!(ended);
+    let last = chunks.last().unwrap();
+    assert_eq!(last["choices"][0]["finish_reason"].as_str(), choice.finish_reason.as_deref());
+    assert_eq!(last["usage"]["total_tokens"], whole.usage.unwrap().total_tokens);
+}
+
+#[test]
 fn an_error_within_anthropics_stream_keeps_its_type() {
     let (chunks, ended) = chunks(Provider::Anthropic, "anthropic_stream_overloaded.sse");
     assert!(!ended);

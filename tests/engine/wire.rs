@@ -41,6 +41,8 @@ fn reads_the_errors() {
     assert_eq!(context.http().unwrap().code.as_deref(), Some("400"));
     let quota = refusal(429, "openai_insufficient_quota.json");
     assert!(quota.is_out_of_quota() && quota.verdict() == Verdict::Final);
+    let overloaded = refusal(529, "anthropic_overloaded.json");
+    assert_eq!(overloaded.http().unwrap().request_id.as_deref(), Some("req_011COverloaded"));
     let limited = refusal(429, "mistral_rate_limited.json");
     assert_eq!(limited.http().unwrap().message.as_deref(), Some("Rate limit exceeded"));
     assert_eq!(limited.verdict(), Verdict::Retryable);

@@ -25,6 +25,8 @@ from millstream import (
     RetryPolicy,
     Timeout,
     __version__,
+    create_client,
+    create_from_config,
     retry_with_backoff,
     retrying,
 )
@@ -309,3 +311,14 @@ def batch_policy() -> None:
     assert_type(policy.batch_size, int)
     assert_type(policy.metrics, list[BatchMetrics])
     assert_type(policy.metrics[0]["success_rate"], float)
+
+
+def providers() -> None:
+    assert_type(create_client("anthropic", model="m"), AsyncClient)
+    assert_type(create_client("mistral", async_mode=False), Client)
+    assert_type(create_from_config({"model": "m"}), AsyncClient)
+    assert_type(create_from_config("config.toml", async_mode=False), Client)
+    client = Client(provider="azure", auth="bearer", api_version="2024-10-21")
+    assert_type(client.provider, str)
+    assert_type(client.test_connection(), bool)
+    assert_type(client.chat.completions.create(messages=[]).raw_body, bytes)

@@ -8,10 +8,10 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::engine::error::Error;
 use crate::engine::keys::{Lane, Lanes, Route};
-use crate::engine::provider::openai;
+use crate::engine::provider::{Provider, openai, to_openai};
 use crate::engine::retry::IDEMPOTENCY_KEY;
 use crate::engine::stream::Writer;
-use crate::engine::transport::Request;
+use crate::engine::transport::{Request, Response};
 use crate::engine::types::{ChatCompletion, Model, Priority, Text, Usage};
 
 /// One thing to ask.
@@ -60,6 +60,15 @@ impl Call {
             headers: self.headers.clone(),
             extra: idempotency_key.map(|key| (IDEMPOTENCY_KEY, key.clone())),
             body: self.body_for(&lane.quoted_model),
+        }
+    }
+
+    /// Brings an answer of the provider into `OpenAI`'s format; what it was before is kept beside it.
+    pub(super) fn translate(&self, provider: Provider, response: &mut Response) {
+        if self.route == Route::Chat
+            && let Some(body) = to_openai(provider, &response.body)
+        {
+            response.raw = Some(std::mem::replace(&mut response.body, body));
         }
     }
 

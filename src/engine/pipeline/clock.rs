@@ -93,6 +93,7 @@ impl Clock {
             status: response.status,
             headers: response.headers,
             body: response.body,
+            raw: response.raw,
             attempts,
             queue_time: self.admitted.map_or(Duration::ZERO, |admitted| admitted.duration_since(self.called)),
             elapsed: self.elapsed(),

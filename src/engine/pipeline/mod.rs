@@ -261,11 +261,12 @@ impl Pipeline {
             }
             Err(error) => Err(error),
         };
-        let outcome = received.and_then(|response| {
-            if response.status.is_success()
-                && let Ok(answer) = T::read(&response.body)
-            {
-                return Ok((answer, response));
+        let outcome = received.and_then(|mut response| {
+            if response.status.is_success() {
+                call.translate(upstream.provider(), &mut response);
+                if let Ok(answer) = T::read(&response.body) {
+                    return Ok((answer, response));
+                }
             }
             Err(failure::read::<T>(&request.header_maps(), &response, upstream.endpoint.host()))
         });

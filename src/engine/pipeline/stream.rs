@@ -92,7 +92,7 @@ async fn read_events(
         }
     }
     writer.complete();
-    Ok(Response { status, headers, body: writer.body(), first_byte, latency: sent.elapsed() })
+    Ok(Response { status, headers, body: writer.body(), raw: None, first_byte, latency: sent.elapsed() })
 }
 
 /// Whether the end was told.

@@ -555,6 +555,8 @@ fn error_context(body: &[u8]) -> HttpContext {
     http.code = word("code").or_else(|| text(inner.get("details")?, "error_code"));
     http.error_type = word("type").or_else(|| word("error_type"));
     http.param = word("param");
+    // Where the headers have none, as behind a proxy.
+    http.request_id = text(&value, "request_id").map(|id| printable_name(&id));
     http
 }
 

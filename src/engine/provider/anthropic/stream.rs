@@ -185,7 +185,7 @@ impl Reader {
     }
 }
 
-/// What is not JSON goes on, for its reader to say so.
+/// What is not JSON goes on, for its reader to say so; not `OpenAI`'s mark of the end, which some gateways add.
 fn broken(data: &Bytes) -> Step {
-    if data.is_empty() { Step::Nothing } else { Step::Chunk(data.clone()) }
+    if data.is_empty() || data.starts_with(b"[DONE]") { Step::Nothing } else { Step::Chunk(data.clone()) }
 }
