@@ -65,14 +65,9 @@ fn arrived(server: &MockServer, begin: &str) -> Vec<usize> {
 
 /// First come, first served, but for those who are sent at one moment: these are as many as there are places.
 fn assert_in_turn(server: &MockServer, begin: &str, count: usize) {
-    assert_nearly_in_turn(server, begin, count, PLACES);
-}
-
-/// The same, but for `passed` who may overtake one that is between two lines.
-fn assert_nearly_in_turn(server: &MockServer, begin: &str, count: usize, passed: usize) {
     let order = arrived(server, begin);
     assert_eq!(order.len(), count, "{order:?}");
-    assert!(order.iter().enumerate().all(|(place, index)| place.abs_diff(*index) <= passed), "{order:?}");
+    assert!(order.iter().enumerate().all(|(place, index)| place.abs_diff(*index) <= PLACES), "{order:?}");
 }
 
 /// `count` calls of the model "held" that wait, and meanwhile one of another model or key, which does not.
@@ -212,8 +207,7 @@ async fn where_window_and_rate_are_equally_narrow_both_are_used_and_nothing_is_r
     assert_eq!(server.stats().rejected_429, 0);
     assert!(server.stats().max_in_flight <= PLACES as u64);
     assert!(ideal / seconds > 0.85, "{seconds}");
-    // Who has a token and no place, and who has a place and no token, let each other go.
-    assert_nearly_in_turn(&server, "item ", 400, 120);
+    assert_in_turn(&server, "item ", 400);
 }
 
 fn per_minute(amount: f64) -> Limit {

@@ -1,13 +1,14 @@
 //! How one attempt gets leave to go: places in flight, the user's and the server's limits, the breaker and the gate.
 //!
-//! It needs all of them at one moment, and each is waited for in a line of its own. Whoever waits holds nothing of the others
-//! for longer than a [`MOMENT`]: a place in flight that is held while a model's limit, gate or breaker says wait would be missing
-//! for another model, and tokens that are held while the window is full would be missing for whoever has a place, and be spent
-//! in one burst once it opens. What was let go is taken again with the item's ticket, so its turn is kept.
+//! It needs all of them at one moment, and each is waited for in a line of its own. Whoever waits may hold what only those need
+//! who wait for the same: an item that waits for its model's limit, gate or breaker has no place in flight and nothing of the
+//! limit over all keys for longer than a [`MOMENT`], since another model would miss them. The other way round it holds on to
+//! what it has: tokens of its model while it waits for a place, a place while it waits for the user's limit, which everybody
+//! waits for. So what is held is never waited for by those it waits for, and nobody gives way twice at the same moment.
 //!
-//! What says wait for long is waited for first, without a place; otherwise the place comes first, so that who waits in a full
-//! window holds no tokens. The limits nest (the user's over all keys, a key's over its models), and each line is in the order
-//! of age, so the oldest gets all of them in the end.
+//! Where a model, a key, a gate or a breaker says wait for long, they come first; otherwise the place comes first, so that who
+//! waits in a full window holds no tokens. The user's limit comes after the place in any case: what it grants is sent at once,
+//! as a strict window demands. What was let go is taken again with the item's ticket, so its turn is kept.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -52,19 +53,26 @@ struct Hand<'a> {
 }
 
 impl Hand<'_> {
-    /// Whether it holds nothing that another might want.
-    fn is_free(&self) -> bool {
-        let reserved = self.own.is_some() || self.told.is_some() || self.learnt.is_some();
-        !reserved && self.places.is_none() && !self.is_probe()
+    /// Whether it has nothing that `give` says to let go.
+    fn is_free(&self, give: Give) -> bool {
+        match give {
+            Give::Nothing => true,
+            Give::Shared => self.own.is_none() && self.places.is_none(),
+            Give::All => self.is_free(Give::Shared) && self.told.is_none() && self.learnt.is_none() && !self.is_probe(),
+        }
     }
 
     fn is_probe(&self) -> bool {
         self.pass.as_ref().is_some_and(Pass::is_probe)
     }
 
-    /// Gives back what another might want; to have passed the gate is none of that.
-    fn let_go(&mut self) {
-        *self = Self { gate: self.gate, ..Self::default() };
+    /// Gives it back; to have passed the gate is no thing to give.
+    fn let_go(&mut self, give: Give) {
+        match give {
+            Give::Nothing => {}
+            Give::Shared => (self.places, self.own) = (None, None),
+            Give::All => *self = Self { gate: self.gate, ..Self::default() },
+        }
     }
 
     /// Whether it has anything of a lane: then it stays there.
@@ -75,6 +83,16 @@ impl Hand<'_> {
     fn leave_lane(&mut self) {
         (self.pass, self.told, self.learnt, self.gate) = (None, None, None, None);
     }
+}
+
+/// What an item gives back if a wait takes long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Give {
+    Nothing,
+    /// What other models and keys want, too: places, and the user's limit over all keys.
+    Shared,
+    /// What others of the same model want as well.
+    All,
 }
 
 /// What an attempt takes next.
@@ -119,9 +137,10 @@ impl Seat<'_> {
     }
 }
 
-/// Waits for one thing, and lets go of what is in `hand` if that takes long; `None` once `seat` is outdone.
+/// Waits for one thing, and gives of `hand` what is said if that takes long; `None` once `seat` is outdone.
 async fn obtain<R>(
     hand: &mut Hand<'_>,
+    give: Give,
     seat: Option<Seat<'_>>,
     parking: Option<&Arc<Parking>>,
     wait: impl Future<Output = R>,
@@ -130,18 +149,17 @@ async fn obtain<R>(
     if let Poll::Ready(got) = poll_fn(|context| Poll::Ready(wait.as_mut().poll(context))).await {
         return Some(got);
     }
-    if hand.is_free() && seat.is_none() && parking.is_none() {
+    if hand.is_free(give) && seat.is_none() && parking.is_none() {
         return Some(wait.await);
     }
     // In a box of its own, since it is rare.
     let long = Box::pin(async {
-        // Who has no place gives its tokens back at once: sent later than granted, they would be more than a window allows.
-        if hand.places.is_some()
+        if !hand.is_free(give)
             && let Ok(got) = timeout(MOMENT, wait.as_mut()).await
         {
             return Some(got);
         }
-        hand.let_go();
+        hand.let_go(give);
         let _parked = parking.map(Parking::park);
         match seat {
             None => Some(wait.await),
@@ -176,7 +194,7 @@ impl Pipeline {
             if item.shares_place {
                 hand.places = Some([None, None]);
             }
-            let Some(step) = self.next_step(call, lanes, lane, &hand) else {
+            let Some(step) = self.next_step(call, lane, &hand) else {
                 if !hand.is_probe() && !lane.breaker.is_closed() {
                     hand.leave_lane();
                     continue;
@@ -196,13 +214,13 @@ impl Pipeline {
                 // Pinned where they are made: a future that is handed on by value is stored twice.
                 Step::Places => {
                     let places = pin!(self.places(ticket, priority));
-                    hand.places = obtain(&mut hand, None, parking, places).await;
+                    hand.places = obtain(&mut hand, Give::Nothing, None, parking, places).await;
                 }
                 Step::Own => {
                     let Some(limiter) = &self.limiter else { continue };
                     let own = pin!(limiter.reserve_as(own_cost(call, lanes), ticket, priority));
                     let own = pin!(self.metrics.wait(WaitCause::RateLimit, own));
-                    hand.own = obtain(&mut hand, None, parking, own).await.transpose()?;
+                    hand.own = obtain(&mut hand, Give::Nothing, None, parking, own).await.transpose()?;
                 }
                 Step::Pass => hand.pass = self.pass(call, lane, lanes, item, &mut hand).await?,
                 Step::Told | Step::Learnt => {
@@ -211,7 +229,7 @@ impl Pipeline {
                     let Some(limiter) = limiter else { continue };
                     let reserved = pin!(limiter.reserve_as(cost(lane, call), ticket, priority));
                     let reserved = pin!(lane.metrics.wait(WaitCause::RateLimit, reserved));
-                    match obtain(&mut hand, seat, parking, reserved).await.transpose()? {
+                    match obtain(&mut hand, Give::Shared, seat, parking, reserved).await.transpose()? {
                         None => hand.leave_lane(),
                         reserved if is_told => hand.told = reserved,
                         reserved => hand.learnt = reserved,
@@ -220,7 +238,7 @@ impl Pipeline {
                 Step::Gate => {
                     let passed = pin!(lane.gate.pass_as(ticket, priority));
                     let passed = pin!(lane.metrics.wait(WaitCause::Gate, passed));
-                    match obtain(&mut hand, seat, parking, passed).await {
+                    match obtain(&mut hand, Give::All, seat, parking, passed).await {
                         None => hand.leave_lane(),
                         passed => hand.gate = passed,
                     }
@@ -229,32 +247,30 @@ impl Pipeline {
         }
     }
 
-    /// What is missing; the places first, unless something else takes long.
-    fn next_step(&self, call: &Call, lanes: &Lanes, lane: &Lane, hand: &Hand<'_>) -> Option<Step> {
+    /// What is missing: the places and the user's limit first, unless something of the lane takes long.
+    fn next_step(&self, call: &Call, lane: &Lane, hand: &Hand<'_>) -> Option<Step> {
         let needs_own = self.limiter.is_some() && hand.own.is_none();
         let needs_told = lane.upstream.limiter.is_some() && hand.told.is_none();
         let needs_gate = hand.gate.is_none_or(|passed| !lane.gate.still_lets(passed));
         let needs_places = hand.places.is_none();
         let takes_long = || {
-            let own = self.limiter.as_ref().filter(|_| needs_own);
             let told = lane.upstream.limiter.as_ref().filter(|_| needs_told);
             let learnt = Some(&lane.limiter).filter(|_| hand.learnt.is_none());
             let is_slow = |limiter: Option<&Arc<RateLimiter>>, cost: &dyn Fn() -> Cost| {
                 limiter.is_some_and(|limiter| limiter.is_limited() && limiter.estimated_wait(cost()) > MOMENT)
             };
-            is_slow(own, &|| own_cost(call, lanes))
-                || (hand.pass.is_none() && lane.breaker.opens_in() > MOMENT)
+            (hand.pass.is_none() && lane.breaker.opens_in() > MOMENT)
                 || is_slow(told, &|| cost(lane, call))
                 || is_slow(learnt, &|| cost(lane, call))
                 || (needs_gate && lane.gate.opens_in() > MOMENT)
         };
         match () {
             () if needs_places && !takes_long() => Some(Step::Places),
-            () if needs_own => Some(Step::Own),
+            () if needs_own && !needs_places => Some(Step::Own),
             () if hand.pass.is_none() => Some(Step::Pass),
-            () if needs_told => Some(Step::Told),
-            () if hand.learnt.is_none() => Some(Step::Learnt),
             () if needs_gate => Some(Step::Gate),
+            () if hand.learnt.is_none() => Some(Step::Learnt),
+            () if needs_told => Some(Step::Told),
             () if needs_places => Some(Step::Places),
             () => None,
         }
@@ -299,7 +315,7 @@ impl Pipeline {
         let pass = Box::pin(timeout(longest, async {
             lane.metrics.wait(WaitCause::Gate, pin!(breaker.pass_as(item.ticket, call.priority))).await
         }));
-        match obtain(hand, None, None, pass).await {
+        match obtain(hand, Give::All, None, None, pass).await {
             Some(Ok(pass)) => Ok(Some(pass)),
             _ if lanes.count() > 1 && has_hope(lanes) => Ok(None),
             _ => Err(item.last.take().unwrap_or_else(|| not_sent(lane))),
