@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from millstream import AsyncClient, ChatCompletion, Client, ModelList
+    from millstream import AsyncClient, ChatCompletion, Client, MillstreamError, ModelList
     from millstream.testing import MockServer, RecordedRequest
     from millstream.types import ParsedChatCompletion
 
@@ -88,6 +88,11 @@ class Face:
 
     def close(self) -> None:
         self.run(self.client.close())
+
+
+def made(kind: type[MillstreamError], text: str) -> MillstreamError:
+    """An exception of that class; some are made of an answer, too."""
+    return kind(text, None) if "completion" in inspect.signature(kind).parameters else kind(text)
 
 
 def last_request(server: MockServer) -> RecordedRequest:

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"error", "secret", "types"},
 }
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("provider", "limit", "retry", "transport")}
-MAY_IMPORT["keys"] = set(MAY_IMPORT)
+MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("keys", "stream")}
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 MAY_IMPORT["batch"] = set(MAY_IMPORT)
 
@@ -232,7 +232,20 @@ def test_both_clients_are_documented_in_the_same_words() -> None:
             if name != "aclose":
                 assert inspect.getdoc(getattr(blocking, name)) == inspect.getdoc(member), name
                 compared.add(name)
-    assert compared == {"complete", "batch_complete", "chat", "models", "test_connection", "close", "create", "list"}
+    assert compared == {
+        "complete",
+        "batch_complete",
+        "chat",
+        "models",
+        "test_connection",
+        "close",
+        "create",
+        "list",
+    } | {
+        "parse",
+        "stream_complete",
+        "stream_many",
+    }
 
 
 def test_every_public_record_of_the_native_module_is_documented_in_its_stub() -> None:

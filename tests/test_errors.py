@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import millstream
 import pytest
-from helpers import KEY, chat_body, http_answer, raw_server, until, until_async
+from helpers import KEY, chat_body, http_answer, made, raw_server, until, until_async
 from millstream import (
     APIConnectionError,
     APIError,
@@ -92,6 +92,7 @@ BASES: dict[str, tuple[type[BaseException], ...]] = {
     "InternalServerError": (APIStatusError,),
     "OverloadedError": (InternalServerError,),
     "APIConnectionError": (APIError, ConnectionError),
+    "StreamInterruptedError": (APIConnectionError,),
     "APITimeoutError": (APIConnectionError, TimeoutError),
     "QueueTimeoutError": (APITimeoutError,),
     "DeadlineExceeded": (APITimeoutError,),
@@ -195,7 +196,7 @@ def test_errors_survive_pickling(make: Make, mock_server: MockServer) -> None:
         assert type(other) is type(error)
         assert (str(other), repr(other), vars(other)) == (str(error), repr(error), vars(error))
     for name in BASES:
-        other = pickle.loads(pickle.dumps(getattr(exceptions, name)("text")))
+        other = pickle.loads(pickle.dumps(made(getattr(exceptions, name), "text")))
         assert (type(other).__name__, str(other)) == (name, "text")
 
 

@@ -14,7 +14,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import run_python, until, until_async
+from helpers import made, run_python, until, until_async
 from millstream import (
     APIConnectionError,
     APIError,
@@ -280,7 +280,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 def test_every_error_says_whether_the_same_may_succeed_later(make: Make, mock_server: MockServer) -> None:
     for name in errors.__all__:
-        assert getattr(errors, name)("x").retryable is False
+        assert made(getattr(errors, name), "x").retryable is False
     face = make(max_retries=0)
     mock_server.script(Answer(status=503), Answer(status=400), Answer(fault="truncate"))
     assert fails(face, OverloadedError).retryable

@@ -372,7 +372,7 @@ class AsyncClient(Base):
             **params: Request fields, sent untouched.
 
         Returns:
-            An async iterator of the text's pieces; afterwards it has the whole answer.
+            An iterator of the text's pieces; afterwards it has the whole answer.
 
         Raises:
             ConfigurationError: An argument is not valid; nothing was sent.
@@ -451,8 +451,7 @@ class AsyncClient(Base):
             **params: Request fields, sent untouched.
 
         Returns:
-            An async iterator of pairs: a prompt's index and a piece of its text (or, with ``return_exceptions``, its
-            error).
+            An iterator of pairs: a prompt's index and a piece of its text (or, with ``return_exceptions``, its error).
 
         Raises:
             TypeError: ``prompts`` is one string, or one of them is neither a string nor a list.
