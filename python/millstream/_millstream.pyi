@@ -15,11 +15,15 @@ __all__ = [
     "VERSION",
     "BatchOutcomes",
     "ChatCompletion",
+    "ChatCompletionChunk",
     "ChatMessage",
     "Choice",
+    "ChoiceDelta",
+    "ChunkChoice",
     "CustomCall",
     "Endpoint",
     "FunctionCall",
+    "FunctionCallDelta",
     "KeyStats",
     "MockServer",
     "MockStats",
@@ -27,12 +31,14 @@ __all__ = [
     "NativeClient",
     "NativeRateLimiter",
     "NativeRetryPolicy",
+    "NativeStream",
     "NativeVirtualClock",
     "Pending",
     "Port",
     "RecordedRequest",
     "Reservation",
     "ToolCall",
+    "ToolCallDelta",
     "Usage",
     "after_fork_in_child",
     "check_timeout",
@@ -553,6 +559,8 @@ class ChatCompletionChunk:
     def __getattribute__(self, name: str, /) -> Any: ...
     def __eq__(self, other: Any, /) -> bool: ...
     def __hash__(self, /) -> int: ...
+    @staticmethod
+    def _restore(body: bytes) -> ChatCompletionChunk: ...
 
 @final
 class ChunkChoice:
@@ -576,6 +584,8 @@ class ChunkChoice:
     def __getattribute__(self, name: str, /) -> Any: ...
     def __eq__(self, other: Any, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(chunk: ChatCompletionChunk, place: int) -> ChunkChoice: ...
 
 @final
 class ChoiceDelta:
@@ -603,6 +613,8 @@ class ChoiceDelta:
     def __getattribute__(self, name: str, /) -> Any: ...
     def __eq__(self, other: Any, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(chunk: ChatCompletionChunk, place: int) -> ChoiceDelta: ...
 
 @final
 class ToolCallDelta:
@@ -626,6 +638,8 @@ class ToolCallDelta:
 
     def __eq__(self, other: Any, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(call: tuple[int, str | None, str | None, str | None, str | None]) -> ToolCallDelta: ...
 
 @final
 class FunctionCallDelta:
@@ -641,6 +655,8 @@ class FunctionCallDelta:
 
     def __eq__(self, other: Any, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(call: tuple[int, str | None, str | None, str | None, str | None]) -> FunctionCallDelta: ...
 
 @final
 class Usage:
@@ -665,7 +681,7 @@ class Usage:
     def __eq__(self, other: Any, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]
     @staticmethod
-    def _restore(completion: ChatCompletion) -> Usage: ...
+    def _restore(body: bytes) -> Usage: ...
 
 @final
 class NativeVirtualClock:

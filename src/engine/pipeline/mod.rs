@@ -4,7 +4,7 @@
 //! settle → wait → again.
 //!
 //! What an attempt needs it holds only while it is sent: neither through the waits between attempts nor while it waits for the
-//! rest of its admission ([`admission`]). An item that comes again keeps its turn before all who came later. The deadline starts at the admission, covers every attempt and every wait between them, and is
+//! rest of its admission (`admission`). An item that comes again keeps its turn before all who came later. The deadline starts at the admission, covers every attempt and every wait between them, and is
 //! never overrun; the time before that is reported apart. Every attempt takes a reservation of its own, since servers count
 //! failed requests too.
 

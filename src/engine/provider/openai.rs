@@ -1,6 +1,6 @@
 //! `OpenAI`'s chat format, which vLLM, llama.cpp, Together, Groq and most others speak too.
 //!
-//! A request's fixed parts are serialised once per batch ([`Template`]); an item only adds its prompt. An answer is read by a
+//! A request's fixed parts are serialised once per batch (`Template`); an item only adds its prompt. An answer is read by a
 //! strict and fast parser first and, where that refuses, by a lenient one that takes what is needed and ignores the rest:
 //! an odd type in a field nobody asked for must not lose an answer that is paid for. A 2xx without a message is not an answer.
 
