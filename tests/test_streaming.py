@@ -106,6 +106,21 @@ def test_the_chunk_that_counts_tokens_is_seen_by_who_asked_for_it(face: Face) ->
     assert stream.usage is None
 
 
+def test_a_server_that_refuses_to_count_tokens_is_asked_without(face: Face, mock_server: MockServer) -> None:
+    refusal = {"error": {"message": "Unrecognized request argument supplied: stream_options"}}
+    mock_server.script(Answer(status=400, body=refusal))
+    stream = face.client.stream_complete("hi", top_k=1)
+    assert face.read(stream) == (["echo:", " hi"], None)
+    assert face.read(face.client.stream_complete("again"))[1] is None
+    bodies = [request.json() for request in mock_server.requests]
+    assert ["stream_options" in body for body in bodies] == [True, False, False]
+    assert (bodies[1]["stream"], bodies[1]["top_k"]) == (True, 1)
+    # What the user asks for himself is his to hear of.
+    mock_server.script(Answer(status=400, body=refusal, times=2))
+    with pytest.raises(BadRequestError, match="stream_options"):
+        create(face, stream_options={"include_usage": True, "include_obfuscation": False})
+
+
 def test_pieces_of_tool_calls_are_joined(face: Face, mock_server: MockServer) -> None:
     calls = [("weather", {"city": "Paris", "days": 3}), ("time", {"zone": "CET"})]
     mock_server.script(Answer(tool_calls=calls))

@@ -5,7 +5,7 @@
 //! the breaker hold for the lane.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -140,6 +140,8 @@ pub struct Lane {
     pub tokens: Arc<ModelTokens>,
     /// What became of its requests.
     pub metrics: Arc<LaneMetrics>,
+    /// The server has refused to count the tokens of a stream.
+    pub refuses_usage: AtomicBool,
     chat: Arc<Target>,
     others: Mutex<HashMap<Route, Arc<Target>>>,
 }
@@ -295,6 +297,7 @@ impl Keys {
                 metrics: self.metrics.lane(upstream.key_id, name),
                 chat: upstream.chat(name),
                 others: Mutex::default(),
+                refuses_usage: AtomicBool::new(false),
                 upstream: Arc::clone(upstream),
             })
         };

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
@@ -59,7 +60,12 @@ impl Call {
             target: lane.target(&self.route),
             headers: self.headers.clone(),
             extra: idempotency_key.map(|key| (IDEMPOTENCY_KEY, key.clone())),
-            body: self.body_for(&lane.quoted_model),
+            body: match self.body_for(&lane.quoted_model) {
+                body if self.writer.is_some() && lane.refuses_usage.load(Relaxed) => {
+                    openai::without_usage(&body).unwrap_or(body)
+                }
+                body => body,
+            },
         }
     }
 

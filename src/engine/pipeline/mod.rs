@@ -31,7 +31,7 @@ use super::keys::{Keys, Lane, Lanes};
 use super::limit::{Breaker, Health, RateLimiter, Signal, Ticket, Window};
 use super::metrics::{AttemptOutcome, Metrics, RetryCause, WaitCause};
 use super::provider::chunk::ChatChunk;
-use super::provider::rate_headers;
+use super::provider::{openai, rate_headers};
 use super::retry::{
     Attempts, Decision, HedgeAfter, HedgeBudget, IDEMPOTENCY_KEY, IdempotencyKeys, RetryBudget, RetryPolicy, hedged,
 };
@@ -158,7 +158,7 @@ impl Pipeline {
             };
             let lane = admission.lane;
             drop(admission);
-            let wait = match self.next_attempt(&error, lane, lanes, item, was_probe) {
+            let wait = match self.next_attempt(call, &error, lane, lanes, item, was_probe) {
                 Ok(wait) => wait,
                 Err(reason) => return Err(item.clock.give_up(error, reason, item.attempts())),
             };
@@ -329,6 +329,7 @@ impl Pipeline {
     /// How long to wait before the next attempt, or why there is none.
     fn next_attempt(
         &self,
+        call: &Call,
         error: &Error,
         lane: &Lane,
         lanes: &Lanes,
@@ -341,6 +342,12 @@ impl Pipeline {
         if error.is_stale_connection() && !item.resent {
             // The server closed a pooled connection in the moment it was used again: no fault of either, so no retry is used up.
             item.resent = true;
+            return Ok(Duration::ZERO);
+        }
+        if call.writer.is_some() && !item.asks_plainly && openai::refuses_usage(error) {
+            // It was not the user who asked for it.
+            lane.refuses_usage.store(true, Relaxed);
+            item.asks_plainly = true;
             return Ok(Duration::ZERO);
         }
         let health = health(error);
@@ -390,6 +397,7 @@ impl Pipeline {
 }
 
 /// What an item carries from one attempt to the next.
+#[expect(clippy::struct_excessive_bools, reason = "one for each thing that may have happened to it")]
 struct Item {
     clock: Clock,
     /// Its age in every line it stands in.
@@ -406,6 +414,8 @@ struct Item {
     stands_in: bool,
     /// Whether it needs no place in flight, since its twin has one.
     shares_place: bool,
+    /// A server has refused to count the tokens of its stream.
+    asks_plainly: bool,
     /// Whose key it was sent with last.
     key_id: Option<KeyId>,
     idempotency_key: Option<HeaderValue>,
@@ -425,6 +435,7 @@ impl Item {
             failed_at: None,
             stands_in: false,
             shares_place: false,
+            asks_plainly: false,
             key_id: None,
             idempotency_key: name(pipeline, call),
             last: None,

@@ -32,6 +32,21 @@ const AFTER_MODEL: &str = ",\"messages\":[";
 const STREAM: &str = ",\"stream\":true";
 const STREAM_WITH_USAGE: &str = ",\"stream\":true,\"stream_options\":{\"include_usage\":true}";
 
+/// A stream's body without the request for its usage, which some servers refuse; none if it has none.
+pub fn without_usage(body: &[u8]) -> Option<Bytes> {
+    let start = memchr::memmem::find(body, STREAM_WITH_USAGE.as_bytes())?;
+    let (before, rest) = body.split_at_checked(start)?;
+    let after = rest.get(STREAM_WITH_USAGE.len()..)?;
+    Some([before, STREAM.as_bytes(), after].concat().into())
+}
+
+/// Whether a server refused a request because of the usage that its stream was asked for.
+pub fn refuses_usage(error: &Error) -> bool {
+    let says = |text: &Option<String>| text.as_ref().is_some_and(|text| text.contains("stream_options"));
+    matches!(error.kind(), Kind::Status(400 | 422))
+        && error.http().is_some_and(|http| says(&http.message) || says(&http.param) || says(&http.body))
+}
+
 /// Everything of a chat request but its prompt, as JSON text around the gap where the prompt goes.
 #[derive(Debug, Clone)]
 pub(super) struct Template {
