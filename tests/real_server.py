@@ -38,6 +38,37 @@ if TYPE_CHECKING:
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_NAME = "smollm2-135m"
 
+# The model's own chat template has no place for tools, and llama.cpp then leaves them out. This one writes them as
+# <tool_call> JSON, a form that llama.cpp reads. So small a model calls a function only where earlier turns show it
+# doing so: give it two or three such turns, and temperature 0.
+TOOLS_TEMPLATE = (
+    "{%- if tools %}"
+    "{{- '<|im_start|>system\nYou may call functions. Functions: <tools>' }}"
+    "{%- for tool in tools %}{{- '\n' + (tool | tojson) }}{%- endfor %}"
+    "{{- '\n</tools>\nTo call one, answer <tool_call>\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}'
+    "\n</tool_call><|im_end|>\n' }}"
+    "{%- endif %}"
+    "{%- for message in messages %}"
+    "{%- if message.role == 'assistant' and message.tool_calls %}"
+    "{{- '<|im_start|>assistant\n' }}"
+    "{%- if message.content %}{{- message.content + '\n' }}{%- endif %}"
+    "{%- for tool_call in message.tool_calls %}"
+    "{%- if tool_call.function %}{%- set tool_call = tool_call.function %}{%- endif %}"
+    """{{- '<tool_call>\n{"name": "' + tool_call.name + '", "arguments": ' }}"""
+    "{{- tool_call.arguments | tojson }}"
+    "{{- '}\n</tool_call>' }}"
+    "{%- endfor %}"
+    "{{- '<|im_end|>\n' }}"
+    "{%- elif message.role == 'tool' %}"
+    "{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}"
+    "{%- else %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
 # Status of a child that cannot run because a package is missing.
 UNAVAILABLE = 3
 
@@ -63,6 +94,7 @@ class RealServer:
     Args:
         parallel: Slots, that is requests decoded together. Further requests wait in the server.
         context: Tokens of one slot, prompt and answer together.
+        tools: Whether it knows of tools; see `TOOLS_TEMPLATE`.
         api_keys: Keys the server accepts. Default: it asks for none.
         startup_timeout: Seconds until it must be healthy; 1 s is usual, 15 s on a busy machine.
         log: Where llama.cpp's log goes. Default: nowhere.
@@ -73,12 +105,14 @@ class RealServer:
         *,
         parallel: int = 4,
         context: int = 512,
+        tools: bool = False,
         api_keys: Sequence[str] = (),
         startup_timeout: float = 60.0,
         log: IO[str] | None = None,
     ) -> None:
         self._command = [real_python(), __file__, "--parallel", str(parallel), "--context", str(context)]
         self._command += ["--startup-timeout", str(startup_timeout)]
+        self._command += ["--tools"] if tools else []
         for key in api_keys:
             self._command += ["--api-key", key]
         self._startup_timeout = startup_timeout
@@ -192,6 +226,8 @@ def start_llama(options: argparse.Namespace) -> Any:
     params.ui = False
     params.verbosity = 1
     params.api_keys = options.api_key
+    if options.tools:
+        params.chat_template = TOOLS_TEMPLATE
     return xllamacpp.Server(params)
 
 
@@ -201,6 +237,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--parallel", type=int, default=4)
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--tools", action="store_true")
     parser.add_argument("--startup-timeout", type=float, default=60.0)
     parser.add_argument("--api-key", action="append", default=[])
     return parser.parse_args()

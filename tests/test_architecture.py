@@ -232,7 +232,7 @@ def test_both_clients_are_documented_in_the_same_words() -> None:
             if name != "aclose":
                 assert inspect.getdoc(getattr(blocking, name)) == inspect.getdoc(member), name
                 compared.add(name)
-    methods = {"complete", "batch_complete", "stream_complete", "stream_many", "test_connection", "close"}
+    methods = {"complete", "batch_complete", "stream_complete", "stream_many", "gather", "test_connection", "close"}
     assert compared == methods | {"chat", "models", "create", "parse", "list"}
 
 

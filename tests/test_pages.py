@@ -30,8 +30,10 @@ def test_there_are_blocks_to_run() -> None:
     assert {page for page, _ in blocks()} >= {
         "keys.md",
         "limits.md",
+        "migrating.md",
         "retries.md",
         "statistics.md",
+        "streaming.md",
         "structured-output.md",
         "testing.md",
     }

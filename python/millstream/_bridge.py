@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable
 
+    from millstream._gather import Gathered
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -78,6 +80,23 @@ async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **
     finally:
         # An exception holds this frame, and the future holds the exception.
         del future, pending
+
+
+class _Thread(threading.local):
+    """The call of a blocking `gather` that this thread makes, if it does."""
+
+    gathered: Gathered | None = None
+
+
+this_thread = _Thread()
+
+
+def block(start: Callable[Concatenate[Pending | None, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Make a native call and wait for its result, blocking."""
+    gathered = this_thread.gathered
+    if gathered is None:
+        return start(None, *args, **kwargs)
+    return gathered.block(start, *args, **kwargs)
 
 
 def probe() -> Future[None]:
@@ -158,10 +177,11 @@ def _drain(port: Port, drained: threading.Event) -> None:
 
 def _after_fork_in_child() -> None:
     """Leave the parent's ports alone: their sockets are the parent's, and so are the tasks that wait on them."""
-    global _here, _ports, _ports_lock
+    global _here, _ports, _ports_lock, this_thread
     _millstream.after_fork_in_child()
-    _inherited.append((_here, _ports))
+    _inherited.append((_here, _ports, this_thread))
     _here = _Here()
+    this_thread = _Thread()
     _ports = weakref.WeakKeyDictionary()
     _ports_lock = threading.Lock()
 

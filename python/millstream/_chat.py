@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, overload
 
-from millstream._bridge import wait
+from millstream._bridge import block, wait
 from millstream._millstream import ChatMessage
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._settings import hide
@@ -341,12 +341,12 @@ class Completions:
             None, model, None, timeout, queue_timeout, priority, headers, params, extra_body=extra_body
         )
         if not stream:
-            return self._client._native.chat(None, _messages(messages), None, options, text_only=False)
+            return block(self._client._native.chat, _messages(messages), None, options, text_only=False)
         native = self._client._native.chat_stream(
             _messages(messages), None, options, text_only=False, with_usage=_wants_usage(params, extra_body)
         )
         try:
-            native.opened(None)
+            block(native.opened)
         except BaseException:
             native.close()
             raise
@@ -435,7 +435,7 @@ class Completions:
         )
         tries = _structured.Tries(_structured.parsed_of, form, _messages(messages), validation_retries)
         while tries.open:
-            tries.take(self._client._native.chat(None, tries.prompt, None, options, text_only=False))
+            tries.take(block(self._client._native.chat, tries.prompt, None, options, text_only=False))
         return _structured.with_failed_tries(tries)
 
 

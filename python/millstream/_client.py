@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from millstream._base import Base
-from millstream._bridge import wait
+from millstream._bridge import block, wait
 from millstream._chat import AsyncChat, Chat
 from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
@@ -18,7 +18,7 @@ from millstream._stream import AsyncMergedStream, AsyncStream, MergedStream, Str
 from millstream.exceptions import APIError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from types import TracebackType
 
     from millstream._config import CompletionConfig, Timeout
@@ -33,6 +33,7 @@ _SLICE = 4096
 # To make a value of an answer takes about 10 microseconds and not one.
 _READ_SLICE = 256
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -471,6 +472,27 @@ class AsyncClient(Base):
         )
         return AsyncMergedStream(native)
 
+    async def gather(self, calls: Mapping[K, Awaitable[Any]], *, return_exceptions: bool = False) -> dict[K, Any]:
+        """Make several calls of any kind at once: names to calls in, names to results out.
+
+        Args:
+            calls: A name for each call. With `AsyncClient` the calls are anything that can be awaited:
+                ``client.complete(...)`` as it is, without ``await``. With `Client` they are functions without
+                arguments, such as ``lambda: client.complete(...)``, and each runs in a thread of its own.
+            return_exceptions: Put a failed call's error in its place. Otherwise the first error is raised after the
+                others were aborted.
+
+        Returns:
+            What each call returned, by its name, in the order of ``calls``.
+
+        Raises:
+            TypeError: ``calls`` is not a mapping, or one of them is not a call.
+            Exception: The first error of a call, as it is, without ``return_exceptions``.
+        """
+        from millstream._gather import gather
+
+        return await gather(calls, return_exceptions)
+
     @property
     def chat(self) -> AsyncChat:
         """OpenAI's namespace: ``client.chat.completions.create(...)``."""
@@ -620,7 +642,7 @@ class Client(Base):
         headers, extra_headers = hide(extra_headers), None
         if response_model is None:
             options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
-            return self._native.chat(None, prompt, system, options, text_only=True)
+            return block(self._native.chat, prompt, system, options, text_only=True)
         from millstream._structured import Tries, response_format, value_of
 
         form = response_format(response_model)
@@ -628,7 +650,7 @@ class Client(Base):
         options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
         tries = Tries(value_of, form, checked_prompt(prompt), validation_retries)
         while tries.open:
-            tries.take(self._native.chat(None, tries.prompt, system, options, text_only=False))
+            tries.take(block(self._native.chat, tries.prompt, system, options, text_only=False))
         return tries.result
 
     @overload
@@ -783,8 +805,8 @@ class Client(Base):
             )
             batch = BatchTries(form, checked_prompts(prompts), validation_retries, keep_errors=return_exceptions)
             for asked in batch.rounds():
-                outcomes = self._native.batch_chat(
-                    None,
+                outcomes = block(
+                    self._native.batch_chat,
                     asked,
                     system,
                     options,
@@ -798,8 +820,8 @@ class Client(Base):
         options = self._options(
             system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
         )
-        outcomes = self._native.batch_chat(
-            None,
+        outcomes = block(
+            self._native.batch_chat,
             checked_prompts(prompts),
             system,
             options,
@@ -938,6 +960,27 @@ class Client(Base):
             stop_on_error=not return_exceptions,
         )
         return MergedStream(native)
+
+    def gather(self, calls: Mapping[K, Callable[[], Any]], *, return_exceptions: bool = False) -> dict[K, Any]:
+        """Make several calls of any kind at once: names to calls in, names to results out.
+
+        Args:
+            calls: A name for each call. With `AsyncClient` the calls are anything that can be awaited:
+                ``client.complete(...)`` as it is, without ``await``. With `Client` they are functions without
+                arguments, such as ``lambda: client.complete(...)``, and each runs in a thread of its own.
+            return_exceptions: Put a failed call's error in its place. Otherwise the first error is raised after the
+                others were aborted.
+
+        Returns:
+            What each call returned, by its name, in the order of ``calls``.
+
+        Raises:
+            TypeError: ``calls`` is not a mapping, or one of them is not a call.
+            Exception: The first error of a call, as it is, without ``return_exceptions``.
+        """
+        from millstream._gather import gather_blocking
+
+        return gather_blocking(calls, return_exceptions)
 
     @property
     def chat(self) -> Chat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from millstream._arguments import check
-from millstream._bridge import wait
+from millstream._bridge import block, wait
 from millstream._millstream import NativeRateLimiter, Reservation
 from millstream.exceptions import ConfigurationError
 
@@ -178,7 +178,7 @@ class RateLimiter:
     ) -> Reservation:
         """As `acquire`, blocking the thread (the GIL is released); Ctrl-C ends the wait."""
         amounts = _amounts(requests, tokens, input_tokens, output_tokens, priority, max_wait)
-        return self._native.acquire(None, amounts, priority, max_wait, False)
+        return block(self._native.acquire, amounts, priority, max_wait, False)
 
     def try_acquire(
         self, requests: float = 1, tokens: float = 0, *, input_tokens: float = 0, output_tokens: float = 0
@@ -303,7 +303,7 @@ class PendingReservation:
 
     def __enter__(self) -> Reservation:
         """Wait until it may go, blocking."""
-        self._reservation = self._native.acquire(None, self._amounts, self._priority, self._max_wait, True)
+        self._reservation = block(self._native.acquire, self._amounts, self._priority, self._max_wait, True)
         return self._reservation
 
     def __exit__(

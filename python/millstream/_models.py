@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from millstream._bridge import wait
+from millstream._bridge import block, wait
 
 if TYPE_CHECKING:
     from millstream._client import AsyncClient, Client
@@ -42,7 +42,7 @@ class Models:
         Raises:
             APIError: No answer after every retry.
         """
-        return _model_list(self._client._native.models(None))
+        return _model_list(block(self._client._native.models))
 
 
 def _model_list(models: list[tuple[str, int, str, Record]]) -> ModelList:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from millstream._bridge import wait
+from millstream._bridge import block, wait
 from millstream.exceptions import MillstreamError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class _BlockingPieces(_Pieces[T], Iterator[T]):
         for piece in self._pieces:
             return piece
         try:
-            pieces = self._native.next(None)
+            pieces = block(self._native.next)
         except BaseException:
             self._native.close()
             raise

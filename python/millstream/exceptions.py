@@ -27,14 +27,18 @@ The names are openai-python's, so that existing ``except`` clauses read on::
                 └─ DeadlineExceeded                no answer within ``timeout``, all attempts included
 
 ``asyncio.CancelledError`` and ``KeyboardInterrupt`` pass through untouched. All of these survive pickling, and none
-of them ever holds the API key.
+of them ever holds the API key. In a program that has imported openai they are also caught by its names, as by ``except
+openai.RateLimitError``; see `millstream._openai_errors`.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from millstream._millstream import ChatCompletion
 
 __all__ = [
@@ -82,7 +86,10 @@ class MillstreamError(Exception):
     index: int | None = None
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
+        if sys.modules.get("openai") is not _openai:
+            _join_openai()
+        # Not `super()`: the next class may be openai's, whose constructor wants an HTTP response.
+        Exception.__init__(self, message)
         self.message = message
 
     def __str__(self) -> str:
@@ -267,6 +274,21 @@ class QueueTimeoutError(APITimeoutError):
 
 class DeadlineExceeded(APITimeoutError):
     """No answer within ``timeout``, which covers every attempt and every wait between them."""
+
+
+# The module openai whose exceptions ours are under.
+_openai: ModuleType | None = None
+
+
+def _join_openai() -> None:
+    global _openai
+    module = sys.modules.get("openai")
+    if module is None:
+        return
+    from millstream._openai_errors import join
+
+    if join(module):
+        _openai = module
 
 
 _BY_KIND: dict[str, type[MillstreamError]] = {

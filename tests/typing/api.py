@@ -82,6 +82,7 @@ def blocking(flag: bool) -> None:
         assert_type(client.batch_complete(prompts(), return_exceptions=True), list[str | MillstreamError])
         assert_type(client.batch_complete(prompts(), return_exceptions=flag), list[str | MillstreamError])
         assert_type(client.with_options(timeout=5).with_options(rate_limiter=None), Client)
+        assert_type(client.gather({"a": lambda: client.complete("hi"), "b": client.stats}), dict[str, Any])
         assert_type(client.stats(), ClientStats)
         assert_type(client.stats().in_flight, int)
         assert_type(client.models.list(), ModelList)
@@ -116,6 +117,8 @@ async def retries() -> None:
     timeout = Timeout(30, connect=None, first_byte=5, idle=5)
     async with AsyncClient(retry=policy, timeout=timeout, queue_timeout=None, idempotency_key=False) as client:
         assert_type(await client.complete("hi", timeout=Timeout(5), queue_timeout=1), str)
+        calls = {"text": client.complete("hi"), "models": client.models.list()}
+        assert_type(await client.gather(calls, return_exceptions=True), dict[str, Any])
         assert_type(client.with_options(retry=policy, timeout=timeout, queue_timeout=2), AsyncClient)
     assert_type(await retry_with_backoff(half, 1, "a", max_retries=5, jitter=False, retry_on=OSError), float)
     assert_type(await decorated(1, name="a"), float)
