@@ -1,8 +1,8 @@
 """A web service of FastAPI's: an answer as JSON, and one as it is written.
 
-Run it with ``uvicorn fastapi_app:app`` in this directory (``pip install fastapi uvicorn``). The client is made once, when
-the module is imported: it opens no connection and starts no thread before its first call, so it survives servers that
-fork their workers. A browser that goes away ends the request to the model, too.
+Run it with ``uvicorn fastapi_app:app`` in this directory (``pip install fastapi uvicorn``). The client is made once,
+when the module is imported: it opens no connection and starts no thread before its first call, so it survives servers
+that fork their workers. A browser that goes away ends the request to the model, too.
 """
 
 from __future__ import annotations

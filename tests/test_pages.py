@@ -34,6 +34,7 @@ def test_there_are_blocks_to_run() -> None:
         "statistics.md",
         "structured-output.md",
         "testing.md",
+        "web.md",
     }
 
 

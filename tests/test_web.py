@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 from helpers import until_async
 from millstream.testing import Answer, MockServer, Streaming
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.tree
+
+# Not there under the other CPythons, where only the wheel is tested.
+httpx = pytest.importorskip("httpx")
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 START_S = 30.0
