@@ -3,7 +3,8 @@
 //! N puller tasks on one current-thread runtime post the same bytes, read the whole answer and drop it. There is no
 //! JSON, no retry, no limit, no timeout and no Python: what `millstream` costs beyond this is `millstream`'s own. `--mode
 //! reqwest` uses the client the engine uses, with the same settings; `--mode hyper` uses hyper-util's pooled client
-//! below it, so the difference between the two is the price of reqwest's layers. `--mode engine` is the other side: the
+//! below it, so the difference between the two is the price of reqwest's layers. `--mode lines` is reqwest on a streamed
+//! answer: it looks for the lines' ends and counts them. `--mode engine` is the other side: the
 //! engine's whole pipeline (body from a template, window, deadline, retry policy, validated answer) without Python.
 //!
 //! Build and run (`benchmarks/run.py` does both):
@@ -22,6 +23,7 @@
 use std::env;
 use std::error::Error;
 use std::fs;
+use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -55,7 +57,7 @@ fn main() -> Result<(), Failure> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match options.mode {
-        Mode::Reqwest => runtime.block_on(measure(&ReqwestLoop::new(&options)?, &options)),
+        Mode::Reqwest | Mode::Lines => runtime.block_on(measure(&ReqwestLoop::new(&options)?, &options)),
         Mode::Hyper => runtime.block_on(measure(&HyperLoop::new(&options)?, &options)),
         Mode::Engine => runtime.block_on(measure(&EngineLoop::new(&options)?, &options)),
     }
@@ -64,6 +66,7 @@ fn main() -> Result<(), Failure> {
 #[derive(Clone, Copy)]
 enum Mode {
     Reqwest,
+    Lines,
     Hyper,
     Engine,
 }
@@ -74,23 +77,27 @@ struct Options {
     requests: usize,
     warmup: usize,
     concurrency: usize,
+    /// Pieces with text in a streamed answer.
+    chunks: usize,
     payload: Bytes,
 }
 
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, Failure> {
         let (mut mode, mut url, mut payload) = (Mode::Reqwest, None, None);
-        let (mut requests, mut concurrency, mut warmup) = (10_000, 64, None);
+        let (mut requests, mut concurrency, mut warmup, mut chunks) = (10_000, 64, None, 0);
         while let Some(name) = arguments.next() {
             let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
             match name.as_str() {
                 "--mode" if value == "reqwest" => mode = Mode::Reqwest,
+                "--mode" if value == "lines" => mode = Mode::Lines,
                 "--mode" if value == "hyper" => mode = Mode::Hyper,
                 "--mode" if value == "engine" => mode = Mode::Engine,
                 "--url" => url = Some(value),
                 "--requests" => requests = value.parse()?,
                 "--warmup" => warmup = Some(value.parse()?),
                 "--concurrency" => concurrency = value.parse()?,
+                "--chunks" => chunks = value.parse()?,
                 "--payload-file" => payload = Some(Bytes::from(fs::read(value)?)),
                 _ => return Err(format!("unknown argument: {name} {value}").into()),
             }
@@ -101,6 +108,7 @@ impl Options {
             requests,
             warmup: warmup.unwrap_or(2 * concurrency),
             concurrency,
+            chunks,
             payload: payload.ok_or("--payload-file is required")?,
         })
     }
@@ -109,6 +117,11 @@ impl Options {
 /// One request and its whole answer, thrown away.
 trait Exchange: Clone + Send + 'static {
     fn exchange(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// The same of a streamed answer; returns when its first piece was there.
+    fn read_lines(&self) -> impl Future<Output = Result<Instant, Failure>> + Send {
+        async { Err("it streams with --mode lines only".into()) }
+    }
 }
 
 #[derive(Clone)]
@@ -132,17 +145,32 @@ impl ReqwestLoop {
             .build()?;
         Ok(Self { client, url: options.url.parse()?, headers: headers(), payload: options.payload.clone() })
     }
-}
 
-impl Exchange for ReqwestLoop {
-    async fn exchange(&self) -> Result<(), Failure> {
+    async fn post(&self) -> Result<reqwest::Response, Failure> {
         let mut request = reqwest::Request::new(Method::POST, self.url.clone());
         *request.headers_mut() = self.headers.clone();
         *request.body_mut() = Some(self.payload.clone().into());
         let response = self.client.execute(request).await?;
         expect_ok(response.status())?;
-        response.bytes().await?;
+        Ok(response)
+    }
+}
+
+impl Exchange for ReqwestLoop {
+    async fn exchange(&self) -> Result<(), Failure> {
+        self.post().await?.bytes().await?;
         Ok(())
+    }
+
+    async fn read_lines(&self) -> Result<Instant, Failure> {
+        let mut response = self.post().await?;
+        let (mut first, mut lines) = (None, 0);
+        while let Some(piece) = response.chunk().await? {
+            first.get_or_insert_with(Instant::now);
+            lines += memchr::memchr_iter(b'\n', &piece).count();
+        }
+        black_box(lines);
+        first.ok_or_else(|| "an empty answer".into())
     }
 }
 
@@ -232,31 +260,56 @@ fn expect_ok(status: StatusCode) -> Result<(), Failure> {
 }
 
 async fn measure(client: &impl Exchange, options: &Options) -> Result<(), Failure> {
-    pull(client, options.warmup, options.concurrency).await?;
-    let (started, cpu_before) = (Instant::now(), cpu_time());
-    let mut latencies = pull(client, options.requests, options.concurrency).await?;
-    let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu_before));
+    let streams = matches!(options.mode, Mode::Lines);
+    pull(client, options.warmup, options.concurrency, streams).await?;
+    let (baseline, cpu_before, started) = (status_mb("VmRSS:")?, cpu_time(), Instant::now());
+    let mut latencies = pull(client, options.requests, options.concurrency, streams).await?;
+    let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu_before).as_secs_f64());
 
     latencies.sort_unstable();
     let requests = latencies.len();
-    let line = serde_json::json!({
-        "peer": match options.mode { Mode::Reqwest => "floor_reqwest", Mode::Hyper => "floor_hyper", Mode::Engine => "engine" },
+    let micros = |percent| percentile(&latencies, percent).as_secs_f64() * 1e6;
+    let mut line = serde_json::json!({
         "requests": requests,
         "concurrency": options.concurrency,
         "seconds": seconds,
-        "cpu_seconds": cpu.as_secs_f64(),
-        "rps": requests as f64 / seconds,
-        "cpu_us_per_request": cpu.as_secs_f64() * 1e6 / requests as f64,
-        "p50_us": percentile(&latencies, 50).as_secs_f64() * 1e6,
-        "p99_us": percentile(&latencies, 99).as_secs_f64() * 1e6,
-        "peak_rss_mb": peak_rss_mb()?,
+        "cpu_seconds": cpu,
+        "peak_rss_mb": status_mb("VmHWM:")?,
     });
+    let more = if streams {
+        let chunks = (requests * options.chunks) as f64;
+        serde_json::json!({
+            "peer": "floor_lines",
+            "chunks": chunks,
+            "warmup_chunks": options.warmup * options.chunks,
+            "chunks_per_s": chunks / seconds,
+            "cpu_us_per_chunk": cpu * 1e6 / chunks,
+            "first_us": micros(50),
+            "baseline_rss_mb": baseline,
+        })
+    } else {
+        serde_json::json!({
+            "peer": match options.mode { Mode::Hyper => "floor_hyper", Mode::Engine => "engine", _ => "floor_reqwest" },
+            "rps": requests as f64 / seconds,
+            "cpu_us_per_request": cpu * 1e6 / requests as f64,
+            "p50_us": micros(50),
+            "p99_us": micros(99),
+        })
+    };
+    if let (Some(line), serde_json::Value::Object(more)) = (line.as_object_mut(), more) {
+        line.extend(more);
+    }
     println!("{line}");
     Ok(())
 }
 
-/// Sends `requests` requests from `concurrency` tasks and returns how long each took.
-async fn pull(client: &impl Exchange, requests: usize, concurrency: usize) -> Result<Vec<Duration>, Failure> {
+/// Sends `requests` requests from `concurrency` tasks and returns how long each took, or its first piece if it is streamed.
+async fn pull(
+    client: &impl Exchange,
+    requests: usize,
+    concurrency: usize,
+    streams: bool,
+) -> Result<Vec<Duration>, Failure> {
     let taken = Arc::new(AtomicUsize::new(0));
     let mut pullers = JoinSet::new();
     for _ in 0..concurrency {
@@ -265,8 +318,12 @@ async fn pull(client: &impl Exchange, requests: usize, concurrency: usize) -> Re
             let mut latencies = Vec::with_capacity(requests / concurrency + 1);
             while taken.fetch_add(1, Ordering::Relaxed) < requests {
                 let started = Instant::now();
-                client.exchange().await?;
-                latencies.push(started.elapsed());
+                if streams {
+                    latencies.push(client.read_lines().await?.duration_since(started));
+                } else {
+                    client.exchange().await?;
+                    latencies.push(started.elapsed());
+                }
             }
             Ok::<_, Failure>(latencies)
         });
@@ -290,8 +347,9 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
-fn peak_rss_mb() -> Result<f64, Failure> {
+/// A line of `/proc/self/status`.
+fn status_mb(name: &str) -> Result<f64, Failure> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-    Ok(kilobytes.ok_or("no VmHWM in /proc/self/status")?.parse::<f64>()? / 1024.0)
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
+    Ok(kilobytes.ok_or_else(|| format!("no {name} in /proc/self/status"))?.parse::<f64>()? / 1024.0)
 }

@@ -48,9 +48,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(command: Sequence[str], latency_s: float, flags: Sequence[str], core: int) -> Iterator[Server]:
+def serve(command: Sequence[str], scenario: Scenario, core: int) -> Iterator[Server]:
     """Start the server pinned to ``core``; it ends when its standard input does."""
-    argv = ["taskset", "-c", str(core), *command, "--latency", str(latency_s), *SERVER_FLAGS, *flags]
+    argv = ["taskset", "-c", str(core), *command, "--latency", str(scenario.latency_s), *SERVER_FLAGS]
+    if scenario.chunks:
+        argv += ["--chunks", str(scenario.chunks), "--gap", scenario.gaps_s]
+    argv += scenario.server_flags
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -91,7 +94,7 @@ def run_contender(
     argv += [*fixed, "--requests", str(requests)]
     warmup = scenario.warmup or scenario.concurrency * (1 if scenario.rate(contender) < 1000 else 2)
     if server:
-        argv += ["--concurrency", str(scenario.concurrency), "--warmup", str(warmup)]
+        argv += ["--concurrency", str(scenario.concurrency), "--warmup", str(warmup), "--chunks", str(scenario.chunks)]
         argv += (
             ["--url", f"{server.base_url}/chat/completions", "--payload-file", str(payload)]
             if program == "floor"
@@ -100,8 +103,10 @@ def run_contender(
     server_before = server.cpu_seconds() if server else 0.0
     result = _last_json_line(argv)
     if server:
-        server_us = (server.cpu_seconds() - server_before) * 1e6 / (requests + warmup)
-        result["server_busy"] = server_us * result["rps"] / 1e6
+        done, speed = requests + warmup, result.get("rps", 0.0)
+        if scenario.chunks:
+            done, speed = result["chunks"] + result["warmup_chunks"], result["chunks_per_s"]
+        result["server_busy"] = (server.cpu_seconds() - server_before) / done * speed
     return result
 
 

@@ -112,6 +112,9 @@ def _row(contender: Contender, scenario: Scenario, columns: Sequence[str], round
 # Column → (keys it needs, how to read it from a result, digits, spread shown)
 COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Result], float], int, bool]] = {
     "requests/s": (("rps", "concurrency"), lambda result: result["rps"], 0, True),
+    "chunks/s": (("chunks_per_s",), lambda result: result["chunks_per_s"], 0, True),
+    "CPU µs a chunk": (("cpu_us_per_chunk",), lambda result: result["cpu_us_per_chunk"], 2, False),
+    "first chunk µs": (("first_us",), lambda result: result["first_us"], 0, False),
     "µs per future": (("us_per_future",), lambda result: result["us_per_future"], 2, True),
     "wall ms": (("wall_ms",), lambda result: result["wall_ms"], 1, True),
     "threads": (("threads",), lambda result: result["threads"], 0, False),
@@ -126,7 +129,8 @@ COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Result], float], int, bool]]
         1,
         False,
     ),
-    "answers MB": (("answers_mb",), lambda result: result["answers_mb"], 1, False),
+    "text MB": (("chunks", "answers_mb"), lambda result: result["answers_mb"], 1, False),
+    "answers MB": (("rps", "answers_mb"), lambda result: result["answers_mb"], 1, False),
     "server busy %": (("server_busy",), lambda result: result["server_busy"] * 100, 0, False),
 }
 

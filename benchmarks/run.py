@@ -75,8 +75,9 @@ def run_scenarios(
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         payload = Path(folder) / "body.json"
-        payload.write_text(json.dumps(chat_body(average_prompt())))
         for scenario in scenarios:
+            body = chat_body(average_prompt()) | ({"stream": True} if scenario.chunks else {})
+            payload.write_text(json.dumps(body))
             log(f"{scenario.name}: {scenario.title}")
             results[scenario.name] = run_scenario(scenario, given, payload, failures)
     return results, failures
@@ -89,8 +90,7 @@ def run_scenario(
     with contextlib.ExitStack() as stack:
         server = None
         if scenario.latency_s is not None:
-            serving = measure.serve(given.server, scenario.latency_s, scenario.server_flags, given.server_core)
-            server = stack.enter_context(serving)
+            server = stack.enter_context(measure.serve(given.server, scenario, given.server_core))
         for number in range(given.repeats):
             for contender in scenario.contenders:
                 requests = request_count(contender, scenario, given)
@@ -129,6 +129,12 @@ def summary(result: Result) -> str:
         return f"{result['us_per_future']:.2f} µs per future"
     if "wall_ms" in result:
         return f"{result['wall_ms']:.1f} ms"
+    if "chunks_per_s" in result:
+        growth = result["peak_rss_mb"] - result["baseline_rss_mb"]
+        return (
+            f"{result['chunks_per_s']:,.0f} chunks/s, {result['cpu_us_per_chunk']:.2f} µs CPU each, "
+            f"first after {result['first_us']:.0f} µs, {growth:+.1f} MB, server busy {result['server_busy']:.0%}"
+        )
     return f"{result['rps']:,.0f} requests/s, {result['cpu_us_per_request']:.1f} µs CPU each"
 
 

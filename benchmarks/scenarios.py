@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Result = dict[str, Any]
@@ -31,7 +31,9 @@ class Scenario:
     """Contenders that meet under one load. ``subjects`` are those whose ratio to every other one is reported.
 
     ``latency_s`` is the server's; None means that there is no server. ``server_flags`` are more of its arguments.
-    ``warmup`` is a number of requests; by default there are two for each that is in flight.
+    ``warmup`` is a number of requests; by default there are two for each that is in flight. ``chunks`` is the number of
+    pieces with text in each answer, which is streamed; 0 if it is not. ``gaps_s`` is
+    the server's ``--gap``.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Scenario:
     note: str = ""
     server_flags: tuple[str, ...] = ()
     warmup: int | None = None
+    chunks: int = 0
+    gaps_s: str = "0"
 
     def rate(self, contender: Contender) -> float:
         """Return the requests/s to expect, for choosing the number of requests."""
@@ -82,6 +86,25 @@ def difference(metric: str, first: str, second: str) -> Callable[[Rounds], list[
     return lambda rounds: [a[metric] - b[metric] for a, b in paired(rounds, first, second)]
 
 
+def over_best_peer(metric: str, name: str, best: Callable[..., float]) -> Callable[[Rounds], list[float]]:
+    """The ratio to the better of the two fast peers, round by round."""
+
+    def measure(rounds: Rounds) -> list[float]:
+        peers = zip(*(rounds.get(peer, ()) for peer in ("aiohttp_stream", "pyreqwest_stream")), strict=False)
+        rivals = [[result[metric] for result in pair if result is not None] for pair in peers]
+        both = zip(rounds.get(name, ()), rivals, strict=False)
+        return [result[metric] / best(rival) for result, rival in both if result is not None and rival]
+
+    return measure
+
+
+def growth(name: str) -> Callable[[Rounds], list[float]]:
+    """Peak RSS over the baseline, in MB."""
+    return lambda rounds: [
+        result["peak_rss_mb"] - result["baseline_rss_mb"] for result in rounds.get(name, ()) if result is not None
+    ]
+
+
 def extra_memory(name: str) -> Callable[[Rounds], list[float]]:
     """Peak RSS over the baseline, less what the answers themselves take, in MB."""
     return lambda rounds: [
@@ -106,12 +129,30 @@ AIOHTTP = _peer("aiohttp_orjson", 3_500)
 OPENAI = _peer("openai_client", 350)
 HTTPX = _peer("httpx_client", 100)
 
+STREAMS = {
+    contender.name: contender
+    for contender in (
+        Contender("floor_lines", ("floor", "--mode", "lines"), 1),
+        _peer("millstream_stream", 1, label="millstream_texts"),
+        _peer("millstream_stream", 1, "--kind", "chunks", label="millstream_chunks"),
+        _peer("aiohttp_stream", 1),
+        _peer("pyreqwest_stream", 1),
+        _peer("openai_stream", 1),
+    )
+}
+
 FLOORS = (FLOOR_REQWEST, FLOOR_HYPER)
 MILLSTREAM = (MILLSTREAM_BATCH, MILLSTREAM_GATHER)
 BATCH_AND_GATHER = ("millstream_batch", "millstream_gather")
 HTTPX_LEFT_OUT = (
     "httpx is left out: its pool looks at every connection for every request, so that it does tens of "
     "requests/s at this concurrency. "
+)
+
+
+STREAMS_NOTE = (
+    "Each contender gives the text of each chunk to an `async for`. `millstream_texts` is `stream_complete`, "
+    "`millstream_chunks` is `create(stream=True)`; `floor_lines` is a reqwest loop that counts lines."
 )
 
 
@@ -136,6 +177,12 @@ def _adaptive(name: str, what: str, best: int, requests: int, *server_flags: str
         server_flags=("--latency", "0.05,0.5", *server_flags),
         warmup=requests,
     )
+
+
+def _streams(name: str, title: str, metric: str, streams: Mapping[str, int], **load: Any) -> Scenario:
+    """Streamed answers. ``streams`` names the contenders, each with the number of streams that it reads."""
+    contenders = tuple(replace(STREAMS[label], requests=count) for label, count in streams.items())
+    return Scenario(name, title, contenders, ("millstream_texts", "millstream_chunks"), metric, **load)
 
 
 SCENARIOS = (
@@ -242,6 +289,55 @@ SCENARIOS = (
     _adaptive("adaptive_8", "a server that works at 8 requests at once", 8, 800, "--slots", "8"),
     _adaptive("adaptive_32", "a server that works at 32 requests at once", 32, 2500, "--slots", "32"),
     _adaptive("adaptive_free", "a server without a knee", 64, 5000),
+    _streams(
+        "streams_200",
+        "200 streams of 300 chunks at once",
+        "chunks_per_s",
+        {
+            "floor_lines": 6000,
+            "millstream_texts": 2000,
+            "millstream_chunks": 1000,
+            "aiohttp_stream": 400,
+            "pyreqwest_stream": 400,
+            "openai_stream": 200,
+        },
+        concurrency=200,
+        warmup=200,
+        chunks=300,
+        note=STREAMS_NOTE,
+    ),
+    _streams(
+        "streams_paced",
+        "200 streams of 300 chunks at once, a chunk every 10 ms",
+        "cpu_us_per_chunk",
+        dict.fromkeys(STREAMS, 200),
+        concurrency=200,
+        warmup=200,
+        chunks=300,
+        gaps_s="0.01",
+        note="The ratios are of the CPU time for each chunk: smaller is better.",
+    ),
+    _streams(
+        "first_chunk",
+        "Time to the first chunk, one stream at a time",
+        "first_us",
+        dict.fromkeys(STREAMS, 300),
+        concurrency=1,
+        warmup=20,
+        chunks=4,
+        gaps_s="0,0.002",  # the first event has no text
+        note="From the request to the first text; the others come 2 ms apart. The ratios are of it: smaller is better.",
+    ),
+    _streams(
+        "long_stream",
+        "One stream of 1,000,000 chunks",
+        "chunks_per_s",
+        {"millstream_texts": 1, "millstream_chunks": 1, "aiohttp_stream": 1, "pyreqwest_stream": 1},
+        concurrency=1,
+        warmup=1,
+        chunks=1_000_000,
+        note="The warm-up is left after 10,000 chunks. `text MB` is the size of the answer's text.",
+    ),
 )
 
 
@@ -266,6 +362,23 @@ def _adaptive_targets(scenario: str, best: int) -> tuple[Target, ...]:
     return (
         Target(scenario, f"auto ÷ fixed at {best}, requests/s", ratio("rps", auto, fixed), at_least=0.9),
         Target(scenario, f"auto ÷ fixed at {best}, p95 latency", ratio("p95_us", auto, fixed), at_most=1.5),
+    )
+
+
+def _stream_targets(name: str) -> tuple[Target, ...]:
+    best = "best of aiohttp and pyreqwest"
+    return (
+        Target("streams_200", f"{name} ÷ {best}, chunks/s", over_best_peer("chunks_per_s", name, max), at_least=2.2),
+        Target(
+            "streams_200",
+            f"{name} ÷ openai_stream, chunks/s",
+            ratio("chunks_per_s", name, "openai_stream"),
+            at_least=20,
+        ),
+        Target("streams_paced", f"{name} ÷ {best}, CPU", over_best_peer("cpu_us_per_chunk", name, min), at_most=0.6),
+        Target("streams_paced", f"{name}, growth of RSS", growth(name), at_most=20, unit="MB"),
+        Target("first_chunk", f"{name} ÷ {best}, first chunk", over_best_peer("first_us", name, min), at_most=1),
+        Target("long_stream", f"{name}, growth of RSS less the text", extra_memory(name), at_most=5, unit="MB"),
     )
 
 
@@ -341,6 +454,8 @@ TARGETS = (
     ),
     *_adaptive_targets("adaptive_8", 8),
     *_adaptive_targets("adaptive_32", 32),
+    *_stream_targets("millstream_texts"),
+    *_stream_targets("millstream_chunks"),
     # Without a knee more in flight is simply faster, so only the throughput says anything.
     _adaptive_targets("adaptive_free", 64)[0],
 )

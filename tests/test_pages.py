@@ -36,6 +36,7 @@ def test_there_are_blocks_to_run() -> None:
         "streaming.md",
         "structured-output.md",
         "testing.md",
+        "web.md",
     }
 
 

@@ -39,13 +39,17 @@ Batch = Callable[[Sequence[str]], Awaitable[list[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One measured run. ``base_url`` ends in ``/v1``, as the clients of OpenAI's API expect it."""
+    """One measured run. ``base_url`` ends in ``/v1``, as the clients of OpenAI's API expect it.
+
+    ``chunks`` is the number of pieces with text in each stream, where answers are streamed.
+    """
 
     base_url: str
     requests: int
     concurrency: int
     warmup: int
     loop: str
+    chunks: int = 0
     latencies: list[float] = field(default_factory=list)
 
     @property
@@ -120,8 +124,8 @@ def run(peer: Peer, *packages: str, loop: str = "asyncio") -> None:
         packages: Distributions whose versions belong into the result.
         loop: Event loop used unless ``--loop`` says otherwise: ``asyncio`` or ``uvloop``.
     """
-    job = _parse_arguments(loop)
-    with asyncio.Runner(loop_factory=_loop_factory(job.loop)) as runner:
+    job = parse_arguments(loop)
+    with asyncio.Runner(loop_factory=make_loop_of(job.loop)) as runner:
         measured = runner.run(_measure(peer, job))
     versions = {name: importlib.metadata.version(name) for name in packages}
     print_result({"peer": Path(sys.argv[0]).stem, "loop": job.loop, "versions": versions, **measured})
@@ -198,7 +202,7 @@ def print_result(result: dict[str, Any]) -> None:
     print(json.dumps(result), flush=True)
 
 
-def _parse_arguments(loop: str) -> Job:
+def parse_arguments(loop: str) -> Job:
     parser = argparse.ArgumentParser(description="One peer of the benchmark, run once. Prints one JSON line.")
     parser.add_argument(
         "--base-url", required=True, help="of a server of OpenAI's API, such as http://127.0.0.1:8000/v1"
@@ -206,13 +210,14 @@ def _parse_arguments(loop: str) -> Job:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=64, help="requests in flight (default: 64)")
     parser.add_argument("--warmup", type=int, help="requests before the measured ones (default: 2 x concurrency)")
+    parser.add_argument("--chunks", type=int, default=0, help="pieces with text in a stream")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default=loop)
     given = parser.parse_args()
     warmup = 2 * given.concurrency if given.warmup is None else given.warmup
-    return Job(given.base_url.rstrip("/"), given.requests, given.concurrency, warmup, given.loop)
+    return Job(given.base_url.rstrip("/"), given.requests, given.concurrency, warmup, given.loop, given.chunks)
 
 
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+def make_loop_of(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     if name == "uvloop":
         import uvloop
 

@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, get_args
 
-from millstream.testing import Dialect, MockServer
+from millstream.testing import Dialect, MockServer, Streaming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tls = (options.tls_cert, options.tls_key) if options.tls_cert else None
     with MockServer(
         reply=options.reply,
+        stream=Streaming(chunks=options.chunks, gap=options.gap),
         latency=options.latency,
         models=options.model or ["mock-model"],
         api_key=options.api_key,
@@ -66,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--latency", type=_latency, default=0.0, help="seconds, or MEDIAN,SIGMA of a lognormal; default: 0"
     )
+    parser.add_argument("--chunks", type=int, help="pieces of a streamed answer; default: each of its words")
+    parser.add_argument(
+        "--gap", type=_gaps, default=0.0, help="seconds between two events, or FIRST,SECOND,...; default: 0"
+    )
     parser.add_argument("--model", action="append", help="id for /v1/models, repeatable; default: mock-model")
     parser.add_argument("--api-key", help="ask for this key; default: none")
     parser.add_argument("--rpm", type=int, help="requests per minute; default: no limit")
@@ -80,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the drawn latencies; default: 0")
     parser.add_argument("--exit-on-stdin-eof", action="store_true", help="stop when stdin ends: with its parent")
     return parser
+
+
+def _gaps(text: str) -> list[float]:
+    return [float(gap) for gap in text.split(",")]
 
 
 def _latency(text: str) -> float | tuple[float, float]:
