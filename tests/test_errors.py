@@ -460,9 +460,9 @@ def test_a_call_ends_with_its_timeout_whatever_it_waits_for(make: Make, mock_ser
 
 def test_a_timeout_closes_the_connection(make: Make, mock_server: MockServer) -> None:
     mock_server.script(Answer(fault="hang_before"))
-    fails(make(timeout=0.1), DeadlineExceeded)
-    until(lambda: mock_server.stats.open_connections == 0)
-    assert mock_server.requests[0].aborted
+    # Time enough for a busy machine to send it.
+    fails(make(timeout=0.5), DeadlineExceeded)
+    until(lambda: mock_server.stats.open_connections == 0 and mock_server.requests[0].aborted)
 
 
 def test_a_calls_timeout_wins_over_the_clients(make: Make, mock_server: MockServer) -> None:
