@@ -11,7 +11,8 @@ from millstream._client import AsyncClient, Client
 from millstream._limits import RateLimiter
 from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, ChatCompletionChunk, Endpoint, Reservation
 from millstream._not_given import NOT_GIVEN
-from millstream._stream import AsyncMergedStream, AsyncStream, MergedStream, Stream
+from millstream._raw import RawResponse
+from millstream._stream import AsyncEventStream, AsyncMergedStream, AsyncStream, EventStream, MergedStream, Stream
 from millstream.exceptions import (
     APIConnectionError,
     APIError,
@@ -85,6 +86,7 @@ __all__ = [
     "APITimeoutError",
     "AdaptiveBatchPolicy",
     "AsyncClient",
+    "AsyncEventStream",
     "AsyncMergedStream",
     "AsyncStream",
     "AuthenticationError",
@@ -100,6 +102,7 @@ __all__ = [
     "ContentFilterFinishReasonError",
     "DeadlineExceeded",
     "Endpoint",
+    "EventStream",
     "InputTooLargeError",
     "InsufficientQuotaError",
     "InternalError",
@@ -114,6 +117,7 @@ __all__ = [
     "QueueTimeoutError",
     "RateLimitError",
     "RateLimiter",
+    "RawResponse",
     "RefusalError",
     "Reservation",
     "ResponseFormat",

@@ -6,6 +6,7 @@ user wrote. Nothing here is in the way of a call that gives nothing but its prom
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import index
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
@@ -13,7 +14,7 @@ from millstream._not_given import NOT_GIVEN
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 
 class Kind(NamedTuple):
@@ -96,6 +97,12 @@ KINDS: Mapping[str, Kind] = {
     "http2": FLAG,
     "allow_http": FLAG,
     "system": TEXT,
+    "organization": TEXT,
+    "project": TEXT,
+    "dimensions": INTEGER,
+    "encoding_format": TEXT,
+    "path": TEXT._replace(optional=False),
+    "json": Kind(lambda value: isinstance(value, Mapping), "a dict"),
     "max_concurrent": INTEGER,
     "priority": Kind(_is_integer, "an int", optional=False, least=-(2**31), most=2**31 - 1),
     # A `Timeout`'s.

@@ -20,6 +20,7 @@ from millstream._providers import (
 from millstream._settings import (
     NOT_PARAMETERS,
     REQUEST_FIELDS,
+    Hidden,
     Secrets,
     Settings,
     model_names,
@@ -34,8 +35,21 @@ if TYPE_CHECKING:
     from millstream._limits import RateLimiter
     from millstream._millstream import Endpoint, _Options
     from millstream._retry import RetryPolicy
-    from millstream._settings import Hidden
+    from millstream._settings import ApiKey
+    from millstream._token import Token
     from millstream.types import ClientStats
+
+
+# What would go to the server unseen; the others are request fields of one path or another.
+_ELSEWHERE = NOT_PARAMETERS.keys() - {"stream", "messages", "prompt", "prompts"}
+
+
+def _token(secrets: Secrets) -> Token | None:
+    if secrets.token is None:
+        return None
+    from millstream._token import Token  # not at the top: few need it
+
+    return Token(secrets.token)
 
 
 class Base:
@@ -46,7 +60,7 @@ class Base:
     def __init__(
         self,
         *,
-        api_key: str | Sequence[str] | None = None,
+        api_key: ApiKey | None = None,
         base_url: str | None = None,
         provider: Provider | None = None,
         auth: Auth | None = None,
@@ -65,6 +79,9 @@ class Base:
         rate_limiter: RateLimiter | None = None,
         hedge_after: float | Literal["p95"] | None = None,
         default_headers: Mapping[str, str] | None = None,
+        default_query: Mapping[str, object] | None = None,
+        organization: str | None = None,
+        project: str | None = None,
         http2: bool = False,
         allow_http: bool = False,
     ) -> None:
@@ -76,6 +93,9 @@ class Base:
                 in ``OPENAI_BASE_URL``, never for another. A server without keys needs none.
                 Several keys: each has its own limits and breaker, every attempt goes by the readiest, and an item
                 moves to another when its key fails. (Vendors limit accounts, so keys of one account share limits.)
+                A function (`AsyncClient`: an async one, too), for tokens that expire: it is called before each call,
+                and once more if the server answers 401. All attempts of one call, and all items of a batch, use the
+                same token.
             base_url: Where the API is, up to and with its ``/v1``. Default: ``OPENAI_BASE_URL``, else OpenAI's; for
                 another provider its own.
             provider: The API that the server speaks: ``"openai"`` (which most others speak, too), ``"anthropic"``,
@@ -110,7 +130,11 @@ class Base:
                 last ones (``"p95"``); the first answer counts and the other is cancelled. Both may be billed. At
                 most one request in twenty. Default: never.
             default_headers: Headers for every request. They may replace the key's, not ``Host`` or
-                ``Content-Length``.
+                ``Content-Length``. Before them go those of ``OPENAI_CUSTOM_HEADERS`` or ``ANTHROPIC_CUSTOM_HEADERS``
+                (lines of ``Name: value``), for the same hosts as the environment's key.
+            default_query: Parts of every URL's query.
+            organization: ``OpenAI-Organization``. Default: ``OPENAI_ORG_ID``, for the same hosts as the key.
+            project: ``OpenAI-Project``. Default: ``OPENAI_PROJECT_ID``, for the same hosts as the key.
             http2: Offer HTTP/2 to https servers. Off by default, as in httpx: one HTTP/2 connection carries about a
                 hundred requests at a time.
             allow_http: Send a key over plain ``http://`` to another machine. Off by default.
@@ -118,8 +142,8 @@ class Base:
         Raises:
             ConfigurationError: An argument is not valid; its name is in the text.
         """
-        secrets = Secrets(api_key, default_headers)
-        del api_key, default_headers
+        secrets = Secrets(api_key, default_headers, default_query)
+        del api_key, default_headers, default_query
         secrets.check()
         check(
             {
@@ -127,6 +151,8 @@ class Base:
                 "auth": auth,
                 "api_version": api_version,
                 "endpoints": endpoints,
+                "organization": organization,
+                "project": project,
                 "model": model,
                 "fallback_models": fallback_models,
                 "config": config,
@@ -147,11 +173,11 @@ class Base:
             # Names alone: a traceback shows variables.
             others = {"base_url": base_url, "provider": provider, "auth": auth, "api_version": api_version}
             named = [name for name, value in others.items() if value is not None]
-            if named or secrets.keys is not None:
+            if named or secrets.keys is not None or secrets.token is not None:
                 raise ConfigurationError(
                     f"endpoints= names servers and keys itself; leave {'= and '.join(named) or 'api_key'}= out"
                 )
-        key_from_environment = secrets.keys is None
+        key_from_environment = secrets.keys is None and secrets.token is None
         key_auth: str | None = auth
         if endpoints is not None:
             endpoints = with_environment_keys(endpoints, secrets)
@@ -173,6 +199,9 @@ class Base:
             api_version=api_version,
             # A key from the environment stays with the host that it is for.
             inherit_key=not key_from_environment,
+            token=_token(secrets),
+            organization=organization,
+            project=project,
             model=None if model is None else model_name(model, where),
             config=config,
             timeout=timeout,
@@ -188,12 +217,13 @@ class Base:
             http2=http2,
             allow_http=allow_http,
         )
+        secrets.find_usual_headers(self._settings, where.base_url)
         self._native = self._settings.native(None, secrets, endpoints)
 
     def with_options(
         self,
         *,
-        api_key: str | Sequence[str] | None = None,
+        api_key: ApiKey | None = None,
         base_url: str | None = None,
         model: str | None = None,
         fallback_models: Sequence[str] | None = None,
@@ -207,14 +237,17 @@ class Base:
         rate_limiter: RateLimiter | NotGiven | None = NOT_GIVEN,
         hedge_after: float | Literal["p95"] | NotGiven | None = NOT_GIVEN,
         default_headers: Mapping[str, str] | None = None,
+        default_query: Mapping[str, object] | None = None,
+        organization: str | None = None,
+        project: str | None = None,
     ) -> Self:
         """A client that differs in what is given and shares the rest: pool, counters, window.
 
         The arguments are those of the constructor. A key from the environment does not follow to another host, and
         another host has a window of its own.
         """
-        secrets = Secrets(api_key, default_headers)
-        del api_key, default_headers
+        secrets = Secrets(api_key, default_headers, default_query)
+        del api_key, default_headers, default_query
         secrets.check()
         settings = self._settings
         if base_url is not None:
@@ -224,8 +257,9 @@ class Base:
             inherits = settings.inherit_key or same_host
         else:
             inherits = True
-        if secrets.keys is not None:
-            settings = settings._replace(key_auth=settings.auth)
+        if secrets.keys is not None or secrets.token is not None:
+            settings = settings._replace(key_auth=settings.auth, token=_token(secrets))
+            inherits = secrets.token is None
         changes: dict[str, Any] = {
             "model": model,
             "config": config,
@@ -234,6 +268,8 @@ class Base:
             "idempotency_key": idempotency_key,
             "max_concurrency": max_concurrency,
             "fallback_models": fallback_models,
+            "organization": organization,
+            "project": project,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
         given = {"timeout": timeout, "queue_timeout": queue_timeout, "hedge_after": hedge_after}
@@ -260,9 +296,12 @@ class Base:
         if not isinstance(hedge_after, NotGiven):
             changes["hedge_after"] = hedge_after
         settings = settings._replace(**changes)
+        secrets.find_usual_headers(settings, settings.server.base_url)
         other = object.__new__(type(self))
         other._native = settings._replace(inherit_key=inherits).native(self._native, secrets)
-        other._settings = settings._replace(inherit_key=settings.inherit_key or secrets.keys is not None)
+        other._settings = settings._replace(
+            inherit_key=settings.inherit_key or secrets.keys is not None or secrets.token is not None
+        )
         return other
 
     @property
@@ -294,7 +333,8 @@ class Base:
         timeout: float | Timeout | NotGiven | None,
         queue_timeout: float | NotGiven | None,
         priority: int,
-        headers: Hidden | None,
+        max_retries: int | None,
+        hidden: Hidden | None,
         params: dict[str, Any],
         *,
         max_concurrent: int | None = None,
@@ -302,6 +342,8 @@ class Base:
     ) -> _Options:
         """The request's fields; the nearest word wins: argument, call's config, client's config, client's model."""
         settings = self._settings
+        if settings.token is not None and hidden is None:
+            hidden = Hidden(None, None)
         if params and not params.keys() <= REQUEST_FIELDS:
             _check_names(params)
         fields = params if extra_body is None else {**params, **extra_body}
@@ -325,7 +367,8 @@ class Base:
             and max_concurrent is None
             and timeout is NOT_GIVEN
             and queue_timeout is NOT_GIVEN
-            and headers is None
+            and hidden is None
+            and max_retries is None
             and priority == 0
         ):
             # Most calls are like that, and the engine has them ready.
@@ -338,11 +381,55 @@ class Base:
                 "queue_timeout": queue_timeout,
                 "priority": priority,
                 "max_concurrent": max_concurrent,
+                "max_retries": max_retries,
             }
         )
         given = None if isinstance(timeout, NotGiven) else (timeout,)
         queue = None if isinstance(queue_timeout, NotGiven) else (queue_timeout,)
-        return model, fields, given, headers, queue, priority
+        return model, fields, given, hidden, queue, priority, max_retries
+
+    def _post_options(
+        self,
+        model: str | None,
+        timeout: float | Timeout | NotGiven | None,
+        queue_timeout: float | NotGiven | None,
+        priority: int,
+        max_retries: int | None,
+        hidden: Hidden | None,
+        params: Mapping[str, Any],
+        extra_body: Mapping[str, Any] | None = None,
+        *,
+        needs_model: bool = True,
+    ) -> _Options:
+        """Those of a call that is no chat: the fields of a config are a chat's."""
+        settings = self._settings
+        if settings.token is not None and hidden is None:
+            hidden = Hidden(None, None)
+        fields = {**params, **(extra_body or {})}
+        for name in _ELSEWHERE & params.keys() if needs_model else ():
+            raise ConfigurationError(f"{name}= is not a parameter of this call; {NOT_PARAMETERS[name]}")
+        configured = fields.pop("model", None)
+        model = configured if model is None else model
+        if model is None and needs_model:
+            model = settings.model
+            if model is None and settings.config is not None:
+                model = settings.config.to_dict().get("model")
+            if model is None:
+                raise ConfigurationError("model is missing: give model= to the call or to the client")
+        elif model is not None:
+            model = model_name(model, settings.server)
+        check(
+            {
+                "model": model,
+                "timeout": timeout,
+                "queue_timeout": queue_timeout,
+                "priority": priority,
+                "max_retries": max_retries,
+            }
+        )
+        given = None if isinstance(timeout, NotGiven) else (timeout,)
+        queue = None if isinstance(queue_timeout, NotGiven) else (queue_timeout,)
+        return model, fields, given, hidden, queue, priority, max_retries
 
     def __repr__(self) -> str:
         if not hasattr(self, "_native"):

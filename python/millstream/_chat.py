@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, overload
 
-from millstream._bridge import block, wait
 from millstream._millstream import ChatMessage
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._raw import AsyncWithRawResponse, WithRawResponse
 from millstream._settings import hide
 from millstream._stream import AsyncStream, Stream
 
@@ -46,6 +46,11 @@ class AsyncCompletions:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
+    @property
+    def with_raw_response(self) -> AsyncWithRawResponse[ChatCompletion]:
+        """The same with the HTTP answer: status, headers, bytes, and `parse()` for the record."""
+        return AsyncWithRawResponse(self.create)
+
     @overload
     async def create(
         self,
@@ -57,6 +62,8 @@ class AsyncCompletions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion: ...
@@ -72,6 +79,8 @@ class AsyncCompletions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> AsyncStream[ChatCompletionChunk]: ...
@@ -87,6 +96,8 @@ class AsyncCompletions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]: ...
@@ -101,6 +112,8 @@ class AsyncCompletions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
@@ -117,6 +130,8 @@ class AsyncCompletions:
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
                 first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             extra_body: Further request fields, as openai-python wants them; here they may as well stand in
                 ``params``.
             **params: Request fields, sent untouched.
@@ -128,21 +143,23 @@ class AsyncCompletions:
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: No answer after every retry.
         """
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, headers, params, extra_body=extra_body
+            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, params, extra_body=extra_body
         )
         if not stream:
-            return await wait(self._client._native.chat, _messages(messages), None, options, text_only=False)
-        native = self._client._native.chat_stream(
-            _messages(messages), None, options, text_only=False, with_usage=_wants_usage(params, extra_body)
+            return await self._client._ask(
+                options, self._client._native.chat, _messages(messages), None, options, text_only=False
+            )
+        native = await self._client._open(
+            options,
+            self._client._native.chat_stream,
+            _messages(messages),
+            None,
+            options,
+            text_only=False,
+            with_usage=_wants_usage(params, extra_body),
         )
-        try:
-            await wait(native.opened)
-        except BaseException:
-            # The exception's traceback holds this frame.
-            native.close()
-            raise
         return AsyncStream(native)
 
     @overload
@@ -157,6 +174,8 @@ class AsyncCompletions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[T]: ...
@@ -173,6 +192,8 @@ class AsyncCompletions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[Any]: ...
@@ -188,6 +209,8 @@ class AsyncCompletions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[Any]:
@@ -204,6 +227,8 @@ class AsyncCompletions:
             queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
             priority: As in `create`.
             extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             extra_body: Further request fields, as in `create`.
             **params: Request fields, sent untouched.
 
@@ -221,14 +246,18 @@ class AsyncCompletions:
         from millstream import _structured
 
         form = _structured.response_format(response_format)
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = form._fields({**params, **(extra_body or {})})
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, headers, {}, extra_body=fields
+            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, {}, extra_body=fields
         )
         tries = _structured.Tries(_structured.parsed_of, form, _messages(messages), validation_retries)
         while tries.open:
-            tries.take(await wait(self._client._native.chat, tries.prompt, None, options, text_only=False))
+            tries.take(
+                await self._client._ask(
+                    options, self._client._native.chat, tries.prompt, None, options, text_only=False
+                )
+            )
         return _structured.with_failed_tries(tries)
 
 
@@ -254,6 +283,11 @@ class Completions:
     def __init__(self, client: Client) -> None:
         self._client = client
 
+    @property
+    def with_raw_response(self) -> WithRawResponse[ChatCompletion]:
+        """The same with the HTTP answer: status, headers, bytes, and `parse()` for the record."""
+        return WithRawResponse(self.create)
+
     @overload
     def create(
         self,
@@ -265,6 +299,8 @@ class Completions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion: ...
@@ -280,6 +316,8 @@ class Completions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Stream[ChatCompletionChunk]: ...
@@ -295,6 +333,8 @@ class Completions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion | Stream[ChatCompletionChunk]: ...
@@ -309,6 +349,8 @@ class Completions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion | Stream[ChatCompletionChunk]:
@@ -325,6 +367,8 @@ class Completions:
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
                 first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             extra_body: Further request fields, as openai-python wants them; here they may as well stand in
                 ``params``.
             **params: Request fields, sent untouched.
@@ -336,20 +380,23 @@ class Completions:
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: No answer after every retry.
         """
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, headers, params, extra_body=extra_body
+            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, params, extra_body=extra_body
         )
         if not stream:
-            return block(self._client._native.chat, _messages(messages), None, options, text_only=False)
-        native = self._client._native.chat_stream(
-            _messages(messages), None, options, text_only=False, with_usage=_wants_usage(params, extra_body)
+            return self._client._ask(
+                options, self._client._native.chat, _messages(messages), None, options, text_only=False
+            )
+        native = self._client._open(
+            options,
+            self._client._native.chat_stream,
+            _messages(messages),
+            None,
+            options,
+            text_only=False,
+            with_usage=_wants_usage(params, extra_body),
         )
-        try:
-            block(native.opened)
-        except BaseException:
-            native.close()
-            raise
         return Stream(native)
 
     @overload
@@ -364,6 +411,8 @@ class Completions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[T]: ...
@@ -380,6 +429,8 @@ class Completions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[Any]: ...
@@ -395,6 +446,8 @@ class Completions:
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[Any]:
@@ -411,6 +464,8 @@ class Completions:
             queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
             priority: As in `create`.
             extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             extra_body: Further request fields, as in `create`.
             **params: Request fields, sent untouched.
 
@@ -428,14 +483,16 @@ class Completions:
         from millstream import _structured
 
         form = _structured.response_format(response_format)
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = form._fields({**params, **(extra_body or {})})
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, headers, {}, extra_body=fields
+            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, {}, extra_body=fields
         )
         tries = _structured.Tries(_structured.parsed_of, form, _messages(messages), validation_retries)
         while tries.open:
-            tries.take(block(self._client._native.chat, tries.prompt, None, options, text_only=False))
+            tries.take(
+                self._client._ask(options, self._client._native.chat, tries.prompt, None, options, text_only=False)
+            )
         return _structured.with_failed_tries(tries)
 
 

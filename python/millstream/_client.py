@@ -5,23 +5,28 @@ Everything that decides anything is in `Base` or in the engine; the two faces on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar, overload
 
+from millstream._arguments import check
 from millstream._base import Base
 from millstream._bridge import block, wait
 from millstream._chat import AsyncChat, Chat
+from millstream._completions import AsyncTextCompletions, TextCompletions
+from millstream._embeddings import AsyncEmbeddings, Embeddings
 from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._prompts import checked_prompt, checked_prompts
+from millstream._responses import AsyncResponses, Responses
 from millstream._settings import hide
 from millstream._stream import AsyncMergedStream, AsyncStream, MergedStream, Stream
-from millstream.exceptions import APIError
+from millstream.exceptions import APIError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
     from types import TracebackType
 
     from millstream._config import CompletionConfig, Timeout
+    from millstream._millstream import NativeStream, Pending, Reply, _Options
     from millstream._prompts import Prompt
     from millstream._structured import ResponseModel
     from millstream.exceptions import MillstreamError
@@ -35,6 +40,14 @@ _READ_SLICE = 256
 
 K = TypeVar("K")
 T = TypeVar("T")
+P = ParamSpec("P")
+
+# Where a key's function must not wait.
+_NO_WAITING = "give Client a function that does not wait, or use AsyncClient"
+_NOT_STARTED = (
+    "this stream is asked for when it is first read; use chat.completions.create(stream=True), or a function that does "
+    "not wait"
+)
 
 
 class AsyncClient(Base):
@@ -60,6 +73,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> str: ...
 
@@ -77,6 +92,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> T: ...
 
@@ -94,6 +111,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> Any: ...
 
@@ -110,6 +129,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> Any:
         """Ask one prompt.
@@ -128,6 +149,8 @@ class AsyncClient(Base):
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
                 first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
         Returns:
@@ -143,18 +166,20 @@ class AsyncClient(Base):
             RefusalError: With ``response_model``: the model refused.
             InputTooLargeError: The request is larger than the rate limiter's whole minute.
         """
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         if response_model is None:
-            options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
-            return await wait(self._native.chat, prompt, system, options, text_only=True)
+            options = self._options(
+                system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params
+            )
+            return await self._ask(options, self._native.chat, prompt, system, options, text_only=True)
         from millstream._structured import Tries, response_format, value_of
 
         form = response_format(response_model)
         params = form._fields(params)
-        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
+        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
         tries = Tries(value_of, form, checked_prompt(prompt), validation_retries)
         while tries.open:
-            tries.take(await wait(self._native.chat, tries.prompt, system, options, text_only=False))
+            tries.take(await self._ask(options, self._native.chat, tries.prompt, system, options, text_only=False))
         return tries.result
 
     @overload
@@ -173,6 +198,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[str]: ...
 
@@ -192,6 +219,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
 
@@ -211,6 +240,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[T]: ...
 
@@ -230,6 +261,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[T | MillstreamError]: ...
 
@@ -249,6 +282,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[Any]: ...
 
@@ -267,6 +302,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[Any]:
         """Ask many prompts at once; the answers come back in the prompts' order.
@@ -288,6 +325,8 @@ class AsyncClient(Base):
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
                 first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for each request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -300,17 +339,28 @@ class AsyncClient(Base):
         """
         import asyncio  # not at the top, see `millstream._bridge._running_loop`
 
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         if response_model is not None:
             from millstream._structured import BatchTries, response_format
 
             form = response_format(response_model)
             params = form._fields(params)
             options = self._options(
-                system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+                system,
+                model,
+                config,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                params,
+                max_concurrent=max_concurrent,
             )
             batch = BatchTries(form, checked_prompts(prompts), validation_retries, keep_errors=return_exceptions)
             for asked in batch.rounds():
+                if self._settings.token is not None:
+                    await self._settings.token.ask_awaiting(options)
                 outcomes = await wait(
                     self._native.batch_chat,
                     asked,
@@ -325,8 +375,19 @@ class AsyncClient(Base):
                     await asyncio.sleep(0)
             return batch.results
         options = self._options(
-            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            max_concurrent=max_concurrent,
         )
+        if self._settings.token is not None:
+            await self._settings.token.ask_awaiting(options)
         outcomes = await wait(
             self._native.batch_chat,
             checked_prompts(prompts),
@@ -353,6 +414,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> AsyncStream[str]:
         """Ask one prompt and read the answer as it comes.
@@ -370,6 +433,8 @@ class AsyncClient(Base):
             queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
             extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -380,8 +445,10 @@ class AsyncClient(Base):
             StreamInterruptedError: While it is read: the stream ended too soon. ``partial`` has the text so far.
             APIError: While it is read: no answer, or the server reported an error in the middle of it.
         """
-        headers, extra_headers = hide(extra_headers), None
-        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        if self._settings.token is not None:
+            self._settings.token.ask(options, _NOT_STARTED)
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
         return AsyncStream(native)
 
@@ -399,6 +466,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> AsyncMergedStream[tuple[int, str]]: ...
 
@@ -416,6 +485,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> AsyncMergedStream[tuple[int, str | MillstreamError]]: ...
 
@@ -432,6 +503,8 @@ class AsyncClient(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> AsyncMergedStream[Any]:
         """Ask many prompts at once and read all answers as they come, merged into one stream.
@@ -449,6 +522,8 @@ class AsyncClient(Base):
             queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
             extra_headers: Headers for each request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -459,10 +534,21 @@ class AsyncClient(Base):
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: While it is read: an item failed, without ``return_exceptions``.
         """
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         options = self._options(
-            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            max_concurrent=max_concurrent,
         )
+        if self._settings.token is not None:
+            self._settings.token.ask(options, _NOT_STARTED)
         native = self._native.stream_many(
             checked_prompts(prompts),
             system,
@@ -493,10 +579,98 @@ class AsyncClient(Base):
 
         return await gather(calls, return_exceptions)
 
+    async def post(
+        self,
+        path: str,
+        json: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+    ) -> Reply:
+        """Post JSON to any path of the server, with limits, retries, keys and window as for every other call.
+
+        Args:
+            path: Below the base URL: ``"rerank"``. It may have a query.
+            json: The body. Its ``model``, if it has one, is whose limits count.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+
+        Returns:
+            The answer, a JSON object, whose fields are attributes.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIResponseValidationError: The answer is no JSON object, or an error with status 200.
+            APIError: No answer after every retry.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        check({"path": path, "json": json})
+        if json is not None and json.get("stream"):
+            raise ConfigurationError("post() reads whole answers; leave stream out")
+        options = self._post_options(
+            None, timeout, queue_timeout, priority, max_retries, hidden, json or {}, needs_model=False
+        )
+        return await self._ask(options, self._native.post, path, options, "Reply")
+
+    def _ask(
+        self,
+        options: _Options,
+        start: Callable[Concatenate[Pending, P], T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Coroutine[Any, Any, T]:
+        """`wait`; with a token where the key is a function."""
+        token = self._settings.token
+        if token is None:
+            return wait(start, *args, **kwargs)
+        return token.call_awaiting(options, lambda: wait(start, *args, **kwargs))
+
+    async def _open(
+        self, options: _Options, start: Callable[P, NativeStream], /, *args: P.args, **kwargs: P.kwargs
+    ) -> NativeStream:
+        """A stream whose first piece is there."""
+
+        async def opened() -> NativeStream:
+            native = start(*args, **kwargs)
+            try:
+                await wait(native.opened)
+            except BaseException:
+                # The exception's traceback holds this frame.
+                native.close()
+                raise
+            return native
+
+        token = self._settings.token
+        return await (opened() if token is None else token.call_awaiting(options, opened))
+
     @property
     def chat(self) -> AsyncChat:
         """OpenAI's namespace: ``client.chat.completions.create(...)``."""
         return AsyncChat(self)
+
+    @property
+    def responses(self) -> AsyncResponses:
+        """OpenAI's namespace: ``client.responses.create(...)``."""
+        return AsyncResponses(self)
+
+    @property
+    def completions(self) -> AsyncTextCompletions:
+        """OpenAI's namespace of text completions: ``client.completions.create(...)``."""
+        return AsyncTextCompletions(self)
+
+    @property
+    def embeddings(self) -> AsyncEmbeddings:
+        """OpenAI's namespace: ``client.embeddings.create(...)``."""
+        return AsyncEmbeddings(self)
 
     @property
     def models(self) -> AsyncModels:
@@ -556,6 +730,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> str: ...
 
@@ -573,6 +749,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> T: ...
 
@@ -590,6 +768,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> Any: ...
 
@@ -606,6 +786,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> Any:
         """Ask one prompt.
@@ -624,6 +806,8 @@ class Client(Base):
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
                 first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
         Returns:
@@ -639,18 +823,20 @@ class Client(Base):
             RefusalError: With ``response_model``: the model refused.
             InputTooLargeError: The request is larger than the rate limiter's whole minute.
         """
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         if response_model is None:
-            options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
-            return block(self._native.chat, prompt, system, options, text_only=True)
+            options = self._options(
+                system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params
+            )
+            return self._ask(options, self._native.chat, prompt, system, options, text_only=True)
         from millstream._structured import Tries, response_format, value_of
 
         form = response_format(response_model)
         params = form._fields(params)
-        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
+        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
         tries = Tries(value_of, form, checked_prompt(prompt), validation_retries)
         while tries.open:
-            tries.take(block(self._native.chat, tries.prompt, system, options, text_only=False))
+            tries.take(self._ask(options, self._native.chat, tries.prompt, system, options, text_only=False))
         return tries.result
 
     @overload
@@ -669,6 +855,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[str]: ...
 
@@ -688,6 +876,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
 
@@ -707,6 +897,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[T]: ...
 
@@ -726,6 +918,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[T | MillstreamError]: ...
 
@@ -745,6 +939,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[Any]: ...
 
@@ -763,6 +959,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> list[Any]:
         """Ask many prompts at once; the answers come back in the prompts' order.
@@ -784,6 +982,8 @@ class Client(Base):
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
                 first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for each request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -794,17 +994,28 @@ class Client(Base):
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: An item failed, without ``return_exceptions``; as in `complete` with ``response_model``.
         """
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         if response_model is not None:
             from millstream._structured import BatchTries, response_format
 
             form = response_format(response_model)
             params = form._fields(params)
             options = self._options(
-                system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+                system,
+                model,
+                config,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                params,
+                max_concurrent=max_concurrent,
             )
             batch = BatchTries(form, checked_prompts(prompts), validation_retries, keep_errors=return_exceptions)
             for asked in batch.rounds():
+                if self._settings.token is not None:
+                    self._settings.token.ask(options, _NO_WAITING)
                 outcomes = block(
                     self._native.batch_chat,
                     asked,
@@ -818,8 +1029,19 @@ class Client(Base):
                     batch.take(outcomes.take(_READ_SLICE))
             return batch.results
         options = self._options(
-            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            max_concurrent=max_concurrent,
         )
+        if self._settings.token is not None:
+            self._settings.token.ask(options, _NO_WAITING)
         outcomes = block(
             self._native.batch_chat,
             checked_prompts(prompts),
@@ -842,6 +1064,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> Stream[str]:
         """Ask one prompt and read the answer as it comes.
@@ -859,6 +1083,8 @@ class Client(Base):
             queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
             extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -869,8 +1095,10 @@ class Client(Base):
             StreamInterruptedError: While it is read: the stream ended too soon. ``partial`` has the text so far.
             APIError: While it is read: no answer, or the server reported an error in the middle of it.
         """
-        headers, extra_headers = hide(extra_headers), None
-        options = self._options(system, model, config, timeout, queue_timeout, priority, headers, params)
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        if self._settings.token is not None:
+            self._settings.token.ask(options, _NOT_STARTED)
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
         return Stream(native)
 
@@ -888,6 +1116,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> MergedStream[tuple[int, str]]: ...
 
@@ -905,6 +1135,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> MergedStream[tuple[int, str | MillstreamError]]: ...
 
@@ -921,6 +1153,8 @@ class Client(Base):
         queue_timeout: float | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
         **params: Any,
     ) -> MergedStream[Any]:
         """Ask many prompts at once and read all answers as they come, merged into one stream.
@@ -938,6 +1172,8 @@ class Client(Base):
             queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
             extra_headers: Headers for each request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -948,10 +1184,21 @@ class Client(Base):
             ConfigurationError: An argument is not valid; nothing was sent.
             APIError: While it is read: an item failed, without ``return_exceptions``.
         """
-        headers, extra_headers = hide(extra_headers), None
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         options = self._options(
-            system, model, config, timeout, queue_timeout, priority, headers, params, max_concurrent=max_concurrent
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            max_concurrent=max_concurrent,
         )
+        if self._settings.token is not None:
+            self._settings.token.ask(options, _NOT_STARTED)
         native = self._native.stream_many(
             checked_prompts(prompts),
             system,
@@ -982,10 +1229,97 @@ class Client(Base):
 
         return gather_blocking(calls, return_exceptions)
 
+    def post(
+        self,
+        path: str,
+        json: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+    ) -> Reply:
+        """Post JSON to any path of the server, with limits, retries, keys and window as for every other call.
+
+        Args:
+            path: Below the base URL: ``"rerank"``. It may have a query.
+            json: The body. Its ``model``, if it has one, is whose limits count.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+
+        Returns:
+            The answer, a JSON object, whose fields are attributes.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIResponseValidationError: The answer is no JSON object, or an error with status 200.
+            APIError: No answer after every retry.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        check({"path": path, "json": json})
+        if json is not None and json.get("stream"):
+            raise ConfigurationError("post() reads whole answers; leave stream out")
+        options = self._post_options(
+            None, timeout, queue_timeout, priority, max_retries, hidden, json or {}, needs_model=False
+        )
+        return self._ask(options, self._native.post, path, options, "Reply")
+
+    def _ask(
+        self,
+        options: _Options,
+        start: Callable[Concatenate[Pending | None, P], T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """A native call; with a token where the key is a function."""
+        token = self._settings.token
+        if token is None:
+            return block(start, *args, **kwargs)
+        return token.call(options, lambda: block(start, *args, **kwargs))
+
+    def _open(
+        self, options: _Options, start: Callable[P, NativeStream], /, *args: P.args, **kwargs: P.kwargs
+    ) -> NativeStream:
+        """A stream whose first piece is there."""
+
+        def opened() -> NativeStream:
+            native = start(*args, **kwargs)
+            try:
+                block(native.opened)
+            except BaseException:
+                native.close()
+                raise
+            return native
+
+        token = self._settings.token
+        return opened() if token is None else token.call(options, opened)
+
     @property
     def chat(self) -> Chat:
         """OpenAI's namespace: ``client.chat.completions.create(...)``."""
         return Chat(self)
+
+    @property
+    def responses(self) -> Responses:
+        """OpenAI's namespace: ``client.responses.create(...)``."""
+        return Responses(self)
+
+    @property
+    def completions(self) -> TextCompletions:
+        """OpenAI's namespace of text completions: ``client.completions.create(...)``."""
+        return TextCompletions(self)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """OpenAI's namespace: ``client.embeddings.create(...)``."""
+        return Embeddings(self)
 
     @property
     def models(self) -> Models:

@@ -20,7 +20,10 @@ __all__ = [
     "Choice",
     "ChoiceDelta",
     "ChunkChoice",
+    "Completion",
+    "CreateEmbeddingResponse",
     "CustomCall",
+    "Embedding",
     "Endpoint",
     "FunctionCall",
     "FunctionCallDelta",
@@ -36,7 +39,10 @@ __all__ = [
     "Pending",
     "Port",
     "RecordedRequest",
+    "Reply",
     "Reservation",
+    "Response",
+    "StreamEvent",
     "ToolCall",
     "ToolCallDelta",
     "Usage",
@@ -50,8 +56,8 @@ __all__ = [
 VERSION: Final[str]
 BUILD_PROFILE: Final[str]
 
-# (model, request fields, timeout in a 1-tuple if given, extra headers, queue timeout in a 1-tuple if given, priority),
-# or the model alone
+# (model, request fields, timeout in a 1-tuple if given, headers, query and key, queue timeout in a 1-tuple if given,
+# priority, retries), or the model alone
 _Options: TypeAlias = (
     tuple[
         str | None,
@@ -60,6 +66,7 @@ _Options: TypeAlias = (
         Hidden | None,
         tuple[float | None] | None,
         int,
+        int | None,
     ]
     | str
 )
@@ -179,6 +186,8 @@ class NativeClient:
         api_keys: list[str] | None,
         inherit_key: bool,
         headers: Mapping[str, str] | None,
+        usual_headers: list[tuple[str, str]],
+        query: Mapping[str, object] | None,
         timeout: float | Timeout | None,
         connect_timeout: float | None,
         queue_timeout: float | None,
@@ -223,7 +232,17 @@ class NativeClient:
         max_concurrent: int | None,
         stop_on_error: bool,
     ) -> NativeStream: ...
-    def models(self, pending: Pending | None) -> list[tuple[str, int, str, Record]]: ...
+    @overload
+    def post(self, pending: Pending | None, path: str, options: _Options, kind: Literal["Reply"]) -> Reply: ...
+    @overload
+    def post(self, pending: Pending | None, path: str, options: _Options, kind: Literal["Response"]) -> Response: ...
+    @overload
+    def post(
+        self, pending: Pending | None, path: str, options: _Options, kind: Literal["Completion"]
+    ) -> Completion: ...
+    def post_stream(self, path: str, options: _Options, kind: Literal["Response", "Completion"]) -> NativeStream: ...
+    def embeddings(self, pending: Pending | None, options: _Options, inputs: int) -> CreateEmbeddingResponse: ...
+    def models(self, pending: Pending | None, options: _Options) -> list[tuple[str, int, str, Record]]: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
     @property
@@ -352,6 +371,10 @@ class ChatCompletion:
     @property
     def headers(self) -> dict[str, str]:
         """The response's headers, names in lower case."""
+
+    @property
+    def status_code(self) -> int:
+        """The answer's HTTP status: always 2xx."""
 
     @property
     def attempts(self) -> int:
@@ -513,7 +536,7 @@ class NativeStream:
     def take(self) -> list[Any] | None: ...
     def next(self, pending: Pending | None) -> list[Any]: ...
     def opened(self, pending: Pending | None) -> None: ...
-    def answer(self) -> ChatCompletion | None: ...
+    def answer(self) -> Any: ...
     def text(self) -> str: ...
     def time_to_first_token(self) -> float | None: ...
     def duration(self) -> float | None: ...
@@ -682,6 +705,178 @@ class Usage:
     __hash__: None  # type: ignore[assignment]
     @staticmethod
     def _restore(body: bytes) -> Usage: ...
+
+class Reply:
+    """The answer of any path: every field of its body is an attribute. Frozen and picklable."""
+
+    @property
+    def request_id(self) -> str | None:
+        """The server's name for the request, for its support."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The response's headers, names in lower case."""
+
+    @property
+    def status_code(self) -> int:
+        """The answer's HTTP status: always 2xx."""
+
+    @property
+    def attempts(self) -> int:
+        """HTTP requests made, the first included."""
+
+    @property
+    def queue_time(self) -> float:
+        """Seconds from the call to its admission: the wait for a place in flight and for the rate limit."""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the admission to the end of the answer, over all attempts."""
+
+    @property
+    def raw_body(self) -> bytes:
+        """The body as the server sent it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole body."""
+
+    def __getattribute__(self, name: str, /) -> Any: ...
+    def __eq__(self, other: Any, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    @staticmethod
+    def _restore(
+        name: str,
+        parts: tuple[bytes, int, list[tuple[str, str]], int, float, float, bytes | None],
+    ) -> Reply: ...
+
+@final
+class Response(Reply):
+    """An answer of `responses.create`, with OpenAI's field names."""
+
+    @property
+    def id(self) -> str:
+        """The server's id of the answer."""
+
+    @property
+    def created_at(self) -> float | None:
+        """Unix time in seconds."""
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+
+    @property
+    def status(self) -> str | None:
+        """``completed``, or ``incomplete``: `incomplete_details` says why."""
+
+    @property
+    def output(self) -> list[Record]:
+        """The items of the answer: messages, calls of functions, reasoning."""
+
+    @property
+    def output_text(self) -> str:
+        """The texts of all messages, joined; empty if there is none."""
+
+    @property
+    def usage(self) -> Record | None:
+        """Tokens, if the server counts them: ``input_tokens``, ``output_tokens``, ``total_tokens``."""
+
+    @property
+    def incomplete_details(self) -> Record | None:
+        """Why the answer was cut short, if it was."""
+
+@final
+class Completion(Reply):
+    """An answer of `completions.create`, with OpenAI's field names."""
+
+    @property
+    def id(self) -> str:
+        """The server's id of the answer."""
+
+    @property
+    def created(self) -> int | None:
+        """Unix time in seconds."""
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+
+    @property
+    def choices(self) -> list[Record]:
+        """The texts, each with ``text``, ``index`` and ``finish_reason``."""
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens, if the server counts them."""
+
+@final
+class CreateEmbeddingResponse(Reply):
+    """Embeddings, one for each input and in the order of the inputs."""
+
+    @property
+    def data(self) -> list[Embedding]:
+        """One for each input."""
+
+    @property
+    def model(self) -> str:
+        """The model that made them."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens, if the server counts them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole body, with the vectors as lists and in the order of the inputs; see `raw_body`."""
+
+@final
+class StreamEvent:
+    """One event of a streamed answer of `responses.create` or `completions.create`: its fields are attributes."""
+
+    @property
+    def type(self) -> str:
+        """``response.output_text.delta`` and the like; of a text completion ``text_completion``."""
+
+    @property
+    def text(self) -> str:
+        """The new text; empty if there is none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole event."""
+
+    def __getattribute__(self, name: str, /) -> Any: ...
+    def __eq__(self, other: Any, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    @staticmethod
+    def _restore(kind: str, text: str, body: bytes) -> StreamEvent: ...
+
+@final
+class Embedding:
+    """The embedding of one input."""
+
+    @property
+    def index(self) -> int:
+        """Which input it is of."""
+
+    @property
+    def object(self) -> str:
+        """Always ``embedding``."""
+
+    @property
+    def embedding(self) -> list[float]:
+        """The vector; each reading makes a new list."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The embedding's part of the body, with its vector as a list."""
+
+    def __getattribute__(self, name: str, /) -> Any: ...
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(of: CreateEmbeddingResponse, index: int) -> Embedding: ...
 
 @final
 class NativeVirtualClock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from millstream._bridge import block, wait
+from millstream._not_given import NOT_GIVEN
 
 if TYPE_CHECKING:
     from millstream._client import AsyncClient, Client
@@ -25,7 +25,8 @@ class AsyncModels:
         Raises:
             APIError: No answer after every retry.
         """
-        return _model_list(await wait(self._client._native.models))
+        options = self._client._post_options(None, NOT_GIVEN, NOT_GIVEN, 0, None, None, {}, needs_model=False)
+        return _model_list(await self._client._ask(options, self._client._native.models, options))
 
 
 class Models:
@@ -42,7 +43,8 @@ class Models:
         Raises:
             APIError: No answer after every retry.
         """
-        return _model_list(block(self._client._native.models))
+        options = self._client._post_options(None, NOT_GIVEN, NOT_GIVEN, 0, None, None, {}, needs_model=False)
+        return _model_list(self._client._ask(options, self._client._native.models, options))
 
 
 def _model_list(models: list[tuple[str, int, str, Record]]) -> ModelList:

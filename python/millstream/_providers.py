@@ -118,15 +118,20 @@ def host_of(url: str) -> tuple[str, str | None, int | None]:
     return ("", url, None) if "\\" in url or parts.hostname is None else host
 
 
+def is_own_host(provider: str, base_url: str) -> bool:
+    """Whether it is the vendor's own host, or the one that the environment names as the vendor's."""
+    vendor = _VENDORS[provider]
+    variable = vendor.url_variable and os.environ.get(vendor.url_variable)
+    return host_of(base_url) in [host_of(url) for url in (vendor.base_url, variable, *vendor.other_hosts) if url]
+
+
 def environment_key(provider: str, base_url: str, auth: str | None) -> tuple[str, str | None] | None:
     """The variable that holds a key for this host, and the header for it; never for a host that it is not for.
 
     The variable's name, not its value, which a traceback would show.
     """
     vendor = _VENDORS[provider]
-    variable = vendor.url_variable and os.environ.get(vendor.url_variable)
-    own = [host_of(url) for url in (vendor.base_url, variable, *vendor.other_hosts) if url]
-    if host_of(base_url) not in own:
+    if not is_own_host(provider, base_url):
         return None
     known: Sequence[tuple[str, str | None]] = vendor.keys
     if auth is not None:

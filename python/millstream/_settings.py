@@ -4,45 +4,63 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from millstream._millstream import Endpoint, NativeClient, is_secret_header
-from millstream._providers import Server, check_key_is_not_needed, environment_key, model_name
+from millstream._providers import Server, check_key_is_not_needed, environment_key, is_own_host, model_name
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
     from millstream._retry import RetryPolicy
+    from millstream._token import Token
+
+    ApiKey = str | Sequence[str] | Callable[[], str] | Callable[[], Awaitable[str]]
 
 
 class Hidden:
-    """A call's headers on their way to the native client, so that no traceback with variables shows them."""
+    """What of a call may hold a secret, on its way to the native client: no traceback with variables shows it."""
 
-    __slots__ = ("value",)
+    __slots__ = ("headers", "key", "query")
 
-    def __init__(self, value: Mapping[str, str]) -> None:
-        self.value = value
+    key: Any
+    """A str once it is there; checked where it is asked for."""
+
+    def __init__(self, headers: Mapping[str, str] | None, query: Mapping[str, object] | None) -> None:
+        self.headers = headers
+        self.query = query
+        self.key = None
 
 
-def hide(headers: Mapping[str, str] | None) -> Hidden | None:
-    """What may hold a secret, hidden. The caller lets go of its own name for it before anything can fail."""
-    return None if headers is None else Hidden(headers)
+def hide(headers: Mapping[str, str] | Hidden | None, query: Mapping[str, object] | None) -> Hidden | None:
+    """What may hold a secret, hidden. The caller lets go of its own names for it before anything can fail."""
+    if isinstance(headers, Hidden):
+        return headers
+    return None if headers is None and query is None else Hidden(headers, query)
 
 
 class Secrets:
     """Key and headers on their way to the native client, so that no traceback with variables shows them."""
 
-    __slots__ = ("headers", "keys")
+    __slots__ = ("headers", "keys", "query", "token", "usual_headers")
 
     keys: list[str] | None
+    token: Callable[[], str | Awaitable[str]] | None
 
-    def __init__(self, key: str | Sequence[str] | None, headers: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, key: ApiKey | None, headers: Mapping[str, str] | None, query: Mapping[str, object] | None = None
+    ) -> None:
         # Checked later: this frame's variables show the key.
+        self.token = None
         self.keys = key  # type: ignore[assignment]
+        if callable(key):
+            self.keys, self.token = None, key
         self.headers = headers
+        self.query = query
+        self.usual_headers: list[tuple[str, str]] = []
 
     def authorize(self) -> bool:
         """Whether one of the headers can be meant to carry a key."""
@@ -53,15 +71,43 @@ class Secrets:
         if isinstance(self.keys, str):
             self.keys = [self.keys]
         elif isinstance(self.keys, bytes) or not isinstance(self.keys, Iterable | None):
-            raise TypeError(f"api_key must be a str, a list of them or None, not {type(self.keys).__name__}")
+            raise TypeError(
+                f"api_key must be a str, a list of them, a function or None, not {type(self.keys).__name__}"
+            )
         elif self.keys is not None:
             self.keys = list(self.keys)
         if self.headers is not None and not isinstance(self.headers, Mapping):
             raise TypeError(
                 f"default_headers must be a dict of names and values or None, not {type(self.headers).__name__}"
             )
+        if self.query is not None and not isinstance(self.query, Mapping):
+            raise TypeError(
+                f"default_query must be a dict of names and values or None, not {type(self.query).__name__}"
+            )
         if self.keys is not None and len(set(self.keys)) < len(self.keys):
             raise ConfigurationError("api_key names the same key twice: its limits would be counted twice, too")
+
+    def find_usual_headers(self, settings: Settings, base_url: str) -> None:
+        """Of the organization and of the environment; the latter stay with the hosts that they are for."""
+        variables = _HEADER_VARIABLES.get(settings.server.provider)
+        own = variables is not None and is_own_host(settings.server.provider, base_url)
+        found = self.usual_headers
+        if own and variables is not None:
+            for line in os.environ.get(variables, "").splitlines():
+                name, colon, value = line.partition(":")
+                if colon and name.strip():
+                    found.append((name.strip(), value.strip()))
+        if settings.server.provider == "openai":
+            for header, given, variable in (
+                ("OpenAI-Organization", settings.organization, "OPENAI_ORG_ID"),
+                ("OpenAI-Project", settings.project, "OPENAI_PROJECT_ID"),
+            ):
+                value_or_none = given if given is not None else os.environ.get(variable) if own else None
+                if value_or_none:
+                    found.append((header, value_or_none))
+
+
+_HEADER_VARIABLES = {"openai": "OPENAI_CUSTOM_HEADERS", "anthropic": "ANTHROPIC_CUSTOM_HEADERS"}
 
 
 class Settings(NamedTuple):
@@ -73,6 +119,9 @@ class Settings(NamedTuple):
     key_auth: str | None
     api_version: str | None
     inherit_key: bool
+    token: Token | None
+    organization: str | None
+    project: str | None
     model: str | None
     config: CompletionConfig | None
     timeout: float | Timeout | None
@@ -101,6 +150,8 @@ class Settings(NamedTuple):
             api_keys=secrets.keys,
             inherit_key=self.inherit_key,
             headers=secrets.headers,
+            usual_headers=secrets.usual_headers,
+            query=secrets.query,
             timeout=self.timeout,
             connect_timeout=self.connect_timeout,
             queue_timeout=self.queue_timeout,
@@ -132,7 +183,6 @@ NOT_PARAMETERS = {
     "return_exceptions": "only a batch takes it",
     **dict.fromkeys(
         (
-            "max_retries",
             "retry",
             "rate_limiter",
             "hedge_after",
@@ -153,6 +203,9 @@ NOT_PARAMETERS = {
             "provider",
             "auth",
             "api_version",
+            "default_query",
+            "organization",
+            "project",
         ),
         "it is the client's",
     ),

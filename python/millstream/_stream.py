@@ -10,14 +10,17 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from millstream._bridge import block, wait
+from millstream._millstream import StreamEvent
 from millstream.exceptions import MillstreamError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from millstream._millstream import ChatCompletion, NativeStream, Usage
+    from millstream._millstream import ChatCompletion, NativeStream, Response, Usage
+    from millstream._millstream import Completion as TextCompletion
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Response | TextCompletion")
 
 
 class _Pieces(Generic[T]):
@@ -139,9 +142,7 @@ class _Answer(_Pieces[T]):
         Raises:
             MillstreamError: The stream has not ended, or it failed.
         """
-        answer = self._native.answer()
-        if answer is None:
-            raise MillstreamError("the stream has not ended well yet; read it to its end, or use get_final()")
+        answer: ChatCompletion = _ended(self._native)
         return answer
 
     @property
@@ -166,6 +167,13 @@ class _Answer(_Pieces[T]):
     def __repr__(self) -> str:
         state = "ended" if self._native.answer() else "closed" if self.closed else "open"
         return f"<{type(self).__name__} {state}>"
+
+
+def _ended(native: NativeStream) -> Any:
+    answer = native.answer()
+    if answer is None:
+        raise MillstreamError("the stream has not ended well yet; read it to its end, or use get_final()")
+    return answer
 
 
 class AsyncStream(_AsyncPieces[T], _Answer[T]):
@@ -197,6 +205,76 @@ class Stream(_BlockingPieces[T], _Answer[T]):
     __slots__ = ()
 
     def get_final(self) -> ChatCompletion:
+        """Read to the end and return the whole answer.
+
+        Raises:
+            StreamInterruptedError: The stream broke; its ``partial`` has the text so far.
+            APIError: No answer.
+        """
+        for _ in self:
+            self._pieces = iter(())
+        return self.response
+
+
+class _Events(_Pieces[StreamEvent], Generic[R]):
+    """What is known of a stream of events."""
+
+    __slots__ = ()
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return self._native.text()
+
+    @property
+    def response(self) -> R:
+        """The whole answer, as if it had not been streamed.
+
+        Raises:
+            MillstreamError: The stream has not ended, or it failed.
+        """
+        answer: R = _ended(self._native)
+        return answer
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from the request to the first piece with content; None before it."""
+        return self._native.time_to_first_token()
+
+    def __repr__(self) -> str:
+        state = "ended" if self._native.answer() else "closed" if self.closed else "open"
+        return f"<{type(self).__name__} {state}>"
+
+
+class AsyncEventStream(_AsyncPieces[StreamEvent], _Events[R]):
+    """One answer as it comes: an async iterator of its events, and an async context manager.
+
+    Leaving it early in any way (``break``, `aclose`, a cancelled task, garbage collection) closes the connection.
+    """
+
+    __slots__ = ()
+
+    async def get_final(self) -> R:
+        """Read to the end and return the whole answer.
+
+        Raises:
+            StreamInterruptedError: The stream broke; its ``partial`` has the text so far.
+            APIError: No answer.
+        """
+        async for _ in self:
+            self._pieces = iter(())
+        return self.response
+
+
+class EventStream(_BlockingPieces[StreamEvent], _Events[R]):
+    """One answer as it comes: an iterator of its events, and a context manager.
+
+    Leaving it early in any way (``break``, `close`, an exception, garbage collection) closes the connection.
+    """
+
+    __slots__ = ()
+
+    def get_final(self) -> R:
         """Read to the end and return the whole answer.
 
         Raises:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
-from millstream._millstream import ChatCompletion, ChatMessage, Choice, CustomCall, FunctionCall, ToolCall, Usage
+from millstream._millstream import (
+    ChatCompletion,
+    ChatMessage,
+    Choice,
+    Completion,
+    CreateEmbeddingResponse,
+    CustomCall,
+    Embedding,
+    FunctionCall,
+    Reply,
+    Response,
+    StreamEvent,
+    ToolCall,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,8 +32,11 @@ __all__ = [
     "ChatMessage",
     "Choice",
     "ClientStats",
+    "Completion",
     "ConcurrencyStats",
+    "CreateEmbeddingResponse",
     "CustomCall",
+    "Embedding",
     "FunctionCall",
     "LaneStats",
     "LimitLevel",
@@ -30,6 +47,9 @@ __all__ = [
     "ParsedMessage",
     "RateLimiterSnapshot",
     "Record",
+    "Reply",
+    "Response",
+    "StreamEvent",
     "TimingStats",
     "ToolCall",
     "Usage",

@@ -168,6 +168,18 @@ pub fn base_url(text: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
+/// A path below the base URL.
+///
+/// # Errors
+/// A configuration error if it is empty, or a URL of its own: the key goes to the client's server and to no other.
+pub fn path(path: &str) -> Result<&str, Error> {
+    let is_url = path.contains("://") || path.starts_with("//") || path.contains('#');
+    if path.trim_matches('/').trim().is_empty() || is_url {
+        return Err(Error::configuration("path must be below base_url, such as \"rerank\", and no URL of its own"));
+    }
+    Ok(path)
+}
+
 /// Whether `url` stays on this machine, so that no proxy and no network sees it.
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {

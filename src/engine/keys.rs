@@ -15,8 +15,8 @@ use super::limit::{Breaker, Cost, Gate, RateLimiter, RateLimits, Snapshot};
 use super::metrics::{LaneMetrics, Metrics};
 use super::provider::openai::quoted;
 use super::secret::KeyId;
-use super::service::Provider;
 pub use super::service::Route;
+use super::service::{Provider, Service};
 use super::tokens::ModelTokens;
 use super::transport::{Target, Transport};
 
@@ -113,7 +113,11 @@ impl Upstream {
 }
 
 fn target(endpoint: &Endpoint, route: &Route, model: &str) -> Arc<Target> {
-    let url = endpoint.service.url(&endpoint.base_url, route, model);
+    target_of(endpoint, &endpoint.service, route, model)
+}
+
+fn target_of(endpoint: &Endpoint, service: &Service, route: &Route, model: &str) -> Arc<Target> {
+    let url = service.url(&endpoint.base_url, route, model);
     Arc::new(Target::new(route.method(), &url, endpoint.headers.clone()))
 }
 
@@ -147,8 +151,12 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Where requests of one kind go.
-    pub fn target(&self, route: &Route) -> Arc<Target> {
+    /// Where requests of one kind go; parts of `query` stand in the URL in place of the endpoint's of the same names.
+    pub fn target(&self, route: &Route, query: &[(String, String)]) -> Arc<Target> {
+        if !query.is_empty() {
+            let endpoint = &self.upstream.endpoint;
+            return target_of(endpoint, &endpoint.service.with_query(query), route, &self.model);
+        }
         if *route == Route::Chat {
             return Arc::clone(&self.chat);
         }

@@ -215,6 +215,15 @@ impl Service {
         }
     }
 
+    /// The same with further parts of the query, in place of its own of the same names.
+    #[must_use]
+    pub fn with_query(&self, query: &[(String, String)]) -> Self {
+        let mut service = self.clone();
+        service.query.retain(|(name, _)| query.iter().all(|(other, _)| other != name));
+        service.query.extend_from_slice(query);
+        service
+    }
+
     /// The header that carries the key.
     pub fn auth(&self) -> Auth {
         self.auth.unwrap_or_else(|| self.provider.default_auth())

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::provider::accumulate::Accumulator;
 use super::provider::chunk::ChatChunk;
+use super::provider::event::{Event, EventKind, EventSum};
 
 /// A feed with so many bytes or pieces in it takes no more.
 const MOST_BYTES: usize = 256 * 1024;
@@ -28,6 +29,8 @@ pub enum Piece {
     Text(String),
     /// A whole chunk.
     Chunk(Box<ChatChunk>),
+    /// A whole event of another API.
+    Event(Box<Event>),
     /// The end of one of several streams that failed.
     Failed(Error),
 }
@@ -37,6 +40,7 @@ impl Piece {
         match self {
             Self::Text(text) => text.len(),
             Self::Chunk(chunk) => chunk.body.len(),
+            Self::Event(event) => event.body.len(),
             Self::Failed(_) => 0,
         }
     }
@@ -166,22 +170,108 @@ pub enum Wanted {
     ChunksAndUsage,
 }
 
+/// What a stream is read as.
+#[derive(Debug, Clone)]
+pub enum Part {
+    /// Of a chat.
+    Chat(ChatChunk),
+    /// Of another API.
+    Event(Event),
+}
+
+impl Part {
+    /// Whether it may be kept back, since nothing of the answer is in it.
+    fn is_opening(&self) -> bool {
+        match self {
+            Self::Chat(chunk) => !chunk.says_something(),
+            Self::Event(event) => !event.says_something(),
+        }
+    }
+
+    fn has_content(&self) -> bool {
+        match self {
+            Self::Chat(chunk) => chunk.says_something(),
+            Self::Event(event) => event.has_content(),
+        }
+    }
+
+    /// Whether nothing comes after it.
+    pub fn is_last(&self) -> bool {
+        match self {
+            Self::Chat(_) => false,
+            Self::Event(event) => event.is_last(),
+        }
+    }
+
+    /// As the consumer wants it, if at all.
+    fn into_piece(self, wanted: Wanted) -> Option<Piece> {
+        match self {
+            Self::Event(event) => Some(Piece::Event(Box::new(event))),
+            Self::Chat(chunk) => match wanted {
+                Wanted::Texts => chunk.into_text().filter(|text| !text.is_empty()).map(Piece::Text),
+                Wanted::Chunks if chunk.choices.is_empty() => None,
+                Wanted::Chunks | Wanted::ChunksAndUsage => Some(Piece::Chunk(Box::new(chunk))),
+            },
+        }
+    }
+}
+
+/// What the parts add up to.
+#[derive(Debug)]
+enum Sum {
+    Chat(Accumulator),
+    Events(EventSum),
+}
+
+impl Default for Sum {
+    fn default() -> Self {
+        Self::Chat(Accumulator::default())
+    }
+}
+
+impl Sum {
+    fn of(events: Option<EventKind>) -> Self {
+        if events.is_some() { Self::Events(EventSum::default()) } else { Self::default() }
+    }
+
+    fn push(&mut self, part: &mut Part) -> Result<(), Error> {
+        match (self, part) {
+            (Self::Chat(sum), Part::Chat(chunk)) => sum.push(chunk),
+            (Self::Events(sum), Part::Event(event)) => sum.push(event),
+            (Self::Chat(_), Part::Event(_)) | (Self::Events(_), Part::Chat(_)) => Ok(()),
+        }
+    }
+
+    fn text(&self) -> &str {
+        match self {
+            Self::Chat(sum) => sum.text(),
+            Self::Events(sum) => sum.text(),
+        }
+    }
+}
+
+/// Parts that are kept back at most: what Responses sends before anything of the answer.
+const MOST_HELD: usize = 2;
+
 /// One stream: what came of it so far, and where it goes.
 #[derive(Debug)]
 pub struct Writer {
     feed: Option<Arc<Feed>>,
     number: u32,
     wanted: Wanted,
+    /// Of another API than chat's.
+    events: Option<EventKind>,
     progress: Mutex<Progress>,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
-    accumulator: Accumulator,
+    sum: Sum,
     /// Of the whole, once the accumulator was emptied.
     text: Option<String>,
-    /// A first chunk without any content is kept back until the next, so that a stream which breaks there can be asked again.
-    held: Option<ChatChunk>,
+    /// What comes first and has nothing of the answer is kept back until the next, so that a stream which breaks there can be asked
+    /// again.
+    held: Vec<Part>,
     first: Option<Instant>,
     last: Option<Instant>,
     has_delivered: bool,
@@ -214,17 +304,29 @@ impl Pace {
 impl Writer {
     /// Into `feed`, as its stream of that number.
     pub fn new(feed: Arc<Feed>, number: u32, wanted: Wanted) -> Self {
-        Self { feed: Some(feed), number, wanted, progress: Mutex::default() }
+        Self { feed: Some(feed), number, wanted, events: None, progress: Mutex::default() }
+    }
+
+    /// Into `feed`, a stream of another API than chat's.
+    pub fn of_events(feed: Arc<Feed>, kind: EventKind) -> Self {
+        let progress = Progress { sum: Sum::of(Some(kind)), ..Progress::default() };
+        let (wanted, progress) = (Wanted::ChunksAndUsage, Mutex::new(progress));
+        Self { feed: Some(feed), number: 0, wanted, events: Some(kind), progress }
     }
 
     /// For a stream that nobody sees: only what it adds up to is wanted.
     pub fn unseen() -> Self {
-        Self { feed: None, number: 0, wanted: Wanted::Chunks, progress: Mutex::default() }
+        Self { feed: None, number: 0, wanted: Wanted::Chunks, events: None, progress: Mutex::default() }
+    }
+
+    /// Whether it is a chat's.
+    pub fn is_chat(&self) -> bool {
+        self.events.is_none()
     }
 
     /// An attempt begins. One before it, which ended before anything was delivered, is forgotten.
     pub fn begin(&self) {
-        *self.lock() = Progress { begun: Some(Instant::now()), ..Progress::default() };
+        *self.lock() = Progress { begun: Some(Instant::now()), sum: Sum::of(self.events), ..Progress::default() };
     }
 
     /// Waits until more should be read.
@@ -234,30 +336,57 @@ impl Writer {
         }
     }
 
-    /// Adds chunks that came together.
+    /// Reads one part.
+    ///
+    /// # Errors
+    /// As [`ChatChunk::read`] and [`Event::read`].
+    pub fn read(&self, body: Bytes) -> Result<Part, Error> {
+        match self.events {
+            None => ChatChunk::read(body).map(Part::Chat),
+            Some(kind) => Event::read(kind, body).map(Part::Event),
+        }
+    }
+
+    /// Adds an answer that came whole, as its only part.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn put_whole(&self, body: &Bytes) -> Result<(), Error> {
+        let part = match self.events {
+            None => ChatChunk::read(body.clone()).map(Part::Chat),
+            Some(kind) => Event::of_whole(kind, body).map(Part::Event),
+        };
+        self.put(vec![part?])?;
+        self.complete();
+        Ok(())
+    }
+
+    /// Adds parts that came together.
     ///
     /// # Errors
     /// As [`Accumulator::push`].
-    pub fn put(&self, chunks: Vec<ChatChunk>) -> Result<(), Error> {
-        if chunks.is_empty() {
+    pub fn put(&self, parts: Vec<Part>) -> Result<(), Error> {
+        if parts.is_empty() {
             return Ok(());
         }
         let mut progress = self.lock();
         let now = Instant::now();
-        let mut ready = Vec::with_capacity(chunks.len() + 1);
-        for chunk in chunks {
-            progress.accumulator.push(&chunk)?;
-            let says = chunk.says_something();
-            if says {
+        let mut ready = Vec::with_capacity(parts.len() + MOST_HELD);
+        // Of a chat one, as ever: what follows it is the answer.
+        let most_held = if self.events.is_some() { MOST_HELD } else { 1 };
+        for mut part in parts {
+            progress.sum.push(&mut part)?;
+            if part.has_content() {
                 progress.first.get_or_insert(now);
                 progress.last = Some(now);
             }
-            if !progress.has_delivered && !says && progress.held.is_none() && ready.is_empty() {
-                progress.held = Some(chunk);
+            let is_first = !progress.has_delivered && ready.is_empty() && progress.held.len() < most_held;
+            if is_first && part.is_opening() {
+                progress.held.push(part);
                 continue;
             }
-            ready.extend(progress.held.take());
-            ready.push(chunk);
+            ready.append(&mut progress.held);
+            ready.push(part);
         }
         self.deliver(&mut progress, ready);
         Ok(())
@@ -266,21 +395,17 @@ impl Writer {
     /// Delivers what was kept back; the stream is complete.
     pub fn complete(&self) {
         let mut progress = self.lock();
-        let held = progress.held.take();
-        self.deliver(&mut progress, held.into_iter().collect());
+        let held = mem::take(&mut progress.held);
+        self.deliver(&mut progress, held);
     }
 
-    fn deliver(&self, progress: &mut Progress, chunks: Vec<ChatChunk>) {
-        if chunks.is_empty() {
+    fn deliver(&self, progress: &mut Progress, parts: Vec<Part>) {
+        if parts.is_empty() {
             return;
         }
         let Some(feed) = &self.feed else { return };
         let wanted = self.wanted;
-        let pieces = chunks.into_iter().filter_map(|chunk| match wanted {
-            Wanted::Texts => chunk.into_text().filter(|text| !text.is_empty()).map(Piece::Text),
-            Wanted::Chunks if chunk.choices.is_empty() => None,
-            Wanted::Chunks | Wanted::ChunksAndUsage => Some(Piece::Chunk(Box::new(chunk))),
-        });
+        let pieces = parts.into_iter().filter_map(|part| part.into_piece(wanted));
         let mut pieces = pieces.map(|piece| (self.number, piece)).peekable();
         if pieces.peek().is_some() {
             progress.has_delivered = true;
@@ -295,13 +420,25 @@ impl Writer {
 
     /// Whether every choice was told to be at its end.
     pub fn is_complete(&self) -> bool {
-        self.lock().accumulator.is_complete()
+        match &self.lock().sum {
+            Sum::Chat(sum) => sum.is_complete(),
+            Sum::Events(sum) => sum.is_complete(),
+        }
+    }
+
+    /// Whether there is an answer at the provider's mark of the end.
+    pub fn has_answer(&self) -> bool {
+        match &self.lock().sum {
+            // What is missing in it, the reading of it says.
+            Sum::Chat(_) => true,
+            Sum::Events(sum) => sum.has_answer(),
+        }
     }
 
     /// The first choice's text so far.
     pub fn text(&self) -> String {
         let progress = self.lock();
-        progress.text.clone().unwrap_or_else(|| progress.accumulator.text().to_owned())
+        progress.text.clone().unwrap_or_else(|| progress.sum.text().to_owned())
     }
 
     /// When its pieces came.
@@ -310,11 +447,14 @@ impl Writer {
         Pace { begun: progress.begun, first: progress.first, last: progress.last }
     }
 
-    /// What all of it adds up to, once it is complete: the body of a chat completion.
+    /// What all of it adds up to, once it is complete: the body of an answer as if it had not been streamed.
     pub fn body(&self) -> Bytes {
         let mut progress = self.lock();
-        progress.text = Some(progress.accumulator.text().to_owned());
-        mem::take(&mut progress.accumulator).finish()
+        progress.text = Some(progress.sum.text().to_owned());
+        match mem::take(&mut progress.sum) {
+            Sum::Chat(sum) => sum.finish(),
+            Sum::Events(sum) => sum.finish(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {

@@ -131,6 +131,33 @@ pub struct Model {
     pub fields: Map<String, Value>,
 }
 
+/// An answer of which nothing is read but what it used: whoever asked knows what else is in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Object {
+    /// Tokens, if the server counts them.
+    pub usage: Option<Usage>,
+}
+
+/// Embeddings, in the order of the inputs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Embeddings {
+    /// One for each input.
+    pub data: Vec<Embedding>,
+    /// The model that made them.
+    pub model: String,
+    /// Tokens, if the server counts them.
+    pub usage: Option<Usage>,
+}
+
+/// The embedding of one input.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Embedding {
+    /// Where it stands in the body, which may have another order.
+    pub position: usize,
+    /// Its numbers.
+    pub vector: Vec<f64>,
+}
+
 /// What came with an answer besides its body.
 #[derive(Debug, Clone)]
 pub struct Receipt {

@@ -11,7 +11,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyMapping, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyList, PyMapping, PyString, PyTuple};
 use serde_json::Value;
 
 use super::bridge::{Pending, dispatch};
@@ -21,11 +21,12 @@ use super::json::{Objects, to_fields, to_json, to_python, to_text};
 use super::limiter::{self, NativeRateLimiter};
 use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
+use super::replies::{self, CreateEmbeddingResponse};
 use super::retry::{NativeRetryPolicy, TimeoutArgument};
 use super::runtime::Runtime;
 use super::service::service;
 use super::stats;
-use super::stream::NativeStream;
+use super::stream::{NativeStream, Whole};
 use crate::engine::batch::{Batch, ChatCalls, OnError};
 use crate::engine::config::{self, Timeouts};
 use crate::engine::error::Error;
@@ -34,9 +35,10 @@ use crate::engine::limit::{AutoConcurrency, Window};
 use crate::engine::metrics::Metrics;
 use crate::engine::pipeline::{Bulk, Call, Hedge, Pipeline};
 use crate::engine::provider::ChatTemplate;
+use crate::engine::provider::event::EventKind;
 use crate::engine::retry::{HedgeAfter, HedgeBudget, HedgePolicy, IdempotencyKeys, RetryBudget, RetryPolicy};
 use crate::engine::secret::ApiKey;
-use crate::engine::service::Service;
+use crate::engine::service::{Auth, Service};
 use crate::engine::stream::{Feed, Wanted, Writer};
 use crate::engine::transport::{Transport, TransportConfig};
 use crate::engine::types::{self, Model, Outcome, Priority, Prompt};
@@ -109,6 +111,10 @@ pub(crate) struct NativeClient {
     pools: Vec<Arc<Pool>>,
     /// The user's own headers, for a client derived from this one. They may hold a secret, so Python does not keep them.
     headers: Vec<(String, String)>,
+    /// With those of the environment and of the organization before them.
+    all_headers: Vec<(String, String)>,
+    /// The user's own, for a client derived from this one.
+    query: Vec<(String, String)>,
     connect_timeout: Option<Duration>,
     closed: Arc<AtomicBool>,
     max_concurrency: Concurrency,
@@ -138,7 +144,8 @@ struct PlainCalls {
 impl NativeClient {
     /// A client; with `parent` one that shares its pool, counters, headers and key as far as the arguments leave them the same.
     #[new]
-    #[pyo3(signature = (*, parent, provider, auth, api_version, base_url, endpoints, api_keys, inherit_key, headers, timeout, connect_timeout,
+    #[pyo3(signature = (*, parent, provider, auth, api_version, base_url, endpoints, api_keys, inherit_key, headers,
+                        usual_headers, query, timeout, connect_timeout,
                         queue_timeout, retry, max_retries, idempotency_key, max_concurrency, rate_limiter, hedge_after,
                         fallback_models, http2, allow_http))]
     #[expect(
@@ -157,6 +164,8 @@ impl NativeClient {
         api_keys: Option<Vec<Bound<'_, PyString>>>,
         inherit_key: bool,
         headers: Option<Bound<'_, PyAny>>,
+        usual_headers: Vec<(String, String)>,
+        query: Option<Bound<'_, PyAny>>,
         timeout: TimeoutArgument,
         connect_timeout: Option<f64>,
         queue_timeout: Option<f64>,
@@ -172,10 +181,15 @@ impl NativeClient {
     ) -> PyResult<Self> {
         let parent = parent.map(Bound::get);
         let headers = headers.map(|headers| header_pairs("default_headers", &headers)).transpose()?;
-        let service = service(provider, auth, api_version, base_url).or_raise(py)?;
-        let headers = headers.or_else(|| parent.map(|parent| parent.headers.clone())).unwrap_or_default();
+        let query = query.map(|query| query_pairs("default_query", &query)).transpose()?;
+        let query = query.or_else(|| parent.map(|parent| parent.query.clone())).unwrap_or_default();
+        let mut service = service(provider, auth, api_version, base_url).or_raise(py)?;
+        service.query.clone_from(&query);
+        let own_headers = headers.or_else(|| parent.map(|parent| parent.headers.clone())).unwrap_or_default();
+        // A later one of the same name wins.
+        let headers: Vec<_> = usual_headers.into_iter().chain(own_headers.iter().cloned()).collect();
         let upstreams = if let Some(endpoints) = endpoints {
-            let upstream = |endpoint: &Py<Endpoint>| endpoint.get().upstream(&headers, allow_http);
+            let upstream = |endpoint: &Py<Endpoint>| endpoint.get().upstream(&headers, &query, allow_http);
             endpoints.iter().map(upstream).collect::<Result<Vec<_>, _>>().or_raise(py)?
         } else {
             let keys =
@@ -184,7 +198,7 @@ impl NativeClient {
                 (Some(keys), _) => {
                     keys.into_iter().map(|key| upstream(&service, base_url, Some(key), &headers, allow_http)).collect()
                 }
-                (None, Some(parent)) => parent.upstreams_at(base_url, &headers, allow_http),
+                (None, Some(parent)) => parent.upstreams_at(base_url, &headers, &query, allow_http),
                 (None, None) => upstream(&service, base_url, None, &headers, allow_http).map(|only| vec![only]),
             }
             .or_raise(py)?
@@ -222,7 +236,9 @@ impl NativeClient {
         Ok(Self {
             endpoint,
             upstreams,
-            headers,
+            headers: own_headers,
+            all_headers: headers,
+            query,
             // A client that shares no connections with its parent outlives it.
             closed: parent.filter(same_pools).map_or_else(Arc::default, |parent| Arc::clone(&parent.closed)),
             pools,
@@ -331,7 +347,7 @@ impl NativeClient {
         let call = calls.stream(&prompt, Arc::clone(&writer)).or_raise(py)?;
         let work = async move {
             let (completion, receipt) = pipeline.run::<types::ChatCompletion>(&call).await?;
-            Ok(Some(Answer { completion, receipt }))
+            Ok(Some(Whole::Chat(Arc::new(Answer { completion, receipt }))))
         };
         Ok(NativeStream::new(feed, Some(writer), Box::pin(work)))
     }
@@ -355,10 +371,55 @@ impl NativeClient {
         Ok(NativeStream::new(feed, None, async move { work.await.map(|()| None) }))
     }
 
+    /// Asks `path`; a record of that kind. The options' fields are the body, with their model, if they have one, as its first.
+    fn post(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        path: &str,
+        options: Options,
+        kind: replies::Kind,
+    ) -> PyResult<Py<PyAny>> {
+        let (pipeline, call) = self.posted(py, path, options)?;
+        let work = Box::pin(async move { pipeline.run::<types::Object>(&call).await });
+        dispatch(py, pending, work, move |py, (_, receipt)| kind.record(py, Arc::new(receipt)))
+    }
+
+    /// Asks `path` for a stream of events, which end in a record of that kind.
+    fn post_stream(&self, py: Python<'_>, path: &str, options: Options, kind: replies::Kind) -> PyResult<NativeStream> {
+        let events = if kind == replies::Kind::Completion { EventKind::Completions } else { EventKind::Responses };
+        let feed = Arc::new(Feed::default());
+        let writer = Arc::new(Writer::of_events(Arc::clone(&feed), events));
+        let (pipeline, call) = self.posted(py, path, options)?;
+        let call = call.streamed(Arc::clone(&writer));
+        let work = async move {
+            let (_, receipt) = pipeline.run::<types::Object>(&call).await?;
+            Ok(Some(Whole::Other(kind, Arc::new(receipt))))
+        };
+        Ok(NativeStream::new(feed, Some(writer), Box::pin(work)))
+    }
+
+    /// Asks for the embeddings of so many inputs.
+    fn embeddings(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        options: Options,
+        inputs: usize,
+    ) -> PyResult<Py<PyAny>> {
+        let (pipeline, call) = self.posted(py, "embeddings", options)?;
+        let call = Call { inputs: Some(inputs), ..call };
+        let work = Box::pin(async move { pipeline.run::<types::Embeddings>(&call).await });
+        dispatch(py, pending, work, |py, (embeddings, receipt)| {
+            CreateEmbeddingResponse::record(py, embeddings, Arc::new(receipt))
+        })
+    }
+
     /// Lists the models; `(id, created, owned_by, all fields)` of each.
-    fn models(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
-        let pipeline = self.pipeline(&Options::default()).or_raise(py)?;
-        let call = Call::get(Route::Models, pipeline.keys.lanes(""));
+    fn models(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>, options: Options) -> PyResult<Py<PyAny>> {
+        let pipeline = self.pipeline(&options).or_raise(py)?;
+        let headers = options.headers(&pipeline.keys).or_raise(py)?.map(Arc::new);
+        let call = Call { headers, ..Call::get(Route::Models, pipeline.keys.lanes("")) };
         let work = async move { pipeline.run::<Vec<Model>>(&call).await };
         dispatch(py, pending, work, |py, (models, _)| {
             let row = |model: Model| {
@@ -421,23 +482,41 @@ impl NativeClient {
         Ok(Batch { pipeline, calls })
     }
 
+    fn posted(&self, py: Python<'_>, path: &str, options: Options) -> PyResult<(Pipeline, Call)> {
+        let pipeline = self.pipeline(&options).or_raise(py)?;
+        let keys = &pipeline.keys;
+        let model = options.model.as_deref();
+        let lanes = keys.lanes(model.unwrap_or_default());
+        let mut call = Call::post(config::path(path).or_raise(py)?, model, &options.fields, lanes);
+        if let Some(model) = model {
+            call.fallbacks = fallbacks(keys, &self.fallback_models, model);
+        }
+        call.headers = options.headers(keys).or_raise(py)?.map(Arc::new);
+        call.max_tokens = options.max_tokens;
+        call.priority = options.priority;
+        call.query = options.query.into();
+        Ok((pipeline, call))
+    }
+
     /// The upstreams of a client derived from this one, with these headers: all of them, or the first one's keys at another URL.
     fn upstreams_at(
         &self,
         base_url: &str,
         headers: &[(String, String)],
+        query: &[(String, String)],
         allow_http: bool,
     ) -> Result<Vec<UpstreamConfig>, Error> {
         let here = &self.endpoint.base_url;
         // As it is parsed, since the same URL can be written in several ways.
         let stays = config::Endpoint::new(base_url, None, &[], allow_http)?.base_url == *here;
-        if stays && self.headers == headers {
+        if stays && self.all_headers == headers && self.query == query {
             return Ok(self.upstreams.clone());
         }
         let moved =
             self.upstreams.iter().filter(|upstream| stays || upstream.endpoint.base_url == *here).map(|upstream| {
                 let url = if stays { upstream.endpoint.base_url.as_str() } else { base_url };
-                let (service, key) = (upstream.endpoint.service.clone(), upstream.endpoint.api_key.clone());
+                let service = Service { query: query.to_vec(), ..upstream.endpoint.service.clone() };
+                let key = upstream.endpoint.api_key.clone();
                 let endpoint = config::Endpoint::of(service, url, key, headers, allow_http)?;
                 Ok(UpstreamConfig { endpoint: Arc::new(endpoint), ..upstream.clone() })
             });
@@ -505,11 +584,15 @@ impl NativeClient {
             timeouts.queue = config::positive_seconds("queue_timeout", queue_timeout)?;
         }
         let window = self.window()?;
+        let mut retry = self.retry.clone();
+        if let Some(most) = options.max_retries {
+            retry.max_retries = config::retries("max_retries", most)?;
+        }
         Ok(Pipeline {
             keys: self.keys()?,
             window: Some((*window).clone()),
             limiter: self.limiter.as_ref().map(|limiter| limiter.get()).transpose()?,
-            retry: self.retry.clone(),
+            retry,
             budget: self.budget.get_or_make(|| Ok::<_, Error>(RetryBudget::default()))?,
             hedge: self.hedge.map(|policy| self.hedge(policy)).transpose()?,
             idempotency: self
@@ -536,7 +619,7 @@ fn shared<T>(
     parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(value(parent)))
 }
 
-/// What one call can be told: `(model, fields, timeout, headers, queue timeout, priority)`, or the model alone.
+/// What one call can be told: `(model, fields, timeout, hidden, queue timeout, priority, retries)`, or the model alone.
 #[derive(Default)]
 struct Options {
     model: Option<String>,
@@ -545,10 +628,15 @@ struct Options {
     /// `None`: the client's.
     timeout: Option<TimeoutArgument>,
     headers: Option<HeaderMap>,
+    query: Vec<(String, String)>,
+    /// Of this call alone, in place of the client's.
+    key: Option<ApiKey>,
     /// `None`: the client's. `Some(None)`: no limit.
     #[expect(clippy::option_option, reason = "Python's None is a value here")]
     queue_timeout: Option<Option<f64>>,
     priority: Priority,
+    /// `None`: the client's.
+    max_retries: Option<i64>,
 }
 
 impl<'py> FromPyObject<'_, 'py> for Options {
@@ -562,17 +650,21 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             Option<Bound<'py, PyAny>>,
             Option<(Option<f64>,)>,
             Priority,
+            Option<i64>,
         );
         if let Ok(model) = options.cast::<PyString>() {
             return Ok(Self { model: Some(to_text("model", &model)?), ..Self::default() });
         }
-        let (model, fields, timeout, headers, queue_timeout, priority): Parts<'py> = options.extract()?;
+        let (model, fields, timeout, hidden, queue_timeout, priority, max_retries): Parts<'py> = options.extract()?;
         let limit = |name| fields.get_item(name).ok().flatten().and_then(|value| value.extract::<u64>().ok());
+        let limits = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         let (max_tokens, fields) = if fields.is_empty() {
             (None, String::new())
         } else {
-            (limit("max_completion_tokens").or_else(|| limit("max_tokens")), to_fields("request", &fields)?)
+            (limits.into_iter().find_map(limit), to_fields("request", &fields)?)
         };
+        let hidden = hidden.map(|hidden| hidden_parts(&hidden)).transpose()?;
+        let (headers, query, key) = hidden.unwrap_or_default();
         Ok(Self {
             model,
             max_tokens,
@@ -580,7 +672,10 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             timeout: timeout.map(|(timeout,)| timeout),
             queue_timeout: queue_timeout.map(|(seconds,)| seconds),
             priority,
-            headers: headers.map(|hidden| extra_headers(&hidden)).transpose()?,
+            max_retries,
+            headers,
+            query,
+            key,
         })
     }
 }
@@ -588,12 +683,43 @@ impl<'py> FromPyObject<'_, 'py> for Options {
 impl Options {
     /// Whether nothing is set but the model.
     fn is_plain(&self) -> bool {
-        let Self { model: _, fields, max_tokens: _, timeout, headers, queue_timeout, priority } = self;
-        fields.is_empty()
+        let Self {
+            model: _,
+            fields,
+            max_tokens: _,
+            timeout,
+            headers,
+            query,
+            key,
+            queue_timeout,
+            priority,
+            max_retries,
+        } = self;
+        query.is_empty()
+            && key.is_none()
+            && max_retries.is_none()
+            && fields.is_empty()
             && timeout.is_none()
             && headers.is_none()
             && queue_timeout.is_none()
             && *priority == Priority::default()
+    }
+
+    /// The call's headers, its key's among them.
+    fn headers(&self, keys: &Keys) -> Result<Option<HeaderMap>, Error> {
+        let mut headers = self.headers.clone();
+        if let (Some(key), Some(first)) = (&self.key, keys.upstreams().first()) {
+            let auth = first.endpoint.service.auth();
+            let value = if auth == Auth::Bearer { key.bearer()? } else { key.bare()? };
+            // One that the caller gives comes before.
+            headers.get_or_insert_default().entry(auth.header()).or_insert(value);
+        }
+        if let Some(headers) = &headers {
+            for upstream in keys.upstreams() {
+                upstream.endpoint.check_secrets(headers)?;
+            }
+        }
+        Ok(headers)
     }
 
     fn calls(
@@ -607,12 +733,8 @@ impl Options {
         let system = system.map(|system| to_text("system", system)).transpose()?;
         let template = ChatTemplate::new(keys.provider(), model, system.as_deref(), &self.fields).or_raise(py)?;
         let mut calls = ChatCalls::new(template, keys.lanes(model));
-        if let Some(headers) = self.headers {
-            for upstream in keys.upstreams() {
-                upstream.endpoint.check_secrets(&headers).or_raise(py)?;
-            }
-            calls.headers = Some(Arc::new(headers));
-        }
+        calls.headers = self.headers(keys).or_raise(py)?.map(Arc::new);
+        calls.query = self.query.into();
         calls.fallbacks = fallbacks(keys, fallback_models, model);
         calls.max_tokens = self.max_tokens;
         calls.priority = self.priority;
@@ -625,10 +747,45 @@ fn fallbacks(keys: &Keys, names: &[String], model: &str) -> Arc<[Lanes]> {
     names.iter().filter(|name| *name != model).map(|name| keys.lanes(name)).collect()
 }
 
-/// The headers of one call, out of the `Hidden` that keeps them out of tracebacks.
-fn extra_headers(hidden: &Bound<'_, PyAny>) -> PyResult<HeaderMap> {
-    let pairs = header_pairs("extra_headers", &hidden.getattr(intern!(hidden.py(), "value"))?)?;
-    config::header_map(&pairs).or_raise(hidden.py())
+/// Headers, parts of the query and the key of one call.
+type HiddenParts = (Option<HeaderMap>, Vec<(String, String)>, Option<ApiKey>);
+
+/// What one call has, out of the `Hidden` that keeps it out of tracebacks.
+fn hidden_parts(hidden: &Bound<'_, PyAny>) -> PyResult<HiddenParts> {
+    let py = hidden.py();
+    let part = |name| hidden.getattr(name).map(|part: Bound<'_, PyAny>| Some(part).filter(|part| !part.is_none()));
+    let headers = part(intern!(py, "headers"))?.map(|headers| {
+        let pairs = header_pairs("extra_headers", &headers)?;
+        config::header_map(&pairs).or_raise(py)
+    });
+    let query = part(intern!(py, "query"))?.map(|query| query_pairs("extra_query", &query)).transpose()?;
+    let key = part(intern!(py, "key"))?.map(|key| to_key(key.cast::<PyString>()?)).transpose()?;
+    Ok((headers.transpose()?, query.unwrap_or_default(), key))
+}
+
+/// Names and values of a query, as openai-python writes them: `true` for True, none for None, a list as several.
+fn query_pairs(name: &str, query: &Bound<'_, PyAny>) -> PyResult<Vec<(String, String)>> {
+    let Ok(mapping) = query.cast::<PyMapping>() else {
+        let kind = query.get_type().fully_qualified_name()?;
+        return Err(PyTypeError::new_err(format!("{name} must be a dict of names and values, not {kind}")));
+    };
+    let text = |value: &Bound<'_, PyAny>| match value.cast::<PyBool>() {
+        Ok(flag) => Ok(flag.is_true().to_string()),
+        Err(_) => to_text(name, &value.str()?),
+    };
+    let mut pairs = Vec::new();
+    for item in mapping.items()? {
+        let (key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
+        let key = to_text(name, &key.str()?)?;
+        if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
+            for each in value.try_iter()? {
+                pairs.push((format!("{key}[]"), text(&each?)?));
+            }
+        } else if !value.is_none() {
+            pairs.push((key, text(&value)?));
+        }
+    }
+    Ok(pairs)
 }
 
 /// Names and values of the mapping that the argument `name` is. Read on this side, so that no traceback shows them.

@@ -155,8 +155,13 @@ fn default_base_url(provider: &str) -> Result<&'static str, Error> {
 
 impl Endpoint {
     /// The engine's form.
-    pub(crate) fn upstream(&self, headers: &[(String, String)], allow_http: bool) -> Result<UpstreamConfig, Error> {
-        let (service, key) = (self.service.clone(), self.api_key.clone());
+    pub(crate) fn upstream(
+        &self,
+        headers: &[(String, String)],
+        query: &[(String, String)],
+        allow_http: bool,
+    ) -> Result<UpstreamConfig, Error> {
+        let (service, key) = (self.service.with_query(query), self.api_key.clone());
         let endpoint = config::Endpoint::of(service, &self.base_url, key, headers, allow_http)?;
         let limits = RateLimits::per_minute(self.rpm, self.tpm);
         Ok(UpstreamConfig {

@@ -12,11 +12,14 @@ mod client;
 mod clock;
 mod endpoint;
 mod errors;
+mod events;
 mod json;
 mod limiter;
 mod mock;
 mod process;
+mod receipt;
 mod records;
+mod replies;
 mod retry;
 mod runtime;
 mod service;
@@ -38,6 +41,8 @@ mod _millstream {
     #[pymodule_export]
     use super::endpoint::Endpoint;
     #[pymodule_export]
+    use super::events::StreamEvent;
+    #[pymodule_export]
     use super::limiter::{NativeRateLimiter, Reservation};
     #[pymodule_export]
     use super::mock::{KeyStats, MockServer, MockStats, RecordedRequest};
@@ -45,6 +50,8 @@ mod _millstream {
     use super::process::after_fork_in_child;
     #[pymodule_export]
     use super::records::{ChatCompletion, ChatMessage, Choice, CustomCall, FunctionCall, ToolCall, Usage};
+    #[pymodule_export]
+    use super::replies::{Completion, CreateEmbeddingResponse, Embedding, Reply, Response};
     #[pymodule_export]
     use super::retry::{NativeRetryPolicy, check_timeout};
     #[pymodule_export]

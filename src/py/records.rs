@@ -4,17 +4,16 @@
 //! `to_dict()` parses the whole of it, and an attribute that is not one of the record's own is looked up there.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use pyo3::exceptions::{PyAttributeError, PyValueError};
+use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use serde_json::Value;
 
 use super::errors::OrRaise;
 use super::json::{Objects, to_python};
+use super::receipt;
 use crate::engine::provider::{lenient, openai};
 use crate::engine::types::{self, Receipt, request_id};
 
@@ -128,13 +127,13 @@ impl ChatCompletion {
 
     #[getter]
     fn headers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let headers = PyDict::new(py);
-        for name in self.0.receipt.headers.keys() {
-            let values = self.0.receipt.headers.get_all(name).iter();
-            let values: Vec<_> = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
-            headers.set_item(name.as_str(), values.join(", "))?;
-        }
-        Ok(headers)
+        receipt::headers(py, &self.0.receipt)
+    }
+
+    /// The answer's HTTP status.
+    #[getter]
+    fn status_code(&self) -> u16 {
+        self.0.receipt.status.as_u16()
     }
 
     #[getter]
@@ -161,8 +160,7 @@ impl ChatCompletion {
     /// The body as the provider wrote it.
     #[getter]
     fn raw_body<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let receipt = &self.0.receipt;
-        PyBytes::new(py, receipt.raw.as_ref().unwrap_or(&receipt.body))
+        receipt::raw_body(py, &self.0.receipt)
     }
 
     fn __getattr__(&self, py: Python<'_>, name: &str) -> PyResult<Py<PyAny>> {
@@ -193,23 +191,8 @@ impl ChatCompletion {
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
-        let py = slf.py();
-        let receipt = &slf.get().0.receipt;
-        let headers: Vec<_> = receipt
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes())))
-            .collect();
-        let parts = (
-            PyBytes::new(py, &receipt.body),
-            receipt.status.as_u16(),
-            headers,
-            receipt.attempts,
-            receipt.queue_time.as_secs_f64(),
-            receipt.elapsed.as_secs_f64(),
-            receipt.raw.as_ref().map(|raw| PyBytes::new(py, raw)),
-        );
-        Ok((slf.get_type().getattr("_restore")?, parts.into_pyobject(py)?))
+        let parts = receipt::parts(slf.py(), &slf.get().0.receipt);
+        Ok((slf.get_type().getattr("_restore")?, parts.into_pyobject(slf.py())?))
     }
 
     #[staticmethod]
@@ -224,23 +207,8 @@ impl ChatCompletion {
         elapsed: f64,
         raw: Option<Vec<u8>>,
     ) -> PyResult<Self> {
-        let bad = |_| PyValueError::new_err("not a pickled ChatCompletion");
         let completion = openai::parse_chat(&body).or_raise(py)?;
-        let mut map = HeaderMap::new();
-        for (name, value) in &headers {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                map.append(name, value);
-            }
-        }
-        let receipt = Receipt {
-            status: StatusCode::from_u16(status).map_err(|_| PyValueError::new_err("not a pickled ChatCompletion"))?,
-            headers: map,
-            body: Bytes::from(body),
-            raw: raw.map(Bytes::from),
-            attempts,
-            queue_time: Duration::try_from_secs_f64(queue_time).map_err(bad)?,
-            elapsed: Duration::try_from_secs_f64(elapsed).map_err(bad)?,
-        };
+        let receipt = receipt::restore((body, status, headers, attempts, queue_time, elapsed, raw))?;
         Ok(Self(Arc::new(Answer { completion, receipt })))
     }
 }

@@ -14,11 +14,14 @@ use tokio::sync::oneshot;
 use super::bridge::{Pending, promise};
 use super::chunks::ChatCompletionChunk;
 use super::errors::{self, OrRaise};
+use super::events::StreamEvent;
 use super::process;
 use super::records::{Answer, ChatCompletion};
+use super::replies;
 use super::runtime::{Job, Runtime, block_on, job};
 use crate::engine::error::Error;
 use crate::engine::stream::{Feed, Piece, Taken, Writer};
+use crate::engine::types::Receipt;
 
 /// A stream, or several merged. Nothing is sent before its first use. Closing or dropping it ends the request and closes the
 /// connection.
@@ -40,8 +43,14 @@ struct State {
 
 /// How it ended; merged streams have no answer of their own.
 enum Outcome {
-    Complete(Option<Arc<Answer>>),
+    Complete(Option<Whole>),
     Failed(Error),
+}
+
+/// What a stream adds up to.
+pub(crate) enum Whole {
+    Chat(Arc<Answer>),
+    Other(replies::Kind, Arc<Receipt>),
 }
 
 /// Ends the feed also when its work is dropped, so that nobody waits for it for ever.
@@ -58,7 +67,7 @@ impl NativeStream {
     pub(crate) fn new(
         feed: Arc<Feed>,
         writer: Option<Arc<Writer>>,
-        work: impl Future<Output = Result<Option<Answer>, Error>> + Send + 'static,
+        work: impl Future<Output = Result<Option<Whole>, Error>> + Send + 'static,
     ) -> Self {
         let (abort, registration) = AbortHandle::new_pair();
         let ends = Ends(Arc::clone(&feed));
@@ -66,7 +75,7 @@ impl NativeStream {
         let end = Arc::clone(&state);
         let job = job(work, registration, move |outcome| {
             *lock(&end.outcome) = Some(match outcome {
-                Ok(answer) => Outcome::Complete(answer.map(Arc::new)),
+                Ok(answer) => Outcome::Complete(answer),
                 Err(error) => Outcome::Failed(error),
             });
             drop(ends);
@@ -122,11 +131,16 @@ impl NativeStream {
     }
 
     /// The whole answer, once the stream has ended well; None before.
-    fn answer(&self) -> Option<ChatCompletion> {
-        match &*lock(&self.state.outcome) {
-            Some(Outcome::Complete(Some(answer))) => Some(ChatCompletion(Arc::clone(answer))),
-            _ => None,
-        }
+    fn answer(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        // The lock is not held while Python's objects are made.
+        let (kind, receipt) = match &*lock(&self.state.outcome) {
+            Some(Outcome::Complete(Some(Whole::Chat(answer)))) => {
+                return ChatCompletion(Arc::clone(answer)).into_py_any(py).map(Some);
+            }
+            Some(Outcome::Complete(Some(Whole::Other(kind, receipt)))) => (*kind, Arc::clone(receipt)),
+            _ => return Ok(None),
+        };
+        kind.record(py, receipt).map(Some)
     }
 
     /// The first choice's text so far.
@@ -194,6 +208,7 @@ impl State {
                     let piece = match piece {
                         Piece::Text(text) => text.into_py_any(py)?,
                         Piece::Chunk(chunk) => ChatCompletionChunk(Arc::new(*chunk)).into_py_any(py)?,
+                        Piece::Event(event) => StreamEvent::from(*event).into_py_any(py)?,
                         Piece::Failed(error) => errors::raise(py, &error).into_value(py).into_py_any(py)?,
                     };
                     if is_merged { (number, piece).into_py_any(py) } else { Ok(piece) }

@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::vec;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue};
+use http::HeaderMap;
 use tokio::task::JoinSet;
 
 use crate::engine::error::Error;
 use crate::engine::keys::{Lanes, Route};
 use crate::engine::limit::Window;
-use crate::engine::pipeline::{Answer, Call, Pipeline};
+use crate::engine::pipeline::{Answer, Call, Pipeline, stream_headers};
 use crate::engine::provider::ChatTemplate;
 use crate::engine::stream::{Feed, Piece, Wanted, Writer};
 use crate::engine::types::{ChatCompletion, Outcome, Priority, Prompt, Receipt, Text};
@@ -45,6 +45,8 @@ pub struct ChatCalls {
     pub fallbacks: Arc<[Lanes]>,
     /// Headers besides the endpoint's.
     pub headers: Option<Arc<HeaderMap>>,
+    /// Parts of the URL's query besides the endpoint's.
+    pub query: Arc<[(String, String)]>,
     /// What the user set, for the rate limit's sake.
     pub max_tokens: Option<u64>,
     /// Who goes first.
@@ -61,6 +63,7 @@ impl ChatCalls {
             lanes,
             fallbacks: Arc::new([]),
             headers: None,
+            query: Arc::new([]),
             max_tokens: None,
             priority: 0,
             stream_headers: OnceLock::new(),
@@ -83,16 +86,7 @@ impl ChatCalls {
     /// # Errors
     /// As [`Self::call`].
     pub fn stream(&self, prompt: &Prompt, writer: impl Into<Arc<Writer>>) -> Result<Call, Error> {
-        let headers = self.stream_headers.get_or_init(|| {
-            let own = [
-                (ACCEPT, HeaderValue::from_static("text/event-stream")),
-                // A compressor would hold pieces back.
-                (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-            ];
-            let mut headers = HeaderMap::from_iter(own);
-            headers.extend(self.headers.as_deref().cloned().unwrap_or_default());
-            Arc::new(headers)
-        });
+        let headers = self.stream_headers.get_or_init(|| Arc::new(stream_headers(self.headers.as_deref())));
         Ok(Call {
             headers: Some(Arc::clone(headers)),
             writer: Some(writer.into()),
@@ -103,6 +97,7 @@ impl ChatCalls {
     fn with_body(&self, body: Bytes) -> Call {
         Call {
             route: Route::Chat,
+            query: Arc::clone(&self.query),
             lanes: self.lanes.clone(),
             fallbacks: Arc::clone(&self.fallbacks),
             headers: self.headers.clone(),
@@ -111,6 +106,7 @@ impl ChatCalls {
             max_tokens: self.max_tokens,
             priority: self.priority,
             writer: None,
+            inputs: None,
         }
     }
 }

@@ -5,21 +5,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::header::{ACCEPT, ACCEPT_ENCODING};
+use http::{HeaderMap, HeaderValue, Method};
 
 use crate::engine::error::Error;
 use crate::engine::keys::{Lane, Lanes, Route};
-use crate::engine::provider::{Provider, openai, to_openai};
+use crate::engine::provider::{Provider, embeddings, object, openai, to_openai};
 use crate::engine::retry::IDEMPOTENCY_KEY;
 use crate::engine::stream::Writer;
-use crate::engine::transport::{Request, Response};
-use crate::engine::types::{ChatCompletion, Model, Priority, Text, Usage};
+use crate::engine::transport::{Request, Response, Target};
+use crate::engine::types::{ChatCompletion, Embeddings, Model, Object, Priority, Text, Usage};
 
 /// One thing to ask.
 #[derive(Debug, Clone)]
 pub struct Call {
     /// What is asked for.
     pub route: Route,
+    /// Parts of the URL's query, in place of the endpoint's own of the same names.
+    pub query: Arc<[(String, String)]>,
     /// The model's lanes.
     pub lanes: Lanes,
     /// The lanes of the models that stand in if it fails, in their order.
@@ -36,6 +39,8 @@ pub struct Call {
     pub priority: Priority,
     /// Where its pieces go, if it is asked for as a stream.
     pub writer: Option<Arc<Writer>>,
+    /// How many inputs it has, where each must have an answer.
+    pub inputs: Option<usize>,
 }
 
 impl Call {
@@ -43,6 +48,7 @@ impl Call {
     pub fn get(route: Route, lanes: Lanes) -> Self {
         Self {
             route,
+            query: Arc::new([]),
             lanes,
             fallbacks: Arc::new([]),
             headers: None,
@@ -51,13 +57,41 @@ impl Call {
             max_tokens: None,
             priority: 0,
             writer: None,
+            inputs: None,
         }
+    }
+
+    /// A question to `path`, with a JSON object for a body: its fields without the braces. The model, if there is one, stands
+    /// first.
+    pub fn post(path: &str, model: Option<&str>, fields: &str, lanes: Lanes) -> Self {
+        const BEFORE_MODEL: &str = "{\"model\":";
+        let route = Route::Path { method: Method::POST, path: path.into() };
+        let Some(model) = model.map(openai::quoted) else {
+            return Self { body: ["{", fields, "}"].concat().into(), ..Self::get(route, lanes) };
+        };
+        let comma = if fields.is_empty() { "" } else { "," };
+        Self {
+            body: [BEFORE_MODEL, &model, comma, fields, "}"].concat().into(),
+            model: BEFORE_MODEL.len()..BEFORE_MODEL.len() + model.len(),
+            ..Self::get(route, lanes)
+        }
+    }
+
+    /// The same as a stream, whose pieces go to `writer`.
+    #[must_use]
+    pub fn streamed(self, writer: Arc<Writer>) -> Self {
+        Self { headers: Some(Arc::new(stream_headers(self.headers.as_deref()))), writer: Some(writer), ..self }
+    }
+
+    /// Where it goes on `lane`.
+    pub(super) fn target(&self, lane: &Lane) -> Arc<Target> {
+        lane.target(&self.route, &self.query)
     }
 
     /// The request that asks it of `lane`.
     pub(super) fn request(&self, lane: &Lane, idempotency_key: Option<&HeaderValue>) -> Request {
         Request {
-            target: lane.target(&self.route),
+            target: self.target(lane),
             headers: self.headers.clone(),
             extra: idempotency_key.map(|key| (IDEMPOTENCY_KEY, key.clone())),
             body: match self.body_for(&lane.quoted_model) {
@@ -94,6 +128,18 @@ impl Call {
     }
 }
 
+/// Headers of a stream, `own` among them.
+pub fn stream_headers(own: Option<&HeaderMap>) -> HeaderMap {
+    let needed = [
+        (ACCEPT, HeaderValue::from_static("text/event-stream")),
+        // A compressor would hold pieces back.
+        (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+    ];
+    let mut headers = HeaderMap::from_iter(needed);
+    headers.extend(own.cloned().unwrap_or_default());
+    headers
+}
+
 /// What a successful response is read as.
 pub trait Answer: Sized + Send {
     /// Reads and validates the body of a 2xx.
@@ -101,6 +147,14 @@ pub trait Answer: Sized + Send {
     /// # Errors
     /// `InvalidResponse` if it is not an answer.
     fn read(body: &[u8]) -> Result<Self, Error>;
+
+    /// Whether it, read of `body`, answers what was asked.
+    ///
+    /// # Errors
+    /// `InvalidResponse` if it does not.
+    fn check(&self, _call: &Call, _body: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// The tokens it used, if it says.
     fn usage(&self) -> Option<Usage> {
@@ -121,6 +175,30 @@ impl Answer for ChatCompletion {
 impl Answer for Text {
     fn read(body: &[u8]) -> Result<Self, Error> {
         openai::parse_text(body)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+}
+
+impl Answer for Object {
+    fn read(body: &[u8]) -> Result<Self, Error> {
+        object::parse_object_answer(body)
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+}
+
+impl Answer for Embeddings {
+    fn read(body: &[u8]) -> Result<Self, Error> {
+        embeddings::parse_embeddings(body)
+    }
+
+    fn check(&self, call: &Call, body: &[u8]) -> Result<(), Error> {
+        call.inputs.map_or(Ok(()), |inputs| embeddings::check_count(self, inputs, body))
     }
 
     fn usage(&self) -> Option<Usage> {

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use http::HeaderMap;
 
-use super::call::Answer;
+use super::call::{Answer, Call};
 use crate::engine::error::{Error, Kind};
 use crate::engine::provider::{lenient, openai};
 use crate::engine::secret::scrub;
@@ -13,11 +13,11 @@ use crate::engine::transport::Response;
 use crate::engine::types::request_id;
 
 /// What went wrong, with every secret of the headers that were `sent` taken out of it.
-pub(super) fn read<T: Answer>(sent: &[&HeaderMap], response: &Response, host: &str) -> Error {
+pub(super) fn read<T: Answer>(call: &Call, sent: &[&HeaderMap], response: &Response, host: &str) -> Error {
     let body = scrub_json(sent, &response.body);
     let error = if response.status.is_success() {
         let masked = || Error::new(Kind::InvalidResponse, "the answer could only be read without the key in it");
-        let error = T::read(&body).err().unwrap_or_else(masked);
+        let error = T::read(&body).and_then(|answer| answer.check(call, &body)).err().unwrap_or_else(masked);
         error.with_request_id(request_id(&response.headers))
     } else {
         openai::parse_error(response.status, &response.headers, &body, host, SystemTime::now())

@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderValue;
 
 use self::admission::Admission;
-pub use self::call::{Answer, Call};
+pub use self::call::{Answer, Call, stream_headers};
 use self::clock::Clock;
 pub use self::parking::Parking;
 use super::config::Timeouts;
@@ -30,7 +30,6 @@ use super::error::{Error, Kind, Pressure, Verdict};
 use super::keys::{Keys, Lane, Lanes};
 use super::limit::{Breaker, Health, RateLimiter, Signal, Ticket, Window};
 use super::metrics::{AttemptOutcome, Metrics, RetryCause, WaitCause};
-use super::provider::chunk::ChatChunk;
 use super::provider::{openai, rate_headers};
 use super::retry::{
     Attempts, Decision, HedgeAfter, HedgeBudget, IDEMPOTENCY_KEY, IdempotencyKeys, RetryBudget, RetryPolicy, hedged,
@@ -264,11 +263,13 @@ impl Pipeline {
         let outcome = received.and_then(|mut response| {
             if response.status.is_success() {
                 call.translate(upstream.provider(), &mut response);
-                if let Ok(answer) = T::read(&response.body) {
+                if let Ok(answer) = T::read(&response.body)
+                    && answer.check(call, &response.body).is_ok()
+                {
                     return Ok((answer, response));
                 }
             }
-            Err(failure::read::<T>(&request.header_maps(), &response, upstream.endpoint.host()))
+            Err(failure::read::<T>(call, &request.header_maps(), &response, upstream.endpoint.host()))
         });
         let outcome = outcome.map_err(|error| error.with_key_id(upstream.key_id.to_string()));
         match &outcome {
@@ -311,11 +312,9 @@ impl Pipeline {
         let Some(writer) = &call.writer else { return opened.whole(&self.timeouts).await };
         if stream::is_whole(&opened) {
             let response = opened.whole(&self.timeouts).await?;
-            if response.status.is_success()
-                && let Ok(chunk) = ChatChunk::read(response.body.clone())
-            {
-                writer.put(vec![chunk])?;
-                writer.complete();
+            if response.status.is_success() {
+                // What cannot be read as a part is refused as the answer that it is.
+                let _ = writer.put_whole(&response.body);
             }
             return Ok(response);
         }
@@ -465,7 +464,7 @@ impl Item {
 /// A name for one item, unless it needs none or has one.
 fn name(pipeline: &Pipeline, call: &Call) -> Option<HeaderValue> {
     let keys = pipeline.idempotency.as_ref()?;
-    let target = call.lanes.first()?.target(&call.route);
+    let target = call.target(call.lanes.first()?);
     let is_named = call.headers.as_ref().is_some_and(|headers| headers.contains_key(IDEMPOTENCY_KEY));
     if is_named { None } else { keys.name(&target.method, &target.headers) }
 }

@@ -6,10 +6,9 @@ use http::header::CONTENT_TYPE;
 use tokio::time::Instant;
 
 use crate::engine::error::{Error, Kind};
-use crate::engine::provider::chunk::ChatChunk;
 use crate::engine::provider::{Provider, Step, StreamReader};
 use crate::engine::sse;
-use crate::engine::stream::Writer;
+use crate::engine::stream::{Part, Writer};
 use crate::engine::transport::{Opened, Response, Silence};
 
 /// Reads the stream that was `opened` into `writer`. What it returns has the whole answer for a body, as if it had not been
@@ -43,7 +42,7 @@ async fn read_events(
 ) -> Result<Response, Error> {
     let Opened { status, headers, first_byte, sent, mut body } = opened;
     let mut decoder = sse::Decoder::default();
-    let mut reader = StreamReader::new(provider);
+    let mut reader = StreamReader::new(if writer.is_chat() { provider } else { Provider::OpenAi });
     let mut last_event = Instant::now();
     let mut has_events = false;
     loop {
@@ -55,29 +54,32 @@ async fn read_events(
             Err(error) => return Err(error),
         };
         let is_over = piece.is_none();
-        let mut chunks = Vec::new();
+        let mut parts = Vec::new();
         let end = match piece {
             Some(piece) => {
                 decoder.push(piece);
-                read_chunks(&mut decoder, &mut reader, &mut chunks, &mut has_events)
+                read_parts(&mut decoder, &mut reader, writer, &mut parts, &mut has_events)
             }
             // What is left may be half an event: if it cannot be read, the stream was cut there.
             None => decoder.finish().map_or(Ok(false), |event| {
                 has_events = true;
-                read_event(&event, &mut reader, &mut chunks).or_else(|error| match error.kind() {
+                read_event(&event, &mut reader, writer, &mut parts).or_else(|error| match error.kind() {
                     Kind::InvalidResponse => Ok(false),
                     _ => Err(error),
                 })
             }),
         };
-        if !chunks.is_empty() {
+        if !parts.is_empty() {
             last_event = Instant::now();
         }
         // What came before a fault is delivered before it.
-        writer.put(chunks)?;
+        writer.put(parts)?;
         if end? {
             // Before the place in flight is given back: to the server the request is not over yet.
             body.drain().await;
+            if !writer.has_answer() {
+                return Err(interrupted(host));
+            }
             break;
         }
         if is_over {
@@ -96,29 +98,39 @@ async fn read_events(
 }
 
 /// Whether the end was told.
-fn read_chunks(
+fn read_parts(
     decoder: &mut sse::Decoder,
     reader: &mut StreamReader,
-    chunks: &mut Vec<ChatChunk>,
+    writer: &Writer,
+    parts: &mut Vec<Part>,
     has_events: &mut bool,
 ) -> Result<bool, Error> {
     while let Some(event) = decoder.next_event()? {
         *has_events = true;
-        if read_event(&event, reader, chunks)? {
+        if read_event(&event, reader, writer, parts)? {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn read_event(event: &sse::Event, reader: &mut StreamReader, chunks: &mut Vec<ChatChunk>) -> Result<bool, Error> {
+fn read_event(
+    event: &sse::Event,
+    reader: &mut StreamReader,
+    writer: &Writer,
+    parts: &mut Vec<Part>,
+) -> Result<bool, Error> {
     let name = event.name.as_deref().and_then(|name| std::str::from_utf8(name).ok());
     match reader.event(name, &event.data) {
-        Step::Chunk(body) => chunks.push(ChatChunk::read(body)?),
-        Step::Nothing => {}
-        Step::End => return Ok(true),
+        Step::Chunk(body) => {
+            let part = writer.read(body)?;
+            let is_last = part.is_last();
+            parts.push(part);
+            Ok(is_last)
+        }
+        Step::Nothing => Ok(false),
+        Step::End => Ok(true),
     }
-    Ok(false)
 }
 
 /// Whether a server that was asked for a stream sent a whole answer instead, as some do.

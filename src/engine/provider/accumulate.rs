@@ -14,7 +14,7 @@ use super::chunk::{ChatChunk, ChunkChoice, ToolCallDelta};
 use crate::engine::error::{Error, Kind, Verdict};
 
 /// The most choices, and the most tool calls in all of them. No request asks for as many.
-const LIMIT: usize = 10_000;
+pub(super) const LIMIT: usize = 10_000;
 
 /// Texts within a delta that name something and are repeated rather than continued.
 const NAMES: [&str; 6] = ["id", "type", "role", "name", "format", "status"];
@@ -62,7 +62,7 @@ struct Call {
 
 /// What becomes of two texts.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Texts {
+pub(super) enum Texts {
     Join,
     LastWins,
 }
@@ -231,7 +231,7 @@ fn append(kept: &mut Option<String>, more: Option<&str>) {
 }
 
 /// Adds the fields of `more` to those that are `kept`.
-fn merge(kept: &mut Map<String, Value>, more: &Map<String, Value>, texts: Texts) {
+pub(super) fn merge(kept: &mut Map<String, Value>, more: &Map<String, Value>, texts: Texts) {
     for (name, value) in more {
         match kept.get_mut(name) {
             Some(kept) => merge_value(kept, value, if NAMES.contains(&&**name) { Texts::LastWins } else { texts }),

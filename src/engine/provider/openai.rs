@@ -388,7 +388,7 @@ pub fn parse_models(body: &[u8]) -> Result<Vec<Model>, Error> {
 }
 
 /// A JSON object that is not an error in the guise of a 200.
-fn parse_object(body: &[u8]) -> Result<Value, Error> {
+pub(super) fn parse_object(body: &[u8]) -> Result<Value, Error> {
     let value = lenient::parse(body).map_err(|error| not_an_answer("it is not JSON", body).with_source(error))?;
     if !value.is_object() {
         return Err(not_an_answer("it is not a JSON object", body));
@@ -422,7 +422,7 @@ pub(super) fn parse_chunk(body: &[u8]) -> Result<Value, Error> {
     }
 }
 
-fn not_an_answer(why: &str, body: &[u8]) -> Error {
+pub(super) fn not_an_answer(why: &str, body: &[u8]) -> Error {
     let start = String::from_utf8_lossy(body.get(..body.len().min(120)).unwrap_or_default()).into_owned();
     Error::new(
         Kind::InvalidResponse,
@@ -432,7 +432,7 @@ fn not_an_answer(why: &str, body: &[u8]) -> Error {
     .advise("Check that base_url is an OpenAI-compatible API (it usually ends in /v1).")
 }
 
-fn text(value: &Value, name: &str) -> Option<String> {
+pub(super) fn text(value: &Value, name: &str) -> Option<String> {
     value.get(name)?.as_str().map(str::to_owned)
 }
 
