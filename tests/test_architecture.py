@@ -224,7 +224,10 @@ def test_both_clients_are_documented_in_the_same_words() -> None:
     pairs = [
         (millstream.AsyncClient, millstream.Client),
         (type(millstream.AsyncClient.chat.fget(None).completions), type(millstream.Client.chat.fget(None).completions)),  # type: ignore[attr-defined]
-        (type(millstream.AsyncClient.models.fget(None)), type(millstream.Client.models.fget(None))),  # type: ignore[attr-defined]
+        *(
+            (type(vars(millstream.AsyncClient)[name].fget(None)), type(vars(millstream.Client)[name].fget(None)))
+            for name in ("models", "embeddings", "responses", "completions")
+        ),
     ]
     compared = set()
     for awaited, blocking in pairs:

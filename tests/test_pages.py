@@ -31,6 +31,7 @@ def test_there_are_blocks_to_run() -> None:
         "keys.md",
         "limits.md",
         "migrating.md",
+        "openai.md",
         "retries.md",
         "statistics.md",
         "streaming.md",

@@ -353,3 +353,20 @@ def test_the_mocks_own_records_are_the_only_place(mock_server: MockServer) -> No
             for text in everything_about(thing):
                 assert KEY not in text
         assert KEY.encode() not in pickle.dumps(response)
+
+
+def test_a_token_that_a_function_gives_is_not_in_a_traceback(make: Make, mock_server: MockServer) -> None:
+    face = make(api_key=lambda: CANARY, default_query={"key": CANARY}, max_retries=0)
+    calls: list[Callable[[], Any]] = [
+        lambda: face.complete("hi"),
+        lambda: face.create(stream=True),
+        lambda: face.run(face.client.post("x", {})),
+        lambda: face.run(face.client.embeddings.create(input="hi", extra_query={"key": CANARY})),
+        lambda: face.run(face.client.responses.with_raw_response.create(input="hi", extra_headers={"X-Key": CANARY})),
+    ]
+    for call in calls:
+        mock_server.script(Answer(status=401, times=2))
+        with pytest.raises(APIError) as caught:
+            call()
+        assert_clean(full_trace(caught.value), *everything_about(caught.value), repr(face.client))
+    assert all(CANARY in (request.header("authorization") or "") for request in mock_server.requests)

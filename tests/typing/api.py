@@ -11,15 +11,18 @@ from millstream import (
     APIError,
     APIStatusError,
     AsyncClient,
+    AsyncEventStream,
     ChatCompletion,
     Client,
     ClientStats,
     CompletionConfig,
     Endpoint,
+    EventStream,
     MillstreamError,
     ModelList,
     RateLimiter,
     RateLimitError,
+    RawResponse,
     Reservation,
     ResponseFormat,
     RetryPolicy,
@@ -35,14 +38,20 @@ from millstream.types import (
     BatchMetrics,
     ChatMessage,
     Choice,
+    Completion,
     ConcurrencyStats,
+    CreateEmbeddingResponse,
     CustomCall,
+    Embedding,
     FunctionCall,
     LaneStats,
     LimitLevel,
     Model,
     ParsedChatCompletion,
     RateLimiterSnapshot,
+    Reply,
+    Response,
+    StreamEvent,
     ToolCall,
     Usage,
 )
@@ -325,3 +334,40 @@ def providers() -> None:
     assert_type(client.provider, str)
     assert_type(client.test_connection(), bool)
     assert_type(client.chat.completions.create(messages=[]).raw_body, bytes)
+
+
+def surface(client: Client, flag: bool) -> None:
+    assert_type(client.post("rerank", {"a": [1]}, extra_query={"b": 1}, max_retries=0), Reply)
+    assert_type(client.responses.create(input="hi"), Response)
+    assert_type(client.responses.create(input=[{"role": "user", "content": "hi"}], stream=False), Response)
+    assert_type(client.responses.create(input="hi", stream=True), EventStream[Response])
+    assert_type(client.responses.create(input="hi", stream=flag), Response | EventStream[Response])
+    assert_type(client.responses.create(input="hi").output_text, str)
+    assert_type(client.completions.create(prompt="hi"), Completion)
+    assert_type(client.completions.create(prompt=["hi"], stream=True), EventStream[Completion])
+    assert_type(client.completions.create(prompt="hi", stream=True).response, Completion)
+    for event in client.responses.create(input="hi", stream=True):
+        assert_type(event, StreamEvent)
+    answer = client.embeddings.create(input=["hi"], dimensions=8)
+    assert_type(answer, CreateEmbeddingResponse)
+    assert_type(answer.data, list[Embedding])
+    assert_type(answer.data[0].embedding, list[float])
+    assert_type(client.chat.completions.with_raw_response.create(messages=[]), RawResponse[ChatCompletion])
+    assert_type(client.embeddings.with_raw_response.create(input="hi").parse(), CreateEmbeddingResponse)
+    assert_type(client.responses.with_raw_response.create(input="hi").content, bytes)
+    Client(api_key=lambda: "token", default_query={"a": 1}, organization="o", project="p").with_options(project="q")
+
+
+async def token() -> str:
+    return "token"
+
+
+async def surface_async(flag: bool) -> None:
+    client = AsyncClient(api_key=token)
+    assert_type(await client.post("rerank"), Reply)
+    assert_type(await client.responses.create(input="hi", max_retries=1), Response)
+    assert_type(await client.responses.create(input="hi", stream=True), AsyncEventStream[Response])
+    assert_type(await client.completions.create(prompt="hi", stream=flag), Completion | AsyncEventStream[Completion])
+    assert_type(await (await client.completions.create(prompt="hi", stream=True)).get_final(), Completion)
+    assert_type(await client.embeddings.create(input=[1, 2]), CreateEmbeddingResponse)
+    assert_type(await client.responses.with_raw_response.create(input="hi"), RawResponse[Response])
