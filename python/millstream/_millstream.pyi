@@ -5,6 +5,8 @@ from asyncio import Future
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn, TypeAlias, final, overload
 
+from typing_extensions import disjoint_base
+
 from millstream._config import Timeout
 from millstream._settings import Hidden
 from millstream.testing import Answer, Limits, Streaming
@@ -706,6 +708,7 @@ class Usage:
     @staticmethod
     def _restore(body: bytes) -> Usage: ...
 
+@disjoint_base
 class Reply:
     """The answer of any path: every field of its body is an attribute. Frozen and picklable."""
 

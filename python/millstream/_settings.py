@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from millstream._millstream import Endpoint, NativeClient, is_secret_header
@@ -11,14 +11,14 @@ from millstream._providers import Server, check_key_is_not_needed, environment_k
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
     from millstream._retry import RetryPolicy
     from millstream._token import Token
 
-    ApiKey = str | Sequence[str] | Callable[[], str] | Callable[[], Awaitable[str]]
+
+ApiKey = str | Sequence[str] | Callable[[], str] | Callable[[], Awaitable[str]]
+"""One, several, or a function that gives one."""
 
 
 class Hidden:
