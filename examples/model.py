@@ -25,6 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @asynccontextmanager
+async def embedder_for(options: argparse.Namespace) -> AsyncIterator[AsyncClient]:
+    """A client for embeddings of the same provider; the small model's are a server of their own."""
+    if options.base_url:
+        async with AsyncClient(base_url=options.base_url, model=options.embedding_model) as client:
+            yield client
+    else:
+        with RealServer(parallel=1, embeddings=True) as server:
+            async with AsyncClient(api_key="unused", base_url=server.base_url, model=server.model) as client:
+                yield client
+
+
+@asynccontextmanager
 async def client_for(options: argparse.Namespace) -> AsyncIterator[AsyncClient]:
     """A client of the server that the command line names; the key is in OPENAI_API_KEY."""
     if options.base_url:

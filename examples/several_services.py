@@ -1,4 +1,4 @@
-"""Sentiment, summary and entities of one text, all asked at once: `client.gather`.
+"""Embedding, sentiment, summary and entities of one text, all asked at once: `client.gather`.
 
 Without arguments a small language model on this machine answers. For a provider, with its key in `OPENAI_API_KEY`:
 
@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from model import add_arguments, client_for
+from model import add_arguments, client_for, embedder_for
 
 if TYPE_CHECKING:
     from millstream import AsyncClient
@@ -39,10 +39,11 @@ class Entities:
     place: str
 
 
-async def ask_all(client: AsyncClient, text: str) -> dict[str, Any]:
+async def ask_all(client: AsyncClient, embedder: AsyncClient, text: str) -> dict[str, Any]:
     """What each service says, or its error: one that fails does not disturb the others."""
     return await client.gather(
         {
+            "embedding": embedder.embeddings.create(input=text),
             "sentiment": client.complete(f"What is the sentiment of this text?\n\n{text}", response_model=Sentiment),
             "summary": client.complete(f"Sum up in one sentence:\n\n{text}", max_tokens=40),
             "entities": client.complete(
@@ -56,10 +57,14 @@ async def ask_all(client: AsyncClient, text: str) -> dict[str, Any]:
 async def main() -> int:
     parser = argparse.ArgumentParser(description="Ask several things about one text at once.")
     add_arguments(parser)
+    parser.add_argument("--embedding-model", default="text-embedding-3-small", help="with --base-url")
     parser.add_argument("--text", default=TEXT)
     options = parser.parse_args()
-    async with client_for(options) as client:
-        answers = await ask_all(client.with_options(timeout=120), options.text)
+    async with client_for(options) as client, embedder_for(options) as embedder:
+        answers = await ask_all(client.with_options(timeout=120), embedder, options.text)
+    if not isinstance(answers["embedding"], Exception):
+        vector = answers["embedding"].data[0].embedding
+        answers["embedding"] = f"{len(vector)} numbers: {vector[0]:.3f}, {vector[1]:.3f}, ..."
     for name, answer in answers.items():
         print(f"{name:10} {answer!r}")
     return any(isinstance(answer, Exception) for answer in answers.values())

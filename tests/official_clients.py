@@ -71,6 +71,56 @@ def streamed_by_openai(client: Any, model: str, case: dict[str, Any]) -> Fields:
     return Fields(role=role, text=text, finish_reason=finish_reason, usage=usage, tools=calls)
 
 
+def of_responses(base_url: str, model: str, cases: Iterable[dict[str, Any]]) -> Iterable[tuple[Fields, Fields]]:
+    """Both forms of each answer from ``/responses``."""
+    import openai
+
+    with openai.OpenAI(api_key="unused", base_url=base_url, max_retries=0, timeout=60) as client:
+        for case in cases:
+            arguments = responses_arguments(case)
+            whole = client.responses.create(model=model, **arguments)
+            streamed = None
+            for event in client.responses.create(model=model, stream=True, **arguments):
+                if event.type in ("response.completed", "response.incomplete"):
+                    streamed = event.response
+            yield of_response(whole), of_response(streamed)
+
+
+def responses_arguments(case: dict[str, Any]) -> dict[str, Any]:
+    """A case in the form of the Responses API, written by hand; it has no ``stop``."""
+    items: list[dict[str, Any]] = []
+    for message in case["messages"]:
+        if message["role"] == "tool":
+            result = {"call_id": message["tool_call_id"], "output": message["content"]}
+            items.append({"type": "function_call_output", **result})
+        elif calls := message.get("tool_calls"):
+            items += [{"type": "function_call", "call_id": call["id"], **call["function"]} for call in calls]
+        elif message["role"] == "assistant":
+            text = {"type": "output_text", "text": message["content"], "annotations": []}
+            items.append({"type": "message", "role": "assistant", "content": [text]})
+        else:
+            items.append(message)
+    tools = [{"type": "function", **tool["function"]} for tool in case.get("tools", ())]
+    return {
+        "input": items,
+        "max_output_tokens": case["max_tokens"],
+        "temperature": case["temperature"],
+        **({"tools": tools} if tools else {}),
+    }
+
+
+def of_response(response: Any) -> Fields:
+    """The official client's record, or ours: the names are the same."""
+    usage = response.usage
+    return Fields(
+        role="assistant",
+        text=response.output_text,
+        finish_reason=response.status,
+        usage=[usage.input_tokens, usage.output_tokens, usage.total_tokens],
+        tools=[[item.name, json.loads(item.arguments)] for item in response.output if item.type == "function_call"],
+    )
+
+
 # Anthropic's words for the same, as docs/providers.md has them.
 FINISH_REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
 
@@ -142,6 +192,6 @@ def of_message(message: Any) -> Fields:
 
 if __name__ == "__main__":
     asked = json.load(sys.stdin)
-    by_api = {"openai": of_openai, "anthropic": of_anthropic}
+    by_api = {"openai": of_openai, "anthropic": of_anthropic, "responses": of_responses}
     answers = {api: list(ask(sys.argv[1], sys.argv[2], asked)) for api, ask in by_api.items()}
     json.dump(answers, sys.stdout)

@@ -94,6 +94,7 @@ class RealServer:
     Args:
         parallel: Slots, that is requests decoded together. Further requests wait in the server.
         context: Tokens of one slot, prompt and answer together.
+        embeddings: Whether it makes embeddings, and nothing else.
         tools: Whether it knows of tools; see `TOOLS_TEMPLATE`.
         api_keys: Keys the server accepts. Default: it asks for none.
         startup_timeout: Seconds until it must be healthy; 1 s is usual, 15 s on a busy machine.
@@ -105,6 +106,7 @@ class RealServer:
         *,
         parallel: int = 4,
         context: int = 512,
+        embeddings: bool = False,
         tools: bool = False,
         api_keys: Sequence[str] = (),
         startup_timeout: float = 60.0,
@@ -112,7 +114,7 @@ class RealServer:
     ) -> None:
         self._command = [real_python(), __file__, "--parallel", str(parallel), "--context", str(context)]
         self._command += ["--startup-timeout", str(startup_timeout)]
-        self._command += ["--tools"] if tools else []
+        self._command += ["--embeddings"] * embeddings + ["--tools"] * tools
         for key in api_keys:
             self._command += ["--api-key", key]
         self._startup_timeout = startup_timeout
@@ -226,6 +228,10 @@ def start_llama(options: argparse.Namespace) -> Any:
     params.ui = False
     params.verbosity = 1
     params.api_keys = options.api_key
+    if options.embeddings:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        params.n_batch = params.n_ubatch = max(512, options.context)  # an input must fit into one batch
     if options.tools:
         params.chat_template = TOOLS_TEMPLATE
     return xllamacpp.Server(params)
@@ -237,6 +243,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--parallel", type=int, default=4)
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--embeddings", action="store_true")
     parser.add_argument("--tools", action="store_true")
     parser.add_argument("--startup-timeout", type=float, default=60.0)
     parser.add_argument("--api-key", action="append", default=[])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from millstream import Client
-from official_clients import Fields
+from official_clients import Fields, of_response, responses_arguments
 from real_server import RealServer
 
 if TYPE_CHECKING:
@@ -131,6 +131,19 @@ def test_ours_says_what_the_official_client_says(
     assert text == streamed["text"]
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_ours_says_the_same_over_the_responses_api(
+    server: RealServer, official: dict[str, dict[str, tuple[Fields, Fields]]], case: str
+) -> None:
+    arguments = responses_arguments({**CASES[case], "temperature": 0})
+    with Client(api_key="unused", base_url=server.base_url, model=server.model, timeout=60, max_retries=0) as client:
+        whole = of_response(client.responses.create(**arguments))
+        streamed = of_response(client.responses.create(stream=True, **arguments).get_final())
+
+    assert whole == official["responses"][case][0]
+    assert streamed == official["responses"][case][1]
+
+
 @pytest.mark.parametrize("api", ["openai", "anthropic"])
 def test_the_cases_are_different_ones(official: dict[str, dict[str, tuple[Fields, Fields]]], api: Api) -> None:
     """Otherwise the comparison above would be of empty things."""
@@ -139,3 +152,5 @@ def test_the_cases_are_different_ones(official: dict[str, dict[str, tuple[Fields
     assert [name for name, _ in answers["calls a tool"]["tools"]] == ["get_weather"]
     assert all(answer["text"] for case, answer in answers.items() if case != "calls a tool")
     assert all(min(answer["usage"]) > 0 for answer in answers.values())
+    # This server calls every response completed.
+    assert official["responses"]["calls a tool"][0]["tools"] == answers["calls a tool"]["tools"]
