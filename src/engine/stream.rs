@@ -4,6 +4,7 @@
 //! many. A feed that is full stops the engine from reading the socket, which stops the server: a slow consumer never makes memory
 //! grow. Several streams may share a feed.
 
+use std::cell::Cell;
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,11 +16,21 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::provider::accumulate::Accumulator;
-use super::provider::chunk::ChatChunk;
+use super::provider::chunk::{ChatChunk, Word};
 
 /// A feed with so many bytes or pieces in it takes no more.
 const MOST_BYTES: usize = 256 * 1024;
 const MOST_PIECES: usize = 4096;
+
+thread_local! {
+    /// How often this thread has put pieces into a feed.
+    static PUTS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A number that changes whenever this thread puts pieces into a feed: while it does, streams are being read.
+pub fn puts_here() -> u64 {
+    PUTS.get()
+}
 
 /// One piece of a stream, as its consumer wants it.
 #[derive(Debug)]
@@ -84,6 +95,7 @@ impl Queue {
 impl Feed {
     /// Adds what `pieces` yields; how full it is only [`Self::room`] asks.
     pub fn put(&self, pieces: impl Iterator<Item = (u32, Piece)>) {
+        PUTS.set(PUTS.get().wrapping_add(1));
         let mut queue = self.lock();
         for piece in pieces {
             queue.bytes += piece.1.size();
@@ -234,32 +246,47 @@ impl Writer {
         }
     }
 
-    /// Adds chunks that came together.
+    /// Adds the bodies of chunks that came together, and leaves the list empty.
     ///
     /// # Errors
-    /// As [`Accumulator::push`].
-    pub fn put(&self, chunks: Vec<ChatChunk>) -> Result<(), Error> {
-        if chunks.is_empty() {
+    /// As [`ChatChunk::read`] and [`Accumulator::push`], once what came before is delivered.
+    pub fn put(&self, bodies: &mut Vec<Bytes>) -> Result<(), Error> {
+        if bodies.is_empty() {
             return Ok(());
         }
         let mut progress = self.lock();
         let now = Instant::now();
-        let mut ready = Vec::with_capacity(chunks.len() + 1);
-        for chunk in chunks {
-            progress.accumulator.push(&chunk)?;
-            let says = chunk.says_something();
-            if says {
-                progress.first.get_or_insert(now);
-                progress.last = Some(now);
-            }
-            if !progress.has_delivered && !says && progress.held.is_none() && ready.is_empty() {
-                progress.held = Some(chunk);
-                continue;
-            }
-            ready.extend(progress.held.take());
-            ready.push(chunk);
+        let mut pieces = Vec::with_capacity(bodies.len());
+        let outcome = bodies.drain(..).try_for_each(|body| self.add(&mut progress, body, now, &mut pieces));
+        self.deliver(&mut progress, pieces);
+        outcome
+    }
+
+    fn add(&self, progress: &mut Progress, body: Bytes, now: Instant, pieces: &mut Vec<Piece>) -> Result<(), Error> {
+        // Nearly every chunk says a word and nothing else, and of that a consumer of texts wants nothing more.
+        if self.wanted == Wanted::Texts
+            && progress.has_delivered
+            && let Some(text) = Word::read(&body).and_then(|word| progress.accumulator.push_word(word))
+        {
+            progress.last = Some(now);
+            pieces.push(Piece::Text(text));
+            return Ok(());
         }
-        self.deliver(&mut progress, ready);
+        let chunk = ChatChunk::read(body)?;
+        progress.accumulator.push(&chunk)?;
+        let says = chunk.says_something();
+        if says {
+            progress.first.get_or_insert(now);
+            progress.last = Some(now);
+        }
+        if !progress.has_delivered && !says && progress.held.is_none() && pieces.is_empty() {
+            progress.held = Some(chunk);
+            return Ok(());
+        }
+        let held = progress.held.take();
+        pieces.extend(held.and_then(|held| self.piece(held)));
+        pieces.extend(self.piece(chunk));
+        progress.has_delivered |= self.feed.is_some() && !pieces.is_empty();
         Ok(())
     }
 
@@ -267,24 +294,23 @@ impl Writer {
     pub fn complete(&self) {
         let mut progress = self.lock();
         let held = progress.held.take();
-        self.deliver(&mut progress, held.into_iter().collect());
+        self.deliver(&mut progress, held.and_then(|held| self.piece(held)).into_iter().collect());
     }
 
-    fn deliver(&self, progress: &mut Progress, chunks: Vec<ChatChunk>) {
-        if chunks.is_empty() {
-            return;
-        }
-        let Some(feed) = &self.feed else { return };
-        let wanted = self.wanted;
-        let pieces = chunks.into_iter().filter_map(|chunk| match wanted {
+    /// What the consumer gets of a chunk, if that is anything.
+    fn piece(&self, chunk: ChatChunk) -> Option<Piece> {
+        match self.wanted {
             Wanted::Texts => chunk.into_text().filter(|text| !text.is_empty()).map(Piece::Text),
             Wanted::Chunks if chunk.choices.is_empty() => None,
             Wanted::Chunks | Wanted::ChunksAndUsage => Some(Piece::Chunk(Box::new(chunk))),
-        });
-        let mut pieces = pieces.map(|piece| (self.number, piece)).peekable();
-        if pieces.peek().is_some() {
+        }
+    }
+
+    fn deliver(&self, progress: &mut Progress, pieces: Vec<Piece>) {
+        let Some(feed) = &self.feed else { return };
+        if !pieces.is_empty() {
             progress.has_delivered = true;
-            feed.put(pieces);
+            feed.put(pieces.into_iter().map(|piece| (self.number, piece)));
         }
     }
 

@@ -311,10 +311,8 @@ impl Pipeline {
         let Some(writer) = &call.writer else { return opened.whole(&self.timeouts).await };
         if stream::is_whole(&opened) {
             let response = opened.whole(&self.timeouts).await?;
-            if response.status.is_success()
-                && let Ok(chunk) = ChatChunk::read(response.body.clone())
-            {
-                writer.put(vec![chunk])?;
+            if response.status.is_success() && ChatChunk::read(response.body.clone()).is_ok() {
+                writer.put(&mut vec![response.body.clone()])?;
                 writer.complete();
             }
             return Ok(response);

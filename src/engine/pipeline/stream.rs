@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use tokio::time::Instant;
 
@@ -10,7 +12,10 @@ use crate::engine::provider::chunk::ChatChunk;
 use crate::engine::provider::{Provider, Step, StreamReader};
 use crate::engine::sse;
 use crate::engine::stream::Writer;
-use crate::engine::transport::{Opened, Response, Silence};
+use crate::engine::transport::{Opened, Pieces, Response, Silence};
+
+/// So many bytes are read together at most.
+const AT_ONCE: usize = 16 * 1024;
 
 /// Reads the stream that was `opened` into `writer`. What it returns has the whole answer for a body, as if it had not been
 /// streamed.
@@ -46,39 +51,41 @@ async fn read_events(
     let mut reader = StreamReader::new(provider);
     let mut last_event = Instant::now();
     let mut has_events = false;
+    let mut chunks = Vec::new();
     loop {
         writer.room().await;
         let silence = idle.map(|limit| Silence { since: last_event, limit });
-        let piece = match body.next(&headers, silence).await {
-            Ok(piece) => piece,
-            Err(error) if error.kind() == Kind::Connection => return Err(interrupted(host).with_source(error)),
-            Err(error) => return Err(error),
-        };
+        let piece = body.next(&headers, silence).await.map_err(|error| broken(host, error))?;
         let is_over = piece.is_none();
-        let mut chunks = Vec::new();
+        let mut fault = None;
         let end = match piece {
             Some(piece) => {
-                decoder.push(piece);
+                fault = read_at_hand(piece, &mut body, &headers, &mut decoder).await.err();
                 read_chunks(&mut decoder, &mut reader, &mut chunks, &mut has_events)
             }
             // What is left may be half an event: if it cannot be read, the stream was cut there.
             None => decoder.finish().map_or(Ok(false), |event| {
                 has_events = true;
-                read_event(&event, &mut reader, &mut chunks).or_else(|error| match error.kind() {
-                    Kind::InvalidResponse => Ok(false),
-                    _ => Err(error),
-                })
+                let end = read_event(&event, &mut reader, &mut chunks)?;
+                match chunks.last().map(|body| ChatChunk::read(body.clone())) {
+                    Some(Err(error)) if error.kind() == Kind::InvalidResponse => drop(chunks.pop()),
+                    _ => {}
+                }
+                Ok(end)
             }),
         };
         if !chunks.is_empty() {
             last_event = Instant::now();
         }
         // What came before a fault is delivered before it.
-        writer.put(chunks)?;
+        writer.put(&mut chunks)?;
         if end? {
             // Before the place in flight is given back: to the server the request is not over yet.
             body.drain().await;
             break;
+        }
+        if let Some(fault) = fault {
+            return Err(broken(host, fault));
         }
         if is_over {
             if !has_events {
@@ -95,11 +102,34 @@ async fn read_events(
     Ok(Response { status, headers, body: writer.body(), raw: None, first_byte, latency: sent.elapsed() })
 }
 
+/// Gives the decoder `piece` and those that have come with it: each is one event at most servers, and many cost little more than
+/// one if they are read together.
+async fn read_at_hand(
+    piece: Bytes,
+    body: &mut Pieces,
+    headers: &HeaderMap,
+    decoder: &mut sse::Decoder,
+) -> Result<(), Error> {
+    let mut size = piece.len();
+    decoder.push(piece);
+    while size < AT_ONCE
+        && let Some(piece) = body.next_at_hand(headers).await?
+    {
+        size += piece.len();
+        decoder.push(piece);
+    }
+    Ok(())
+}
+
+fn broken(host: &str, error: Error) -> Error {
+    if error.kind() == Kind::Connection { interrupted(host).with_source(error) } else { error }
+}
+
 /// Whether the end was told.
 fn read_chunks(
     decoder: &mut sse::Decoder,
     reader: &mut StreamReader,
-    chunks: &mut Vec<ChatChunk>,
+    chunks: &mut Vec<Bytes>,
     has_events: &mut bool,
 ) -> Result<bool, Error> {
     while let Some(event) = decoder.next_event()? {
@@ -111,10 +141,10 @@ fn read_chunks(
     Ok(false)
 }
 
-fn read_event(event: &sse::Event, reader: &mut StreamReader, chunks: &mut Vec<ChatChunk>) -> Result<bool, Error> {
+fn read_event(event: &sse::Event, reader: &mut StreamReader, chunks: &mut Vec<Bytes>) -> Result<bool, Error> {
     let name = event.name.as_deref().and_then(|name| std::str::from_utf8(name).ok());
     match reader.event(name, &event.data) {
-        Step::Chunk(body) => chunks.push(ChatChunk::read(body)?),
+        Step::Chunk(body) => chunks.push(body),
         Step::Nothing => {}
         Step::End => return Ok(true),
     }
