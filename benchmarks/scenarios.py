@@ -132,12 +132,12 @@ HTTPX = _peer("httpx_client", 100)
 STREAMS = {
     contender.name: contender
     for contender in (
-        Contender("floor_lines", ("floor", "--mode", "lines"), 1),
-        _peer("millstream_stream", 1, label="millstream_texts"),
-        _peer("millstream_stream", 1, "--kind", "chunks", label="millstream_chunks"),
-        _peer("aiohttp_stream", 1),
-        _peer("pyreqwest_stream", 1),
-        _peer("openai_stream", 1),
+        Contender("floor_lines", ("floor", "--mode", "lines"), 2_000),
+        _peer("millstream_stream", 1_000, label="millstream_texts"),
+        _peer("millstream_stream", 500, "--kind", "chunks", label="millstream_chunks"),
+        _peer("aiohttp_stream", 300),
+        _peer("pyreqwest_stream", 400),
+        _peer("openai_stream", 8),
     )
 }
 

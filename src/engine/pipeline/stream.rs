@@ -66,7 +66,7 @@ async fn read_events(
             // What is left may be half an event: if it cannot be read, the stream was cut there.
             None => decoder.finish().map_or(Ok(false), |event| {
                 has_events = true;
-                let end = read_event(&event, &mut reader, &mut chunks)?;
+                let end = read_event(&event, &mut reader, &mut chunks);
                 match chunks.last().map(|body| ChatChunk::read(body.clone())) {
                     Some(Err(error)) if error.kind() == Kind::InvalidResponse => drop(chunks.pop()),
                     _ => {}
@@ -134,21 +134,22 @@ fn read_chunks(
 ) -> Result<bool, Error> {
     while let Some(event) = decoder.next_event()? {
         *has_events = true;
-        if read_event(&event, reader, chunks)? {
+        if read_event(&event, reader, chunks) {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn read_event(event: &sse::Event, reader: &mut StreamReader, chunks: &mut Vec<Bytes>) -> Result<bool, Error> {
+/// Whether it is the end.
+fn read_event(event: &sse::Event, reader: &mut StreamReader, chunks: &mut Vec<Bytes>) -> bool {
     let name = event.name.as_deref().and_then(|name| std::str::from_utf8(name).ok());
     match reader.event(name, &event.data) {
         Step::Chunk(body) => chunks.push(body),
         Step::Nothing => {}
-        Step::End => return Ok(true),
+        Step::End => return true,
     }
-    Ok(false)
+    false
 }
 
 /// Whether a server that was asked for a stream sent a whole answer instead, as some do.
