@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 Result = dict[str, Any]
@@ -87,10 +88,11 @@ def difference(metric: str, first: str, second: str) -> Callable[[Rounds], list[
 
 
 def over_best_peer(metric: str, name: str, best: Callable[..., float]) -> Callable[[Rounds], list[float]]:
-    """The ratio to the better of the two fast peers, round by round."""
+    """The ratio to the best of the fast peers, round by round."""
 
     def measure(rounds: Rounds) -> list[float]:
-        peers = zip(*(rounds.get(peer, ()) for peer in ("aiohttp_stream", "pyreqwest_stream")), strict=False)
+        names = ("aiohttp_stream", "pyreqwest_stream", "pyreqwest_unbuffered")
+        peers = zip_longest(*(rounds.get(peer, ()) for peer in names))
         rivals = [[result[metric] for result in pair if result is not None] for pair in peers]
         both = zip(rounds.get(name, ()), rivals, strict=False)
         return [result[metric] / best(rival) for result, rival in both if result is not None and rival]
@@ -132,12 +134,13 @@ HTTPX = _peer("httpx_client", 100)
 STREAMS = {
     contender.name: contender
     for contender in (
-        Contender("floor_lines", ("floor", "--mode", "lines"), 1),
-        _peer("millstream_stream", 1, label="millstream_texts"),
-        _peer("millstream_stream", 1, "--kind", "chunks", label="millstream_chunks"),
-        _peer("aiohttp_stream", 1),
-        _peer("pyreqwest_stream", 1),
-        _peer("openai_stream", 1),
+        Contender("floor_lines", ("floor", "--mode", "lines"), 2_000),
+        _peer("millstream_stream", 1_000, label="millstream_texts"),
+        _peer("millstream_stream", 500, "--kind", "chunks", label="millstream_chunks"),
+        _peer("aiohttp_stream", 300),
+        _peer("pyreqwest_stream", 400),
+        _peer("pyreqwest_stream", 400, "--read-ahead", "0", label="pyreqwest_unbuffered"),
+        _peer("openai_stream", 8),
     )
 }
 
@@ -299,6 +302,7 @@ SCENARIOS = (
             "millstream_chunks": 1000,
             "aiohttp_stream": 400,
             "pyreqwest_stream": 400,
+            "pyreqwest_unbuffered": 400,
             "openai_stream": 200,
         },
         concurrency=200,

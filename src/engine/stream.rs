@@ -4,6 +4,7 @@
 //! many. A feed that is full stops the engine from reading the socket, which stops the server: a slow consumer never makes memory
 //! grow. Several streams may share a feed.
 
+use std::cell::Cell;
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,12 +16,22 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::provider::accumulate::Accumulator;
-use super::provider::chunk::ChatChunk;
+use super::provider::chunk::{ChatChunk, Word};
 use super::provider::event::{Event, EventKind, EventSum};
 
 /// A feed with so many bytes or pieces in it takes no more.
 const MOST_BYTES: usize = 256 * 1024;
 const MOST_PIECES: usize = 4096;
+
+thread_local! {
+    /// How often this thread has put pieces into a feed.
+    static PUTS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A number that changes whenever this thread puts pieces into a feed: while it does, streams are being read.
+pub fn puts_here() -> u64 {
+    PUTS.get()
+}
 
 /// One piece of a stream, as its consumer wants it.
 #[derive(Debug)]
@@ -88,6 +99,7 @@ impl Queue {
 impl Feed {
     /// Adds what `pieces` yields; how full it is only [`Self::room`] asks.
     pub fn put(&self, pieces: impl Iterator<Item = (u32, Piece)>) {
+        PUTS.set(PUTS.get().wrapping_add(1));
         let mut queue = self.lock();
         for piece in pieces {
             queue.bytes += piece.1.size();
@@ -173,6 +185,8 @@ pub enum Wanted {
 /// What a stream is read as.
 #[derive(Debug, Clone)]
 pub enum Part {
+    /// Of a chat, as it came.
+    Unread(Bytes),
     /// Of a chat.
     Chat(ChatChunk),
     /// Of another API.
@@ -183,6 +197,7 @@ impl Part {
     /// Whether it may be kept back, since nothing of the answer is in it.
     fn is_opening(&self) -> bool {
         match self {
+            Self::Unread(_) => false,
             Self::Chat(chunk) => !chunk.says_something(),
             Self::Event(event) => !event.says_something(),
         }
@@ -190,6 +205,7 @@ impl Part {
 
     fn has_content(&self) -> bool {
         match self {
+            Self::Unread(_) => false,
             Self::Chat(chunk) => chunk.says_something(),
             Self::Event(event) => event.has_content(),
         }
@@ -198,7 +214,7 @@ impl Part {
     /// Whether nothing comes after it.
     pub fn is_last(&self) -> bool {
         match self {
-            Self::Chat(_) => false,
+            Self::Unread(_) | Self::Chat(_) => false,
             Self::Event(event) => event.is_last(),
         }
     }
@@ -206,6 +222,7 @@ impl Part {
     /// As the consumer wants it, if at all.
     fn into_piece(self, wanted: Wanted) -> Option<Piece> {
         match self {
+            Self::Unread(_) => None,
             Self::Event(event) => Some(Piece::Event(Box::new(event))),
             Self::Chat(chunk) => match wanted {
                 Wanted::Texts => chunk.into_text().filter(|text| !text.is_empty()).map(Piece::Text),
@@ -238,7 +255,7 @@ impl Sum {
         match (self, part) {
             (Self::Chat(sum), Part::Chat(chunk)) => sum.push(chunk),
             (Self::Events(sum), Part::Event(event)) => sum.push(event),
-            (Self::Chat(_), Part::Event(_)) | (Self::Events(_), Part::Chat(_)) => Ok(()),
+            (Self::Chat(_) | Self::Events(_), _) => Ok(()),
         }
     }
 
@@ -347,6 +364,25 @@ impl Writer {
         }
     }
 
+    /// Reads the body of a part, if that is to be done before it is known what came before it.
+    ///
+    /// # Errors
+    /// As [`Self::read`]. A chat's is read when it is added, see [`Self::put`].
+    pub fn take(&self, body: Bytes) -> Result<Part, Error> {
+        if self.is_chat() { Ok(Part::Unread(body)) } else { self.read(body) }
+    }
+
+    /// Reads a part that is unread yet.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_whole(&self, part: Part) -> Result<Part, Error> {
+        match part {
+            Part::Unread(body) => self.read(body),
+            part => Ok(part),
+        }
+    }
+
     /// Adds an answer that came whole, as its only part.
     ///
     /// # Errors
@@ -364,52 +400,66 @@ impl Writer {
     /// Adds parts that came together.
     ///
     /// # Errors
-    /// As [`Accumulator::push`].
+    /// As [`ChatChunk::read`] and [`Accumulator::push`], once what came before is delivered.
     pub fn put(&self, parts: Vec<Part>) -> Result<(), Error> {
         if parts.is_empty() {
             return Ok(());
         }
         let mut progress = self.lock();
         let now = Instant::now();
-        let mut ready = Vec::with_capacity(parts.len() + MOST_HELD);
+        let mut pieces = Vec::with_capacity(parts.len() + MOST_HELD);
+        let outcome = parts.into_iter().try_for_each(|part| self.add(&mut progress, part, now, &mut pieces));
+        self.deliver(&mut progress, pieces);
+        outcome
+    }
+
+    fn add(&self, progress: &mut Progress, part: Part, now: Instant, pieces: &mut Vec<Piece>) -> Result<(), Error> {
+        let mut part = match part {
+            Part::Unread(body) => {
+                // Nearly every chunk says a word and nothing else, and of that a consumer of texts wants nothing more.
+                if self.wanted == Wanted::Texts
+                    && progress.has_delivered
+                    && let Sum::Chat(sum) = &mut progress.sum
+                    && let Some(text) = Word::read(&body).and_then(|word| sum.push_word(word))
+                {
+                    progress.last = Some(now);
+                    pieces.push(Piece::Text(text));
+                    return Ok(());
+                }
+                self.read(body)?
+            }
+            part => part,
+        };
+        progress.sum.push(&mut part)?;
+        if part.has_content() {
+            progress.first.get_or_insert(now);
+            progress.last = Some(now);
+        }
         // Of a chat one, as ever: what follows it is the answer.
         let most_held = if self.events.is_some() { MOST_HELD } else { 1 };
-        for mut part in parts {
-            progress.sum.push(&mut part)?;
-            if part.has_content() {
-                progress.first.get_or_insert(now);
-                progress.last = Some(now);
-            }
-            let is_first = !progress.has_delivered && ready.is_empty() && progress.held.len() < most_held;
-            if is_first && part.is_opening() {
-                progress.held.push(part);
-                continue;
-            }
-            ready.append(&mut progress.held);
-            ready.push(part);
+        let is_first = !progress.has_delivered && pieces.is_empty() && progress.held.len() < most_held;
+        if is_first && part.is_opening() {
+            progress.held.push(part);
+            return Ok(());
         }
-        self.deliver(&mut progress, ready);
+        let held = mem::take(&mut progress.held).into_iter();
+        pieces.extend(held.chain([part]).filter_map(|part| part.into_piece(self.wanted)));
+        progress.has_delivered |= self.feed.is_some() && !pieces.is_empty();
         Ok(())
     }
 
     /// Delivers what was kept back; the stream is complete.
     pub fn complete(&self) {
         let mut progress = self.lock();
-        let held = mem::take(&mut progress.held);
-        self.deliver(&mut progress, held);
+        let held = mem::take(&mut progress.held).into_iter();
+        self.deliver(&mut progress, held.filter_map(|part| part.into_piece(self.wanted)).collect());
     }
 
-    fn deliver(&self, progress: &mut Progress, parts: Vec<Part>) {
-        if parts.is_empty() {
-            return;
-        }
+    fn deliver(&self, progress: &mut Progress, pieces: Vec<Piece>) {
         let Some(feed) = &self.feed else { return };
-        let wanted = self.wanted;
-        let pieces = parts.into_iter().filter_map(|part| part.into_piece(wanted));
-        let mut pieces = pieces.map(|piece| (self.number, piece)).peekable();
-        if pieces.peek().is_some() {
+        if !pieces.is_empty() {
             progress.has_delivered = true;
-            feed.put(pieces);
+            feed.put(pieces.into_iter().map(|piece| (self.number, piece)));
         }
     }
 

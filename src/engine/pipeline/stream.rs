@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
-use http::header::CONTENT_TYPE;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap};
 use tokio::time::Instant;
 
 use crate::engine::error::{Error, Kind};
 use crate::engine::provider::{Provider, Step, StreamReader};
 use crate::engine::sse;
 use crate::engine::stream::{Part, Writer};
-use crate::engine::transport::{Opened, Response, Silence};
+use crate::engine::transport::{Opened, Pieces, Response, Silence};
+
+/// So many bytes are read together at most.
+const AT_ONCE: usize = 16 * 1024;
 
 /// Reads the stream that was `opened` into `writer`. What it returns has the whole answer for a body, as if it had not been
 /// streamed.
@@ -48,22 +52,21 @@ async fn read_events(
     loop {
         writer.room().await;
         let silence = idle.map(|limit| Silence { since: last_event, limit });
-        let piece = match body.next(&headers, silence).await {
-            Ok(piece) => piece,
-            Err(error) if error.kind() == Kind::Connection => return Err(interrupted(host).with_source(error)),
-            Err(error) => return Err(error),
-        };
+        let piece = body.next(&headers, silence).await.map_err(|error| broken(host, error))?;
         let is_over = piece.is_none();
+        let mut fault = None;
         let mut parts = Vec::new();
         let end = match piece {
             Some(piece) => {
-                decoder.push(piece);
+                fault = read_at_hand(piece, &mut body, &headers, &mut decoder).await.err();
                 read_parts(&mut decoder, &mut reader, writer, &mut parts, &mut has_events)
             }
             // What is left may be half an event: if it cannot be read, the stream was cut there.
             None => decoder.finish().map_or(Ok(false), |event| {
                 has_events = true;
-                read_event(&event, &mut reader, writer, &mut parts).or_else(|error| match error.kind() {
+                let is_end = read_event(&event, &mut reader, writer, &mut parts);
+                let last = parts.pop().map_or(Ok(None), |part| writer.read_whole(part).map(Some));
+                last.map(|part| parts.extend(part)).and(is_end).or_else(|error| match error.kind() {
                     Kind::InvalidResponse => Ok(false),
                     _ => Err(error),
                 })
@@ -82,6 +85,9 @@ async fn read_events(
             }
             break;
         }
+        if let Some(fault) = fault {
+            return Err(broken(host, fault));
+        }
         if is_over {
             if !has_events {
                 return Err(Error::new(Kind::InvalidResponse, format!("{host} answered a stream without any event"))
@@ -95,6 +101,29 @@ async fn read_events(
     }
     writer.complete();
     Ok(Response { status, headers, body: writer.body(), raw: None, first_byte, latency: sent.elapsed() })
+}
+
+/// Gives the decoder `piece` and those that have come with it: each is one event at most servers, and many cost little more than
+/// one if they are read together.
+async fn read_at_hand(
+    piece: Bytes,
+    body: &mut Pieces,
+    headers: &HeaderMap,
+    decoder: &mut sse::Decoder,
+) -> Result<(), Error> {
+    let mut size = piece.len();
+    decoder.push(piece);
+    while size < AT_ONCE
+        && let Some(piece) = body.next_at_hand(headers).await?
+    {
+        size += piece.len();
+        decoder.push(piece);
+    }
+    Ok(())
+}
+
+fn broken(host: &str, error: Error) -> Error {
+    if error.kind() == Kind::Connection { interrupted(host).with_source(error) } else { error }
 }
 
 /// Whether the end was told.
@@ -123,7 +152,7 @@ fn read_event(
     let name = event.name.as_deref().and_then(|name| std::str::from_utf8(name).ok());
     match reader.event(name, &event.data) {
         Step::Chunk(body) => {
-            let part = writer.read(body)?;
+            let part = writer.take(body)?;
             let is_last = part.is_last();
             parts.push(part);
             Ok(is_last)

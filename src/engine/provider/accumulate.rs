@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::chunk::{ChatChunk, ChunkChoice, ToolCallDelta};
+use super::chunk::{ChatChunk, ChunkChoice, ToolCallDelta, Word};
 use crate::engine::error::{Error, Kind, Verdict};
 
 /// The most choices, and the most tool calls in all of them. No request asks for as many.
@@ -98,6 +98,18 @@ impl Accumulator {
             }
         }
         Ok(())
+    }
+
+    /// Adds a chunk that is only a word of the first choice, and returns that. None if the chunk says anything that is not known
+    /// of the answer yet; it must then be read whole.
+    pub fn push_word(&mut self, word: Word<'_>) -> Option<String> {
+        let is_known = |known: &Option<String>, said: Option<&str>| said.is_none() || known.as_deref() == said;
+        let same = is_known(&self.system_fingerprint, word.system_fingerprint())
+            && is_known(&self.service_tier, word.service_tier())
+            && !(self.id.is_empty() || self.model.is_empty() || self.created == 0);
+        let answer = self.choices.get_mut(&0).filter(|_| same)?;
+        append(&mut answer.content, Some(word.text()));
+        Some(word.into_text())
     }
 
     /// The text of the first choice up to here.

@@ -1,12 +1,15 @@
 //! The body of a response, whole or piece by piece: decompressed, and within its limits.
 
+use std::future::poll_fn;
 use std::io::{self, Write};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use futures_util::FutureExt;
 use http::header::{CONTENT_ENCODING, HeaderMap};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -76,6 +79,25 @@ impl Pieces {
                 return Ok(Some(piece));
             }
         }
+    }
+
+    /// What has come already, after the other tasks' turn: the connection's task hands over one chunk of the body at a time and
+    /// makes the next one ready in its turn. `None` if there is nothing, which may be the end.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn next_at_hand(&mut self, headers: &HeaderMap) -> Result<Option<Bytes>, Error> {
+        let mut has_waited = false;
+        poll_fn(|context| {
+            if std::mem::replace(&mut has_waited, true) {
+                return Poll::Ready(());
+            }
+            // Not tokio's yield_now, which also looks for news of all sockets.
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        self.next(headers, None).now_or_never().unwrap_or(Ok(None))
     }
 
     /// Reads what little may follow the end of a stream, so that the connection can be used again.
