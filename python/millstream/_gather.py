@@ -187,7 +187,7 @@ def _check_mapping(calls: object) -> None:
         raise TypeError(f"gather() takes a mapping of names to calls, not {type(calls).__name__}")
 
 
-def _hint(call: object) -> str:
+def _hint(call: Any) -> str:
     if hasattr(call, "get_final"):
         return "; give its get_final()"
     return "; call it" if callable(call) else ""
