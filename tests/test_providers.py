@@ -21,10 +21,11 @@ from millstream import (
     ConfigurationError,
     Endpoint,
     OverloadedError,
+    StreamInterruptedError,
     create_client,
     create_from_config,
 )
-from millstream.testing import Answer, MockServer
+from millstream.testing import Answer, MockServer, Streaming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,6 +178,47 @@ def test_a_conversation_with_tools_goes_round(make: Make, mock_server: MockServe
     assert face.create([{"role": "user", "content": "hi"}, response.choices[0].message, result]).text == "fine"
 
     assert last_request(mock_server).json()["messages"][1]["content"] == asked["content"]
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure", "anthropic", "mistral"])
+def test_a_stream_of_any_provider_adds_up_to_its_whole_answer(make: Make, provider: Any) -> None:
+    with MockServer(dialect=provider) as server:
+        azure = {"base_url": server.root_url, "api_version": "2024-10-21"} if provider == "azure" else {}
+        face = make(**{"provider": provider, "base_url": server.base_url, **azure})
+        calls = [("weather", {"city": "Paris"})]
+        for answer in ({"text": "one two three"}, {"tool_calls": calls}, {"text": "cut", "finish_reason": "length"}):
+            server.script(Answer(**answer), Answer(**answer))
+            whole = face.create()
+            stream = face.run(
+                face.client.chat.completions.create(messages=[{"role": "user", "content": "hi"}], stream=True)
+            )
+            chunks, error = face.read(stream)
+            assert error is None
+            said, choice = stream.response.choices[0], whole.choices[0]
+            assert "".join(chunk.text for chunk in chunks) == whole.text == stream.text
+            assert said.finish_reason == choice.finish_reason
+            assert [
+                (call.function.name, json.loads(call.function.arguments)) for call in said.message.tool_calls or ()
+            ] == [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls or ()]
+            assert stream.usage == whole.usage
+        server.script(Answer(text="one two three", stream=Streaming(fault="close", after=4)))
+        pieces, error = face.read(face.client.stream_complete("hi"))
+        assert isinstance(error, StreamInterruptedError)
+        assert error.partial == "".join(pieces) != ""
+
+
+def test_an_answer_that_anthropic_only_streams_is_streamed_unseen(make: Make) -> None:
+    with MockServer(dialect="anthropic") as server:
+        face = make(provider="anthropic", base_url=server.base_url)
+        assert face.complete("short", max_tokens=21_000) == "echo: short"
+        assert face.complete("long", max_tokens=30_000) == "echo: long"
+        assert face.batch_complete(["a", "b"], max_tokens=30_000) == ["echo: a", "echo: b"]
+        assert [request.json().get("stream") for request in server.requests] == [None, True, True, True]
+        # Nobody has seen anything of it, so it is asked again wherever it breaks.
+        server.script(Answer(text="one two three", stream=Streaming(fault="close", after=4)))
+        whole = face.create(max_tokens=30_000)
+        assert (whole.text, whole.attempts) == ("echo: hi", 2)
+        assert whole.usage is not None
 
 
 def test_an_error_is_of_the_class_that_its_type_says(make: Make) -> None:
