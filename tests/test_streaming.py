@@ -342,6 +342,32 @@ def test_a_page_in_place_of_a_stream_is_no_answer(make: Make) -> None:
     assert error.attempts == 2
 
 
+def test_what_was_handed_out_is_never_asked_for_again(make: Make, mock_server: MockServer) -> None:
+    """Whatever is found to be wrong with the answer at its end."""
+    face = make(max_retries=2, fallback_models=["other"])
+    # A stream without a choice, which is no answer; its chunks were handed out all the same.
+    chunk = '{"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[],"usage":{"total_tokens":1}}'
+    body = f"data: {chunk}\n\n" * 3 + "data: [DONE]\n\n"
+    mock_server.script(Answer(body=body.encode(), stream=Streaming()))
+    chunks, error = face.read(create(face, stream_options={"include_usage": True}))
+    assert isinstance(error, APIResponseValidationError)
+    assert (len(chunks), error.partial, len(mock_server.requests)) == (3, "", 1)
+    # A whole answer that is none is refused before anything of it is handed out, and asked for again.
+    half = b'{"id":"1","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"AB"},"finish_reason":"stop"}]}'
+    mock_server.script(Answer(body=half, headers={"content-type": "application/json"}))
+    assert face.read(face.client.stream_complete("hi")) == (["echo:", " hi"], None)
+
+
+def test_a_failed_stream_fails_again_and_was_not_closed(face: Face, mock_server: MockServer) -> None:
+    answer(mock_server, fault="close", after=4)
+    stream = face.client.stream_complete("hi")
+    _, first = face.read(stream)
+    pieces, again = face.read(stream)
+    assert pieces == []
+    assert type(first) is type(again) is StreamInterruptedError
+    assert not stream.closed
+
+
 # ---- ends ----
 
 

@@ -44,6 +44,10 @@ async def gather(calls: Mapping[K, Awaitable[Any]], return_exceptions: bool) -> 
                 f"gather(): {name!r} must be something to await, like client.complete(...) without await, "
                 f"not {type(call).__name__}{_hint(call)}"
             )
+    loop = asyncio.get_running_loop()
+    for name, call in calls.items():
+        if asyncio.isfuture(call) and call.get_loop() is not loop:
+            raise ValueError(f"gather(): {name!r} is a future of another event loop")
     if not calls:
         return {}
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}

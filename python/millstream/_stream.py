@@ -104,12 +104,17 @@ class _BlockingPieces(_Pieces[T], Iterator[T]):
     def __next__(self) -> T:
         for piece in self._pieces:
             return piece
+        if self._waiting:
+            raise RuntimeError("another thread is reading this stream; one can at a time")
+        self._waiting = True
         try:
             pieces = block(self._native.next)
         except BaseException:
             self._native.close()
             raise
-        self._pieces = iter(pieces)
+        finally:
+            self._waiting = False
+        self._pieces = iter(pieces or ())
         return next(self._pieces)
 
     def close(self) -> None:

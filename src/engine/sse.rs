@@ -132,6 +132,11 @@ impl Decoder {
         self.dispatch()
     }
 
+    /// Whether an event has begun and not ended. A comment is none.
+    pub fn is_within_event(&self) -> bool {
+        !matches!(self.data, Data::None) || self.line.first().is_some_and(|first| *first != b':')
+    }
+
     /// How long the server wants to be left alone before a new connection, from its last `retry:`.
     pub fn reconnection_time(&self) -> Option<Duration> {
         self.reconnection_time

@@ -172,7 +172,7 @@ impl NativeStream {
 
     #[getter]
     fn closed(&self) -> bool {
-        self.state.is_closed.load(Relaxed)
+        self.state.is_closed.load(Relaxed) && !matches!(&*lock(&self.state.outcome), Some(Outcome::Failed(_)))
     }
 }
 
@@ -198,7 +198,10 @@ impl Drop for NativeStream {
 impl State {
     fn take<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
         if self.is_closed.load(Relaxed) {
-            return Ok(Some(PyList::empty(py)));
+            return match &*lock(&self.outcome) {
+                Some(Outcome::Failed(error)) => Err(errors::raise(py, error)),
+                _ => Ok(Some(PyList::empty(py))),
+            };
         }
         match self.feed.take() {
             Taken::Nothing => Ok(None),

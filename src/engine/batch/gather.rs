@@ -166,6 +166,10 @@ impl<A: Answer + 'static, K: Send + 'static> Shared<A, K> {
 
     async fn pull(self: Arc<Self>) -> Result<(), Error> {
         loop {
+            if let Some(feed) = &self.feed {
+                // What fails at once, too, waits for the consumer.
+                feed.room().await;
+            }
             // Not in the condition of a `while let`: the lock would be held through the item's whole life.
             let next = self.source().next();
             let Some((index, prompt)) = next else { break };

@@ -271,7 +271,14 @@ impl Pipeline {
             }
             Err(failure::read::<T>(call, &request.header_maps(), &response, upstream.endpoint.host()))
         });
-        let outcome = outcome.map_err(|error| error.with_key_id(upstream.key_id.to_string()));
+        let outcome = outcome.map_err(|error| {
+            let error = error.with_key_id(upstream.key_id.to_string());
+            // Whatever is wrong with it: what was handed out cannot be taken back, so it is not asked for again.
+            match call.writer.as_ref().filter(|writer| error.partial().is_none() && writer.has_delivered()) {
+                Some(writer) => error.with_partial(writer.text()),
+                None => error,
+            }
+        });
         match &outcome {
             Ok((answer, response)) => {
                 let usage = answer.usage();
@@ -311,10 +318,13 @@ impl Pipeline {
     async fn receive(&self, call: &Call, lane: &Lane, request: &Request, opened: Opened) -> Result<Response, Error> {
         let Some(writer) = &call.writer else { return opened.whole(&self.timeouts).await };
         if stream::is_whole(&opened) {
-            let response = opened.whole(&self.timeouts).await?;
+            let mut response = opened.whole(&self.timeouts).await?;
             if response.status.is_success() {
-                // What cannot be read as a part is refused as the answer that it is.
-                let _ = writer.put_whole(&response.body);
+                call.translate(lane.upstream.provider(), &mut response);
+                // What cannot be read is refused as the answer that it is, and nothing of it is handed out before.
+                if !writer.is_chat() || openai::parse_chat(&response.body).is_ok() {
+                    let _ = writer.put_whole(&response.body);
+                }
             }
             return Ok(response);
         }

@@ -50,9 +50,16 @@ async fn read_events(
     let mut last_event = Instant::now();
     let mut has_events = false;
     loop {
+        // The time that the consumer takes is not the server's.
+        let asked = Instant::now();
         writer.room().await;
+        last_event += asked.elapsed();
         let silence = idle.map(|limit| Silence { since: last_event, limit });
-        let piece = body.next(&headers, silence).await.map_err(|error| broken(host, error))?;
+        let piece = match body.next(&headers, silence).await {
+            // Every choice has told why it ended; only the end of the body is missing.
+            Err(error) if error.kind() == Kind::Connection && writer.is_complete() => None,
+            piece => piece.map_err(|error| broken(host, error))?,
+        };
         let is_over = piece.is_none();
         let mut fault = None;
         let mut parts = Vec::new();
@@ -72,7 +79,7 @@ async fn read_events(
                 })
             }),
         };
-        if !parts.is_empty() {
+        if !parts.is_empty() || decoder.is_within_event() {
             last_event = Instant::now();
         }
         // What came before a fault is delivered before it.
