@@ -31,7 +31,8 @@ def of_openai(base_url: str, model: str, cases: Iterable[dict[str, Any]]) -> Ite
     """Both forms of each answer from ``/chat/completions``."""
     import openai
 
-    with openai.OpenAI(api_key="unused", base_url=base_url, max_retries=0, timeout=60) as client:
+    # The server closes a connection after 100 requests or 5 s, which may be when it is used again.
+    with openai.OpenAI(api_key="unused", base_url=base_url, max_retries=4, timeout=60) as client:
         for case in cases:
             whole = client.chat.completions.create(model=model, **case)
             choice = whole.choices[0]
@@ -75,7 +76,7 @@ def of_responses(base_url: str, model: str, cases: Iterable[dict[str, Any]]) -> 
     """Both forms of each answer from ``/responses``."""
     import openai
 
-    with openai.OpenAI(api_key="unused", base_url=base_url, max_retries=0, timeout=60) as client:
+    with openai.OpenAI(api_key="unused", base_url=base_url, max_retries=4, timeout=60) as client:
         for case in cases:
             arguments = responses_arguments(case)
             whole = client.responses.create(model=model, **arguments)
@@ -130,7 +131,7 @@ def of_anthropic(base_url: str, model: str, cases: Iterable[dict[str, Any]]) -> 
     import anthropic
 
     root = base_url.removesuffix("/v1")
-    with anthropic.Anthropic(api_key="unused", base_url=root, max_retries=0, timeout=60) as client:
+    with anthropic.Anthropic(api_key="unused", base_url=root, max_retries=4, timeout=60) as client:
         for case in cases:
             arguments = anthropic_arguments(case)
             whole = client.messages.create(model=model, **arguments)
