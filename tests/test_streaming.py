@@ -346,7 +346,9 @@ def test_what_was_handed_out_is_never_asked_for_again(make: Make, mock_server: M
     """Whatever is found to be wrong with the answer at its end."""
     face = make(max_retries=2, fallback_models=["other"])
     # A stream without a choice, which is no answer; its chunks were handed out all the same.
-    chunk = '{"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[],"usage":{"total_tokens":1}}'
+    chunk = (
+        '{"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[],"usage":{"total_tokens":1}}'
+    )
     body = f"data: {chunk}\n\n" * 3 + "data: [DONE]\n\n"
     mock_server.script(Answer(body=body.encode(), stream=Streaming()))
     chunks, error = face.read(create(face, stream_options={"include_usage": True}))
