@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import millstream
 import pytest
 from helpers import KEY, last_request
 from millstream import (
@@ -523,7 +524,8 @@ def test_no_traceback_of_a_refused_configuration_shows_the_key() -> None:
             make()
         except ConfigurationError as error:
             frames = traceback.TracebackException.from_exception(error, capture_locals=True).stack
-            ours = [frame for frame in frames if "millstream" in frame.filename]
+            package = str(Path(millstream.__file__).parent)
+            ours = [frame for frame in frames if frame.filename.startswith(package)]
             assert ours
             return str([frame.locals for frame in ours])
         raise AssertionError("it was taken")
