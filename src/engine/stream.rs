@@ -372,17 +372,6 @@ impl Writer {
         if self.is_chat() { Ok(Part::Unread(body)) } else { self.read(body) }
     }
 
-    /// Reads a part that is unread yet.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
-    pub fn read_whole(&self, part: Part) -> Result<Part, Error> {
-        match part {
-            Part::Unread(body) => self.read(body),
-            part => Ok(part),
-        }
-    }
-
     /// Adds an answer that came whole, as its only part.
     ///
     /// # Errors

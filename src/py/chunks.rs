@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::errors::OrRaise;
-use super::records::{Step, Usage, attribute, dict, repr};
+use super::records::{Step, Usage, attribute, dict, hash, repr};
 use crate::engine::provider::chunk::{self, ChatChunk};
 
 /// One chunk of a streamed answer.
@@ -68,10 +68,7 @@ impl ChatCompletionChunk {
     }
 
     fn __hash__(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        self.0.body.hash(&mut hasher);
-        hasher.finish()
+        hash(&self.0.body)
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>,))> {

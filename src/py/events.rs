@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::records::{attribute, dict};
+use super::records::{attribute, dict, hash};
 use crate::engine::provider::event::Event;
 
 /// One event: its type, its text, and every field of it as an attribute.
@@ -50,10 +50,7 @@ impl StreamEvent {
     }
 
     fn __hash__(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        self.body.hash(&mut hasher);
-        hasher.finish()
+        hash(&self.body)
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, EventParts<'py>)> {

@@ -71,6 +71,14 @@ pub(crate) fn dict(py: Python<'_>, body: &[u8], path: &[Step]) -> PyResult<Py<Py
     to_python(py, &part(body, path).unwrap_or_default(), Objects::Dicts)
 }
 
+/// Records with the same body are equal, and have the same hash.
+pub(crate) fn hash(body: &[u8]) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// `None` or the value, as Python shows it.
 pub(crate) fn repr<T: std::fmt::Debug>(value: Option<&T>) -> String {
     value.map_or_else(|| "None".to_owned(), |value| format!("{value:?}"))
@@ -172,10 +180,7 @@ impl ChatCompletion {
     }
 
     fn __hash__(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        self.0.receipt.body.hash(&mut hasher);
-        hasher.finish()
+        hash(&self.0.receipt.body)
     }
 
     fn __repr__(&self) -> String {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::errors::OrRaise;
 use super::json::{Objects, to_python};
 use super::receipt::{self, Parts};
-use super::records::{Step, Usage, attribute, dict, repr};
+use super::records::{Step, Usage, attribute, dict, hash, repr};
 use crate::engine::provider::embeddings::parse_embeddings;
 use crate::engine::provider::{lenient, openai};
 use crate::engine::types::{self, Receipt, request_id};
@@ -144,10 +144,7 @@ impl Reply {
     }
 
     fn __hash__(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        self.receipt.body.hash(&mut hasher);
-        hasher.finish()
+        hash(&self.receipt.body)
     }
 
     fn __repr__(&self) -> String {

@@ -260,14 +260,12 @@ impl Pipeline {
             }
             Err(error) => Err(error),
         };
-        let outcome = received.and_then(|mut response| {
-            if response.status.is_success() {
-                call.translate(upstream.provider(), &mut response);
-                if let Ok(answer) = T::read(&response.body)
-                    && answer.check(call, &response.body).is_ok()
-                {
-                    return Ok((answer, response));
-                }
+        let outcome = received.and_then(|response| {
+            if response.status.is_success()
+                && let Ok(answer) = T::read(&response.body)
+                && answer.check(call, &response.body).is_ok()
+            {
+                return Ok((answer, response));
             }
             Err(failure::read::<T>(call, &request.header_maps(), &response, upstream.endpoint.host()))
         });
@@ -314,25 +312,28 @@ impl Pipeline {
         outcome
     }
 
-    /// The answer that was `opened`; that of a stream once it has ended.
+    /// The answer that was `opened`, in `OpenAI`'s format; that of a stream once it has ended.
     async fn receive(&self, call: &Call, lane: &Lane, request: &Request, opened: Opened) -> Result<Response, Error> {
-        let Some(writer) = &call.writer else { return opened.whole(&self.timeouts).await };
-        if stream::is_whole(&opened) {
-            let mut response = opened.whole(&self.timeouts).await?;
-            if response.status.is_success() {
-                call.translate(lane.upstream.provider(), &mut response);
-                // What cannot be read is refused as the answer that it is, and nothing of it is handed out before.
-                if !writer.is_chat() || openai::parse_chat(&response.body).is_ok() {
-                    let _ = writer.put_whole(&response.body);
-                }
-            }
-            return Ok(response);
-        }
         let (endpoint, provider) = (&lane.upstream.endpoint, lane.upstream.provider());
-        // In a box of its own, since it is larger than what most calls need.
-        let read = stream::read(opened, provider, writer, endpoint.host(), self.timeouts.idle);
-        let read = Box::pin(read).await;
-        read.map_err(|error| failure::clean(&request.header_maps(), error))
+        if let Some(writer) = &call.writer
+            && !stream::is_whole(&opened)
+        {
+            // In a box of its own, since it is larger than what most calls need.
+            let read = stream::read(opened, provider, writer, endpoint.host(), self.timeouts.idle);
+            let read = Box::pin(read).await;
+            return read.map_err(|error| failure::clean(&request.header_maps(), error));
+        }
+        let mut response = opened.whole(&self.timeouts).await?;
+        if response.status.is_success() {
+            call.translate(provider, &mut response);
+            if let Some(writer) = &call.writer
+                // What cannot be read is refused as the answer that it is, and nothing of it is handed out before.
+                && (!writer.is_chat() || openai::parse_chat(&response.body).is_ok())
+            {
+                let _ = writer.put_whole(&response.body);
+            }
+        }
+        Ok(response)
     }
 
     /// How long to wait before the next attempt, or why there is none.

@@ -21,23 +21,8 @@ const AT_ONCE: usize = 16 * 1024;
 /// `idle` is the longest time between two events: comments, by which some servers keep a connection alive, do not count.
 ///
 /// # Errors
-/// What an error event says; `StreamInterrupted` if the stream ended before it was told to be complete. Once something was
-/// delivered every error has the text so far.
+/// What an error event says; `StreamInterrupted` if the stream ended before it was told to be complete.
 pub(super) async fn read(
-    opened: Opened,
-    provider: Provider,
-    writer: &Writer,
-    host: &str,
-    idle: Option<Duration>,
-) -> Result<Response, Error> {
-    let read = read_events(opened, provider, writer, host, idle).await;
-    read.map_err(|error| match error {
-        error if !writer.has_delivered() => error,
-        error => error.with_partial(writer.text()),
-    })
-}
-
-async fn read_events(
     opened: Opened,
     provider: Provider,
     writer: &Writer,
@@ -71,12 +56,8 @@ async fn read_events(
             // What is left may be half an event: if it cannot be read, the stream was cut there.
             None => decoder.finish().map_or(Ok(false), |event| {
                 has_events = true;
-                let is_end = read_event(&event, &mut reader, writer, &mut parts);
-                let last = parts.pop().map_or(Ok(None), |part| writer.read_whole(part).map(Some));
-                last.map(|part| parts.extend(part)).and(is_end).or_else(|error| match error.kind() {
-                    Kind::InvalidResponse => Ok(false),
-                    _ => Err(error),
-                })
+                let end = read_event(&event, &mut reader, |body| writer.read(body), &mut parts);
+                end.or_else(|error| if error.kind() == Kind::InvalidResponse { Ok(false) } else { Err(error) })
             }),
         };
         if !parts.is_empty() || decoder.is_within_event() {
@@ -143,7 +124,7 @@ fn read_parts(
 ) -> Result<bool, Error> {
     while let Some(event) = decoder.next_event()? {
         *has_events = true;
-        if read_event(&event, reader, writer, parts)? {
+        if read_event(&event, reader, |body| writer.take(body), parts)? {
             return Ok(true);
         }
     }
@@ -153,13 +134,13 @@ fn read_parts(
 fn read_event(
     event: &sse::Event,
     reader: &mut StreamReader,
-    writer: &Writer,
+    read: impl FnOnce(Bytes) -> Result<Part, Error>,
     parts: &mut Vec<Part>,
 ) -> Result<bool, Error> {
     let name = event.name.as_deref().and_then(|name| std::str::from_utf8(name).ok());
     match reader.event(name, &event.data) {
         Step::Chunk(body) => {
-            let part = writer.take(body)?;
+            let part = read(body)?;
             let is_last = part.is_last();
             parts.push(part);
             Ok(is_last)

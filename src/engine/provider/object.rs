@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::openai::{lenient_usage, parse_object, strictly};
+use super::openai::{lenient_usage, parse_object, strictly, usage_named};
 use crate::engine::error::Error;
 use crate::engine::types::{Object, Usage};
 
@@ -31,16 +31,7 @@ pub fn parse_object_answer(body: &[u8]) -> Result<Object, Error> {
 
 /// Tokens by the names of chat completions, or by those of Responses.
 pub(super) fn any_usage(usage: &Value) -> Option<Usage> {
-    lenient_usage(usage).or_else(|| {
-        let count = |name| usage.get(name).and_then(Value::as_f64).map(|count| count.max(0.0) as u64);
-        let (input, output) = (count("input_tokens"), count("output_tokens"));
-        if input.is_none() && output.is_none() {
-            return None;
-        }
-        let (prompt_tokens, completion_tokens) = (input.unwrap_or(0), output.unwrap_or(0));
-        let total_tokens = count("total_tokens").unwrap_or(prompt_tokens.saturating_add(completion_tokens));
-        Some(Usage { prompt_tokens, completion_tokens, total_tokens })
-    })
+    lenient_usage(usage).or_else(|| usage_named(usage, "input_tokens", "output_tokens"))
 }
 
 #[cfg(test)]

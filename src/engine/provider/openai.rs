@@ -357,8 +357,13 @@ fn text_or_json(value: Option<&Value>) -> String {
 
 /// Tokens of a `usage` object, whatever the types of its numbers.
 pub fn lenient_usage(usage: &Value) -> Option<Usage> {
+    usage_named(usage, "prompt_tokens", "completion_tokens")
+}
+
+/// The same by other names of the tokens of prompt and answer.
+pub(super) fn usage_named(usage: &Value, prompt: &str, completion: &str) -> Option<Usage> {
     let count = |name| usage.get(name).and_then(Value::as_f64).map(|count| count.max(0.0) as u64);
-    let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
+    let (prompt, completion) = (count(prompt), count(completion));
     if prompt.is_none() && completion.is_none() {
         return None;
     }
