@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from millstream._bridge import block, wait
-from millstream._millstream import StreamEvent
+from millstream._millstream import ChatCompletion, Response, StreamEvent
+from millstream._millstream import Completion as TextCompletion
 from millstream.exceptions import MillstreamError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from millstream._millstream import ChatCompletion, NativeStream, Response, Usage
-    from millstream._millstream import Completion as TextCompletion
+    from millstream._millstream import NativeStream, Usage
 
 T = TypeVar("T")
-R = TypeVar("R", bound="Response | TextCompletion")
+R = TypeVar("R", bound=ChatCompletion | Response | TextCompletion)
 
 
 class _Pieces(Generic[T]):
@@ -130,8 +130,8 @@ class _BlockingPieces(_Pieces[T], Iterator[T]):
         self.close()
 
 
-class _Answer(_Pieces[T]):
-    """What is known of one stream's answer."""
+class _Answer(_Pieces[T], Generic[T, R]):
+    """What is known of the answer of one stream."""
 
     __slots__ = ()
 
@@ -141,25 +141,37 @@ class _Answer(_Pieces[T]):
         return self._native.text()
 
     @property
-    def response(self) -> ChatCompletion:
-        """The whole answer, as if it had not been streamed, with usage, finish reason and joined tool calls.
+    def response(self) -> R:
+        """The whole answer, as if it had not been streamed: with usage, finish reason and joined tool calls.
 
         Raises:
             MillstreamError: The stream has not ended, or it failed.
         """
-        answer: ChatCompletion = _ended(self._native)
+        answer: R | None = self._native.answer()
+        if answer is None:
+            raise MillstreamError("the stream has not ended well yet; read it to its end, or use get_final()")
         return answer
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from the request to the first piece with content; None before it."""
+        return self._native.time_to_first_token()
+
+    def __repr__(self) -> str:
+        state = "ended" if self._native.answer() else "closed" if self.closed else "open"
+        return f"<{type(self).__name__} {state}>"
+
+
+class _ChatAnswer(_Answer[T, ChatCompletion]):
+    """What is known of a chat's, besides."""
+
+    __slots__ = ()
 
     @property
     def usage(self) -> Usage | None:
         """The tokens, once the stream has ended and if the server counts them."""
         answer = self._native.answer()
         return None if answer is None else answer.usage
-
-    @property
-    def time_to_first_token(self) -> float | None:
-        """Seconds from the request to the first piece with content; None before it."""
-        return self._native.time_to_first_token()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -169,94 +181,8 @@ class _Answer(_Pieces[T]):
             return None
         return (usage.completion_tokens - 1) / duration
 
-    def __repr__(self) -> str:
-        state = "ended" if self._native.answer() else "closed" if self.closed else "open"
-        return f"<{type(self).__name__} {state}>"
 
-
-def _ended(native: NativeStream) -> Any:
-    answer = native.answer()
-    if answer is None:
-        raise MillstreamError("the stream has not ended well yet; read it to its end, or use get_final()")
-    return answer
-
-
-class AsyncStream(_AsyncPieces[T], _Answer[T]):
-    """One answer as it comes: an async iterator of its pieces, and an async context manager.
-
-    Leaving it early in any way (``break``, `aclose`, a cancelled task, garbage collection) closes the connection.
-    """
-
-    __slots__ = ()
-
-    async def get_final(self) -> ChatCompletion:
-        """Read to the end and return the whole answer.
-
-        Raises:
-            StreamInterruptedError: The stream broke; its ``partial`` has the text so far.
-            APIError: No answer.
-        """
-        async for _ in self:
-            self._pieces = iter(())
-        return self.response
-
-
-class Stream(_BlockingPieces[T], _Answer[T]):
-    """One answer as it comes: an iterator of its pieces, and a context manager.
-
-    Leaving it early in any way (``break``, `close`, an exception, garbage collection) closes the connection.
-    """
-
-    __slots__ = ()
-
-    def get_final(self) -> ChatCompletion:
-        """Read to the end and return the whole answer.
-
-        Raises:
-            StreamInterruptedError: The stream broke; its ``partial`` has the text so far.
-            APIError: No answer.
-        """
-        for _ in self:
-            self._pieces = iter(())
-        return self.response
-
-
-class _Events(_Pieces[StreamEvent], Generic[R]):
-    """What is known of a stream of events."""
-
-    __slots__ = ()
-
-    @property
-    def text(self) -> str:
-        """The text so far."""
-        return self._native.text()
-
-    @property
-    def response(self) -> R:
-        """The whole answer, as if it had not been streamed.
-
-        Raises:
-            MillstreamError: The stream has not ended, or it failed.
-        """
-        answer: R = _ended(self._native)
-        return answer
-
-    @property
-    def time_to_first_token(self) -> float | None:
-        """Seconds from the request to the first piece with content; None before it."""
-        return self._native.time_to_first_token()
-
-    def __repr__(self) -> str:
-        state = "ended" if self._native.answer() else "closed" if self.closed else "open"
-        return f"<{type(self).__name__} {state}>"
-
-
-class AsyncEventStream(_AsyncPieces[StreamEvent], _Events[R]):
-    """One answer as it comes: an async iterator of its events, and an async context manager.
-
-    Leaving it early in any way (``break``, `aclose`, a cancelled task, garbage collection) closes the connection.
-    """
-
+class _AsyncAnswer(_AsyncPieces[T], _Answer[T, R]):
     __slots__ = ()
 
     async def get_final(self) -> R:
@@ -271,12 +197,7 @@ class AsyncEventStream(_AsyncPieces[StreamEvent], _Events[R]):
         return self.response
 
 
-class EventStream(_BlockingPieces[StreamEvent], _Events[R]):
-    """One answer as it comes: an iterator of its events, and a context manager.
-
-    Leaving it early in any way (``break``, `close`, an exception, garbage collection) closes the connection.
-    """
-
+class _BlockingAnswer(_BlockingPieces[T], _Answer[T, R]):
     __slots__ = ()
 
     def get_final(self) -> R:
@@ -289,6 +210,42 @@ class EventStream(_BlockingPieces[StreamEvent], _Events[R]):
         for _ in self:
             self._pieces = iter(())
         return self.response
+
+
+class AsyncStream(_AsyncAnswer[T, ChatCompletion], _ChatAnswer[T]):
+    """One answer as it comes: an async iterator of its pieces, and an async context manager.
+
+    Leaving it early in any way (``break``, `aclose`, a cancelled task, garbage collection) closes the connection.
+    """
+
+    __slots__ = ()
+
+
+class Stream(_BlockingAnswer[T, ChatCompletion], _ChatAnswer[T]):
+    """One answer as it comes: an iterator of its pieces, and a context manager.
+
+    Leaving it early in any way (``break``, `close`, an exception, garbage collection) closes the connection.
+    """
+
+    __slots__ = ()
+
+
+class AsyncEventStream(_AsyncAnswer[StreamEvent, R]):
+    """One answer as it comes: an async iterator of its events, and an async context manager.
+
+    Leaving it early in any way (``break``, `aclose`, a cancelled task, garbage collection) closes the connection.
+    """
+
+    __slots__ = ()
+
+
+class EventStream(_BlockingAnswer[StreamEvent, R]):
+    """One answer as it comes: an iterator of its events, and a context manager.
+
+    Leaving it early in any way (``break``, `close`, an exception, garbage collection) closes the connection.
+    """
+
+    __slots__ = ()
 
 
 class AsyncMergedStream(_AsyncPieces[T]):
