@@ -73,6 +73,7 @@ BASES: dict[str, tuple[type[BaseException], ...]] = {
     "MillstreamError": (Exception,),
     "ConfigurationError": (MillstreamError, ValueError),
     "InputTooLargeError": (ConfigurationError,),
+    "BatchStoppedError": (MillstreamError,),
     "ClientClosedError": (MillstreamError, RuntimeError),
     "InternalError": (MillstreamError, RuntimeError),
     "LengthFinishReasonError": (MillstreamError,),

@@ -6,6 +6,7 @@ The names are openai-python's, so that existing ``except`` clauses read on::
     ├─ ConfigurationError (ValueError)             a bad argument; raised before anything is sent
     │   └─ InputTooLargeError                      one request needs more than a rate limit ever lets through
     ├─ ClientClosedError (RuntimeError)            a call on a closed client
+    ├─ BatchStoppedError                           a run was stopped before this item had an answer
     ├─ InternalError (RuntimeError)                a fault of millstream's; please report it
     ├─ LengthFinishReasonError                     no value of a type: the answer was cut at its length limit
     ├─ ContentFilterFinishReasonError              no value of a type: a filter cut the answer
@@ -49,6 +50,7 @@ __all__ = [
     "APITimeoutError",
     "AuthenticationError",
     "BadRequestError",
+    "BatchStoppedError",
     "ClientClosedError",
     "ConfigurationError",
     "ConflictError",
@@ -102,6 +104,18 @@ class ConfigurationError(MillstreamError, ValueError):
 
 class InputTooLargeError(ConfigurationError):
     """One request needs more than a rate limit ever lets through at once; waiting would never help."""
+
+
+class BatchStoppedError(MillstreamError):
+    """A run was stopped, by its user or by one of its rules, before this item had an answer; run it again.
+
+    Attributes:
+        reason: What stopped it: ``"interrupted"``, ``"deadline"``, ``"budget"``, ``"max_errors"``, ``"error_rate"`` or
+            ``"fatal"``; None if that is not known.
+    """
+
+    retryable: bool = True
+    reason: str | None = None
 
 
 class ClientClosedError(MillstreamError, RuntimeError):
@@ -302,6 +316,7 @@ _BY_KIND: dict[str, type[MillstreamError]] = {
     "quota": InsufficientQuotaError,
     "invalid_response": APIResponseValidationError,
     "closed": ClientClosedError,
+    "stopped": BatchStoppedError,
 }
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {

@@ -40,6 +40,8 @@ pub enum Kind {
     StreamInterrupted,
     /// The client was closed.
     Closed,
+    /// The run that it belongs to was stopped before it had an answer.
+    Stopped,
     /// A fault of ours.
     Internal,
 }
@@ -118,7 +120,7 @@ impl Error {
             | Kind::IdleTimeout
             | Kind::InvalidResponse
             | Kind::StreamInterrupted => Verdict::Retryable,
-            Kind::QueueTimeout | Kind::Deadline => Verdict::Exhausted,
+            Kind::QueueTimeout | Kind::Deadline | Kind::Stopped => Verdict::Exhausted,
             _ => Verdict::Final,
         };
         Self(Box::new(Inner {
@@ -158,6 +160,12 @@ impl Error {
     /// The client was closed.
     pub fn closed() -> Self {
         Self::new(Kind::Closed, "the client is closed; make a new one, or keep it open while calls are made")
+    }
+
+    /// The run was stopped.
+    pub fn stopped() -> Self {
+        Self::new(Kind::Stopped, "the run was stopped before this item had an answer")
+            .advise("Run it again, or loosen the rule that stopped it.")
     }
 
     /// With another verdict.

@@ -7,6 +7,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
 
 use super::error::Error;
+use super::secret::KeyId;
 
 /// What is asked in one chat request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,6 +172,8 @@ pub struct Receipt {
     pub raw: Option<Bytes>,
     /// Attempts made, the first included.
     pub attempts: u32,
+    /// Names the key that it was sent with, if it was sent.
+    pub key_id: Option<KeyId>,
     /// From the call to its admission: the wait for a place in the window and for the rate limit.
     pub queue_time: Duration,
     /// From the admission to the end of the answer, all attempts and waits between them included.

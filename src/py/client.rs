@@ -13,6 +13,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyList, PyMapping, PyString, PyTuple};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use super::bridge::{Pending, dispatch};
 use super::endpoint::Endpoint;
@@ -477,7 +478,7 @@ impl NativeClient {
             pipeline.retry = pipeline.retry.in_bulk();
         }
         let window = max_concurrent.map(|size| Runtime::on_its_clock(|| Window::fixed(size)));
-        pipeline.bulk = Some(Bulk { window, holds_on, parking: Arc::default() });
+        pipeline.bulk = Some(Bulk { window, holds_on, parking: Arc::default(), stopped: CancellationToken::new() });
         let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
         Ok(Batch { pipeline, calls })
     }

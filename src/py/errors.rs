@@ -49,6 +49,7 @@ fn kind(error: &Error) -> &'static str {
         Kind::InvalidResponse => "invalid_response",
         Kind::StreamInterrupted => "stream_interrupted",
         Kind::Closed => "closed",
+        Kind::Stopped => "stopped",
         Kind::Internal => "internal",
     }
 }

@@ -60,6 +60,7 @@ pub(crate) fn restore(parts: Parts) -> PyResult<Receipt> {
         body: Bytes::from(body),
         raw: raw.map(Bytes::from),
         attempts,
+        key_id: None,
         queue_time: Duration::try_from_secs_f64(queue_time).map_err(|_| bad())?,
         elapsed: Duration::try_from_secs_f64(elapsed).map_err(|_| bad())?,
     })

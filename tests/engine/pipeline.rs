@@ -17,6 +17,7 @@ use millstream::engine::secret::ApiKey;
 use millstream::engine::transport::{Tls, Transport, TransportConfig};
 use millstream::engine::types::{ChatCompletion, Prompt, Receipt, Text, Unit};
 use millstream::mock::{Answer, Fault, MockConfig, MockServer};
+use tokio_util::sync::CancellationToken;
 
 const KEY: &str = "sk-canary-0123456789";
 
@@ -67,7 +68,12 @@ pub(crate) fn calls(pipeline: &Pipeline) -> ChatCalls {
 }
 
 pub(crate) fn batch(pipeline: Pipeline, max_concurrent: usize) -> Batch {
-    let bulk = Some(Bulk { window: Some(Window::fixed(max_concurrent)), holds_on: true, parking: Arc::default() });
+    let bulk = Some(Bulk {
+        window: Some(Window::fixed(max_concurrent)),
+        holds_on: true,
+        parking: Arc::default(),
+        stopped: CancellationToken::new(),
+    });
     let retry = pipeline.retry.clone().in_bulk();
     Batch { calls: calls(&pipeline), pipeline: Pipeline { bulk, retry, ..pipeline } }
 }

@@ -1,29 +1,22 @@
 //! A list of prompts in, a list of answers out, in the same order.
 //!
-//! Puller tasks take the next prompt as soon as they are free, so the window is always full and there is no task per item. There
-//! are as many as the window has places, and one more for each item that waits between two attempts, so that a few failing items
-//! do not slow the others down. A prompt is given up as soon as it is answered and of an answer only what is asked for is kept
-//! ([`Batch::run`]: the text), so memory stays at about what came in and what goes out.
+//! A prompt is given up as soon as it is answered and of an answer only what is asked for is kept ([`Batch::run`]: the text), so
+//! memory stays at about what came in and what goes out.
 
 use std::iter::Enumerate;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::vec;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use tokio::task::JoinSet;
 
+use super::run::{Sink, Source, Work, run};
 use crate::engine::error::Error;
 use crate::engine::keys::{Lanes, Route};
-use crate::engine::limit::Window;
 use crate::engine::pipeline::{Answer, Call, Pipeline, stream_headers};
 use crate::engine::provider::ChatTemplate;
 use crate::engine::stream::{Feed, Piece, Wanted, Writer};
 use crate::engine::types::{ChatCompletion, Outcome, Priority, Prompt, Receipt, Text};
-
-/// The most pullers that stand in for waiting items, where the window is smaller than this.
-const MOST_STAND_INS: usize = 1000;
 
 /// What one failed item means for the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,90 +113,65 @@ pub struct Batch {
     pub calls: ChatCalls,
 }
 
-struct Shared<A, K> {
-    batch: Batch,
-    on_error: OnError,
-    keep: fn(A, Receipt) -> K,
+/// Prompts in their order, each the call that asks it.
+struct Prompts {
+    calls: ChatCalls,
     /// Where the pieces go, if the answers are streamed.
     feed: Option<Arc<Feed>>,
-    source: Mutex<Enumerate<vec::IntoIter<Prompt>>>,
-    outcomes: Mutex<Vec<Option<Outcome<K>>>>,
-    pullers: AtomicUsize,
+    left: Mutex<Enumerate<vec::IntoIter<Prompt>>>,
 }
 
-impl<A: Answer + 'static, K: Send + 'static> Shared<A, K> {
-    fn source(&self) -> MutexGuard<'_, Enumerate<vec::IntoIter<Prompt>>> {
-        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+impl Prompts {
+    fn lock(&self) -> MutexGuard<'_, Enumerate<vec::IntoIter<Prompt>>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source for Prompts {
+    async fn next(&self) -> Option<Work> {
+        let (index, prompt) = self.lock().next()?;
+        let call = match &self.feed {
+            None => self.calls.call(&prompt),
+            Some(feed) => self.calls.stream(&prompt, Writer::new(Arc::clone(feed), index as u32, Wanted::Texts)),
+        };
+        Some(Work::new(index, call))
     }
 
-    fn call(&self, index: usize, prompt: &Prompt) -> Result<Call, Error> {
-        let calls = &self.batch.calls;
-        match &self.feed {
-            None => calls.call(prompt),
-            Some(feed) => calls.stream(prompt, Writer::new(Arc::clone(feed), index as u32, Wanted::Texts)),
+    fn left(&self) -> usize {
+        self.lock().len()
+    }
+}
+
+/// What is kept of each answer, in its prompt's place.
+struct Places<A, K> {
+    on_error: OnError,
+    keep: fn(A, Receipt) -> K,
+    feed: Option<Arc<Feed>>,
+    outcomes: Mutex<Vec<Option<Outcome<K>>>>,
+}
+
+impl<A: Answer + 'static, K: Send + 'static> Sink<A> for Places<A, K> {
+    async fn room(&self) {
+        if let Some(feed) = &self.feed {
+            // What fails at once, too, waits for the consumer.
+            feed.room().await;
         }
     }
 
-    fn put(&self, index: usize, outcome: Outcome<K>) {
+    fn put(&self, index: usize, outcome: Outcome<(A, Receipt)>) -> Result<(), Error> {
+        let outcome = match outcome {
+            Err(error) if self.on_error == OnError::Stop => return Err(error),
+            outcome => outcome.map(|(answer, receipt)| (self.keep)(answer, receipt)),
+        };
         if let (Some(feed), Err(_)) = (&self.feed, &outcome) {
             feed.put(outcome.err().into_iter().map(|error| (index as u32, Piece::Failed(error))));
-            return;
+            return Ok(());
         }
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = outcomes.get_mut(index) {
             *place = Some(outcome);
         }
-    }
-
-    /// How many pullers there should be now.
-    fn wanted(&self) -> usize {
-        let pipeline = &self.batch.pipeline;
-        let of_batch = pipeline.bulk.as_ref().and_then(|bulk| bulk.window.as_ref());
-        let places = [of_batch, pipeline.window.as_ref()].into_iter().flatten().map(Window::limit).min().unwrap_or(1);
-        let parked = pipeline.bulk.as_ref().map_or(0, |bulk| bulk.parking.parked());
-        places + parked.min(places.max(MOST_STAND_INS))
-    }
-
-    async fn pull(self: Arc<Self>) -> Result<(), Error> {
-        loop {
-            if let Some(feed) = &self.feed {
-                // What fails at once, too, waits for the consumer.
-                feed.room().await;
-            }
-            // Not in the condition of a `while let`: the lock would be held through the item's whole life.
-            let next = self.source().next();
-            let Some((index, prompt)) = next else { break };
-            let call = self.call(index, &prompt);
-            drop(prompt);
-            let outcome = match call {
-                Ok(call) => self.batch.pipeline.run::<A>(&call).await,
-                Err(refused) => Err(refused),
-            };
-            let outcome = outcome.map_err(|error| error.at(index));
-            match outcome {
-                Err(error) if self.on_error == OnError::Stop => return Err(error),
-                outcome => self.put(index, outcome.map(|(answer, receipt)| (self.keep)(answer, receipt))),
-            }
-            let (pullers, wanted) = (self.pullers.load(Relaxed), self.wanted());
-            if pullers > wanted {
-                break;
-            }
-            if pullers < wanted
-                && let Some(bulk) = &self.batch.pipeline.bulk
-            {
-                bulk.parking.nudge();
-            }
-        }
-        self.pullers.fetch_sub(1, Relaxed);
         Ok(())
-    }
-
-    fn fill(self: &Arc<Self>, tasks: &mut JoinSet<Result<(), Error>>) {
-        let missing = self.wanted().saturating_sub(self.pullers.load(Relaxed)).min(self.source().len());
-        for _ in 0..missing {
-            self.pullers.fetch_add(1, Relaxed);
-            tasks.spawn(Arc::clone(self).pull());
-        }
     }
 }
 
@@ -246,31 +214,11 @@ impl Batch {
     ) -> Result<Vec<Outcome<K>>, Error> {
         let mut outcomes = Vec::new();
         outcomes.resize_with(prompts.len(), || None);
-        let parking = self.pipeline.bulk.as_ref().map(|bulk| Arc::clone(&bulk.parking)).unwrap_or_default();
-        let shared = Arc::new(Shared {
-            batch: self,
-            on_error,
-            keep,
-            feed,
-            source: Mutex::new(prompts.into_iter().enumerate()),
-            outcomes: Mutex::new(outcomes),
-            pullers: AtomicUsize::new(0),
-        });
-        let mut tasks = JoinSet::new();
-        loop {
-            shared.fill(&mut tasks);
-            tokio::select! {
-                joined = tasks.join_next() => match joined {
-                    None => break,
-                    Some(Ok(pulled)) => pulled?,
-                    Some(Err(fault)) => {
-                        return Err(Error::internal("a batch task ended before its work").with_source(fault));
-                    }
-                },
-                () = parking.changed() => {}
-            }
-        }
-        let outcomes = std::mem::take(&mut *shared.outcomes.lock().unwrap_or_else(PoisonError::into_inner));
+        let prompts = Mutex::new(prompts.into_iter().enumerate());
+        let source = Prompts { calls: self.calls, feed: feed.clone(), left: prompts };
+        let places = Arc::new(Places { on_error, keep, feed, outcomes: Mutex::new(outcomes) });
+        run(self.pipeline, Arc::new(source), Arc::clone(&places), Arc::default()).await?;
+        let outcomes = std::mem::take(&mut *places.outcomes.lock().unwrap_or_else(PoisonError::into_inner));
         let lost = |index| Err(Error::internal("an item of the batch was not carried out").at(index));
         let outcomes = outcomes.into_iter().enumerate();
         Ok(outcomes.map(|(index, outcome)| outcome.unwrap_or_else(|| lost(index))).collect())

@@ -7,6 +7,7 @@ use futures_util::future::Either;
 use tokio::time::{Instant, timeout_at};
 
 use crate::engine::error::{Error, Kind, Verdict};
+use crate::engine::secret::KeyId;
 use crate::engine::transport::Response;
 use crate::engine::types::Receipt;
 
@@ -88,13 +89,14 @@ impl Clock {
         error.spent(attempts, self.elapsed())
     }
 
-    pub(super) fn receipt(&self, response: Response, attempts: u32) -> Receipt {
+    pub(super) fn receipt(&self, response: Response, attempts: u32, key_id: Option<KeyId>) -> Receipt {
         Receipt {
             status: response.status,
             headers: response.headers,
             body: response.body,
             raw: response.raw,
             attempts,
+            key_id,
             queue_time: self.admitted.map_or(Duration::ZERO, |admitted| admitted.duration_since(self.called)),
             elapsed: self.elapsed(),
         }

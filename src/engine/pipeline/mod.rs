@@ -15,11 +15,15 @@ mod failure;
 mod parking;
 mod stream;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
+use tokio_util::sync::CancellationToken;
 
 use self::admission::Admission;
 pub use self::call::{Answer, Call, stream_headers};
@@ -78,6 +82,8 @@ pub struct Bulk {
     pub holds_on: bool,
     /// Where items wait between attempts, so that others go on meanwhile.
     pub parking: Arc<Parking>,
+    /// Once it is cancelled nothing more is sent: items that wait are given up, those on the wire may end.
+    pub stopped: CancellationToken,
 }
 
 /// Whether and when slow requests get a twin.
@@ -110,7 +116,11 @@ impl Pipeline {
         match outcome {
             Ok((answer, response)) => {
                 self.metrics.request_succeeds();
-                Ok((answer, item.clock.receipt(response, item.attempts())))
+                Ok((answer, item.clock.receipt(response, item.attempts(), item.key_id)))
+            }
+            Err(error) if error.kind() == Kind::Stopped => {
+                self.metrics.request_fails();
+                Err(item.clock.give_up(error, None, item.attempts()))
             }
             Err(error) => {
                 self.metrics.request_fails();
@@ -127,7 +137,7 @@ impl Pipeline {
     ) -> Result<(T, Response), Error> {
         loop {
             let clock = item.clock;
-            let Some(admission) = clock.bound(self.admit(call, lanes, item)).await else {
+            let Some(admission) = self.unless_stopped(clock.bound(self.admit(call, lanes, item))).await? else {
                 let last = item.last.take();
                 return Err(item.overrun(last));
             };
@@ -162,11 +172,25 @@ impl Pipeline {
                 Err(reason) => return Err(item.clock.give_up(error, reason, item.attempts())),
             };
             lane.metrics.retry(RetryCause::of(&error));
-            if item.clock.bound(self.wait(wait, &error, lane)).await.is_none() {
+            if self.unless_stopped(item.clock.bound(self.wait(wait, &error, lane))).await?.is_none() {
                 return Err(item.overrun(Some(error)));
             }
             item.last = Some(error);
         }
+    }
+
+    /// `wait`, unless the run that the item belongs to is stopped before it is over.
+    async fn unless_stopped<R>(&self, wait: impl Future<Output = R>) -> Result<R, Error> {
+        let Some(bulk) = &self.bulk else { return Ok(wait.await) };
+        if bulk.stopped.is_cancelled() {
+            return Err(Error::stopped());
+        }
+        let mut wait = pin!(wait);
+        // Most do not wait at all, and need no place among those who are told.
+        if let Poll::Ready(got) = poll_fn(|context| Poll::Ready(wait.as_mut().poll(context))).await {
+            return Ok(got);
+        }
+        bulk.stopped.run_until_cancelled(wait).await.ok_or_else(Error::stopped)
     }
 
     /// How much longer an item may wait for a server; never zero while it is up.
