@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import dataclasses
+import inspect
+import pickle
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import helpers
+import openai
 import pytest
 from helpers import KEY, run_python
 from millstream import (
     AdaptiveBatchPolicy,
+    AsyncClient,
     Client,
     CompletionConfig,
     ConfigurationError,
     RateLimiter,
     RetryPolicy,
     Timeout,
+    _misspelt,
+    create_client,
+    create_from_config,
 )
+from millstream._fields import PATH_FIELDS, REQUEST_FIELDS
 from millstream._providers import environment_key
-from millstream.testing import MockServer
+from millstream.testing import Answer, MockServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,23 +204,188 @@ def test_an_argument_that_create_does_not_have_is_not_sent_either(face: Face) ->
         face.create(system="Be brief.")
 
 
+FIELDS = {"top_k": 1, "cache_prompt": True, "models": ["m"], "stop": "x", "min_p": 0.1, "user": "u"}
+
+
 def test_fields_of_servers_go_through_untouched(face: Face, mock_server: MockServer) -> None:
-    # OpenAI's own, those of others, and a misspelling of one: that is the server's business.
-    fields = {
-        "temprature": 1,
-        "top_k": 1,
-        "cache_prompt": True,
-        "models": ["m"],
-        "stop": "x",
-        "min_p": 0.1,
-        "user": "u",
-    }
-    face.complete("hi", **fields)
-    face.complete("hi", config=CompletionConfig(extra={"sytem": 1, **fields}))
-    face.create(extra_body={"sytem": 1, "time_out": 2, "retries": 3, **fields})
+    face.complete("hi", **FIELDS)
+    face.complete("hi", config=CompletionConfig(extra={"sytem": 1, **FIELDS}))
+    face.create(extra_body={"sytem": 1, "time_out": 2, "retries": 3, **FIELDS})
     sent = [request.json() for request in mock_server.requests]
-    assert all(fields.items() <= body.items() for body in sent)
+    assert all(FIELDS.items() <= body.items() for body in sent)
     assert [body.get("sytem") for body in sent] == [None, 1, 1]
+
+
+def test_a_field_of_a_server_that_has_a_name_of_ours_goes_by_extra_body(face: Face, mock_server: MockServer) -> None:
+    routing = {"provider": {"order": ["a"]}, "priority": 3}
+    with pytest.raises(ConfigurationError, match="provider= is not a parameter of this call"):
+        face.create(provider={"order": ["a"]})
+    face.create(extra_body=routing)
+    face.complete("hi", config=CompletionConfig(extra=routing))
+    assert all(routing.items() <= request.json().items() for request in mock_server.requests)
+
+
+# What servers take besides OpenAI's fields, by their own sources and documents.
+VENDORS = {
+    "vllm": """top_k min_p min_tokens repetition_penalty length_penalty use_beam_search best_of stop_token_ids
+        include_stop_str_in_output ignore_eos skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens
+        truncation_side watermarking prompt_logprobs logprob_token_ids allowed_token_ids bad_words echo
+        add_generation_prompt continue_final_message add_special_tokens documents chat_template chat_template_kwargs
+        media_io_kwargs mm_processor_kwargs structured_outputs request_id session_id return_tokens_as_token_ids return_token_ids
+        return_prompt_text cache_salt kv_transfer_params ec_transfer_params vllm_xargs thinking_token_budget
+        include_reasoning guided_json guided_regex guided_choice guided_grammar guided_decoding_backend
+        guided_whitespace_pattern structural_tag logits_processors""",
+    "sglang": """regex ebnf stop_regex no_stop_trim lora_path session_params separate_reasoning stream_reasoning
+        return_hidden_states custom_logit_processor custom_params rid""",
+    "llama.cpp": """top_k min_p top_n_sigma xtc_probability xtc_threshold typical_p dynatemp_range dynatemp_exponent
+        repeat_last_n repeat_penalty dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers
+        mirostat mirostat_tau mirostat_eta n_predict n_keep n_discard n_indent n_probs n_cmpl n_cache_reuse min_keep
+        grammar grammar_lazy grammar_triggers json_schema preserved_tokens chat_format reasoning_format reasoning_budget
+        reasoning_in_content thinking_forced_open samplers timings_per_token post_sampling_probs backend_sampling lora
+        id_slot cache_prompt return_tokens return_progress t_max_predict_ms response_fields parse_tool_calls""",
+    "anthropic": """thinking stop_sequences top_k cache_control container context_management mcp_servers output_config
+        betas inference_geo speed compaction fallbacks diagnostics user_profile_id workspace_id billing_policy""",
+    "mistral": "safe_prompt random_seed prompt_mode guardrails top_k min_tokens repetition_penalty",
+    "groq": """reasoning_format include_reasoning search_settings exclude_domains include_domains citation_options
+        compound_custom disable_tool_validation documents""",
+    "openrouter": """top_k top_a min_p repetition_penalty transforms models route reasoning plugins usage
+        include_reasoning image_config session_id trace debug""",
+    "others": """context_length_exceeded_behavior prompt_truncate_len raw_output perf_metrics_in_response safety_model
+        search_mode search_domain_filter search_recency_filter return_images return_related_questions disable_search
+        search_parameters deferred enable_search search_options enable_thinking thinking_budget incremental_output
+        result_format do_sample tool_stream keep_alive options think raw num_ctx num_predict safety_settings""",
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_no_field_that_a_server_has_is_taken_for_a_misspelling(
+    face: Face, mock_server: MockServer, vendor: str
+) -> None:
+    fields = dict.fromkeys(VENDORS[vendor].split(), 1)
+    face.complete("hi", **fields)
+    assert fields.items() <= mock_server.requests[0].json().items()
+
+
+def forget(*names: str) -> None:
+    """As if nobody had been told of them yet."""
+    _misspelt._warned.difference_update(names)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("temprature", "temperature"),
+        ("max_token", "max_tokens"),
+        ("maxTokens", "max_tokens"),
+        ("max_output_tokens", "max_completion_tokens"),
+        ("top-p", "top_p"),
+        ("presense_penalty", "presence_penalty"),
+        ("respone_format", "response_format"),
+        ("reasoning_efort", "reasoning_effort"),
+        ("streaming", "stream"),
+    ],
+)
+def test_a_misspelt_field_is_sent_with_one_warning(
+    face: Face, mock_server: MockServer, written: str, meant: str
+) -> None:
+    def ask() -> None:
+        face.complete("hi", **{written: 5})
+        face.complete("hi", **{written: 5})
+        face.batch_complete(["hi"], **{written: 5})
+        face.create(**{written: 5})
+
+    forget(written)
+    with pytest.warns(UserWarning, match=rf"^{written}= .* did you mean {meant}=\?.* extra_body=") as caught:
+        ask()
+    assert [warning.filename for warning in caught] == [helpers.__file__]  # whoever calls the client
+    assert [request.json()[written] for request in mock_server.requests] == [5] * 4
+
+
+def test_the_warning_points_at_the_users_line(mock_server: MockServer) -> None:
+    async def main() -> None:
+        async with AsyncClient(api_key=KEY, base_url=mock_server.base_url, model="m") as client:
+            await client.complete("hi", temprature=1)
+            forget("temprature")
+            await asyncio.gather(client.complete("hi", temprature=1))
+
+    forget("temprature")
+    with pytest.warns(UserWarning, match="temprature") as caught:
+        asyncio.run(main())
+    lines = Path(__file__).read_text("utf-8").splitlines()
+    assert [warning.filename for warning in caught] == [__file__] * 2
+    assert 'await client.complete("hi", temprature=1)' in lines[caught[0].lineno - 1]
+    assert "asyncio.run(main())" in lines[caught[1].lineno - 1]  # a task has no caller
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_meant_so_goes_without_a_warning(face: Face, mock_server: MockServer) -> None:
+    forget("temprature")
+    face.create(extra_body={"temprature": 1})
+    face.complete("hi", config=CompletionConfig(extra={"temprature": 1}))
+    assert [request.json()["temprature"] for request in mock_server.requests] == [1, 1]
+    for _ in range(2):
+        with pytest.raises(UserWarning, match="did you mean temperature="):
+            face.complete("hi", temprature=1)
+    assert len(mock_server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "advice"),
+    [
+        ("progress", "stream_many"),
+        ("on_error", "return_exceptions=True"),
+        ("batch_size", "max_concurrent="),
+        ("requests_per_minute", "rate_limiter=RateLimiter"),
+    ],
+)
+def test_what_other_batches_have_is_told_apart(face: Face, written: str, advice: str) -> None:
+    forget(written)
+    with pytest.warns(UserWarning, match=rf"^{written}= .*{advice}"):
+        face.batch_complete(["hi"], **{written: 1})
+
+
+@pytest.mark.parametrize(
+    ("call", "written", "meant"),
+    [
+        ("parse", "temprature", "temperature"),
+        ("responses", "instruction", "instructions"),
+        ("responses", "max_output_token", "max_output_tokens"),
+        ("completions", "bestof", "best_of"),
+        ("embeddings", "dimension", "dimensions"),
+    ],
+)
+def test_other_calls_have_fields_of_their_own(
+    face: Face, mock_server: MockServer, call: str, written: str, meant: str
+) -> None:
+    calls: dict[str, Callable[..., Any]] = {
+        "parse": lambda **more: face.parse(response_format={"type": "object"}, **more),
+        "responses": lambda **more: face.run(face.client.responses.create(input="hi", **more)),
+        "completions": lambda **more: face.run(face.client.completions.create(prompt="hi", **more)),
+        "embeddings": lambda **more: face.run(face.client.embeddings.create(input="hi", **more)),
+    }
+    mock_server.script(Answer(text="{}", times=1))
+    forget(written)
+    with pytest.warns(UserWarning, match=rf"^{written}= .* did you mean {meant}="):
+        calls[call](**{written: 1})
+    assert mock_server.requests[0].json()[written] == 1
+    with pytest.raises(ConfigurationError, match=r"^max_retry= .* did you mean max_retries="):
+        calls[call](max_retry=1)
+
+
+def test_the_fields_are_those_of_openai_python() -> None:
+    client = openai.OpenAI(api_key=KEY)
+    calls = {
+        "chat": (client.chat.completions.create, REQUEST_FIELDS - {"models"}),
+        "responses": (client.responses.create, PATH_FIELDS["responses"]),
+        "completions": (client.completions.create, PATH_FIELDS["completions"]),
+        "embeddings": (client.embeddings.create, PATH_FIELDS["embeddings"]),
+    }
+    for call, fields in calls.values():
+        assert (
+            inspect.signature(call).parameters.keys() - {"extra_headers", "extra_query", "extra_body", "timeout"}
+            == fields
+        )
 
 
 def test_difflib_is_not_imported_for_fields_of_openai(mock_server: MockServer) -> None:
@@ -221,6 +400,63 @@ assert "difflib" in sys.modules
 """
     done = run_python(code, mock_server.base_url)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- what is made ----
+
+
+@pytest.mark.parametrize(
+    ("make_it", "said"),
+    [
+        (
+            lambda: Client(max_concurrent=3),
+            r"Client\(\) has no argument max_concurrent=: did you mean max_concurrency=\?",
+        ),
+        (lambda: AsyncClient(apikey=KEY), r"AsyncClient\(\) has no argument apikey=: did you mean api_key=\?"),
+        (lambda: Client(temperature=0), r"Client\(\) .* config=CompletionConfig\(temperature="),
+        (lambda: Client(system="x"), r"Client\(\) has no argument system=: calls take it"),
+        (lambda: Client(azure_endpoint="x"), r"azure_endpoint=: .* base_url="),
+        (lambda: Client(rpm=60), r"rate_limiter=RateLimiter\("),
+        (lambda: Client(nonsense=1), r"nonsense=: it takes api_key, base_url, .* allow_http$"),
+        (lambda: Client(KEY), r"Client\(\) takes its arguments by name, as in Client\(api_key=\.\.\.\)"),
+        (lambda: create_client("openai", api_key=KEY, timeoute=1), r"create_client\(\) .* timeout=\?"),
+        (lambda: create_client("openai", api_key=KEY, asyncmode=1), r"create_client\(\) .* async_mode=\?"),
+        (lambda: create_from_config({}, max_concurrent=1), r"create_from_config\(\) .* max_concurrency=\?"),
+        (lambda: create_from_config({"modle": "m"}), r"^modle is not a key of the configuration: did you mean model\?"),
+        (lambda: create_from_config({"api": {"TIMOUT": 1}}), r"did you mean api\.TIMEOUT\?"),
+        (lambda: Client(api_key=KEY).with_options(max_concurrent=3), r"with_options\(\) .* max_concurrency=\?"),
+        (
+            lambda: Client(api_key=KEY).with_options(http2=True),
+            r"with_options\(\) has no argument http2=: .* when it is made",
+        ),
+        (lambda: RetryPolicy(retries=3), r"RetryPolicy\(\) has no argument retries=: did you mean max_retries=\?"),
+        (lambda: RetryPolicy(3), r"RetryPolicy\(\) takes its arguments by name"),
+        (lambda: Timeout(60, read=1), r"Timeout\(\) has no argument read=: it takes total, connect, first_byte, idle"),
+        (lambda: Timeout(60, 5), r"Timeout\(\) takes its arguments by name, as in Timeout\(connect="),
+        (lambda: RateLimiter(request_per_minute=1), r"RateLimiter\(\) .* requests_per_minute=\?"),
+        (lambda: CompletionConfig(temprature=0), r"CompletionConfig\(\) .* temperature=\?"),
+        (lambda: CompletionConfig(top_k=1), r'extra=\{"top_k": \.\.\.\}'),
+        (lambda: CompletionConfig(guided_json={}), r'extra=\{"guided_json": \.\.\.\}'),
+        (lambda: AdaptiveBatchPolicy(max_size=1), r"AdaptiveBatchPolicy\(\) .* max_batch_size=\?"),
+    ],
+)
+def test_an_argument_that_is_not_there_is_named_with_what_was_meant(make_it: Callable[[], Any], said: str) -> None:
+    with pytest.raises((TypeError, ConfigurationError), match=said) as caught:
+        make_it()
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert shown.count(KEY) == 0
+
+
+def test_the_signature_is_still_the_constructors_own() -> None:
+    for kind, name in (
+        (Client, "max_concurrency"),
+        (AsyncClient, "api_key"),
+        (Timeout, "idle"),
+        (RetryPolicy, "jitter"),
+    ):
+        assert name in inspect.signature(kind).parameters
+    policy = RetryPolicy(max_retries=3)
+    assert pickle.loads(pickle.dumps(policy)) == copy.copy(policy) == dataclasses.replace(RetryPolicy(), max_retries=3)
 
 
 # ---- hosts ----

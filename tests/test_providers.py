@@ -21,6 +21,7 @@ from millstream import (
     CompletionConfig,
     ConfigurationError,
     Endpoint,
+    NotFoundError,
     OverloadedError,
     StreamInterruptedError,
     create_client,
@@ -548,3 +549,48 @@ def test_a_connection_is_tested_without_raising(make: Make, mock_server: MockSer
     assert face.run(face.client.test_connection()) is False
     nobody = make(base_url="http://127.0.0.1:1/v1", max_retries=0)
     assert nobody.run(nobody.client.test_connection()) is False
+
+
+@pytest.mark.parametrize(
+    ("provider", "call", "has"),
+    [
+        ("anthropic", "responses", "use chat.completions.create;"),
+        ("anthropic", "completions", "use chat.completions.create;"),
+        ("anthropic", "embeddings", "use chat.completions.create;"),
+        ("mistral", "responses", "use chat.completions.create and embeddings.create;"),
+        ("mistral", "completions", "use chat.completions.create and embeddings.create;"),
+    ],
+)
+def test_a_call_that_the_provider_does_not_have_is_refused(
+    make: Make, mock_server: MockServer, provider: str, call: str, has: str
+) -> None:
+    endpoint = Endpoint(mock_server.base_url, KEY, provider=provider)
+    for face in (make(provider=provider), make(endpoints=[endpoint])):
+        given = {"prompt": "hi"} if call == "completions" else {"input": "hi"}
+        for more in ({}, {"stream": True}):
+            with pytest.raises(ConfigurationError, match=rf"^{provider} has no {call}\.create: {has}"):
+                face.run(getattr(face.client, call).create(**given, **more))
+        assert face.run(face.client.post("x", {})).to_dict()
+    assert [request.path for request in mock_server.requests] == ["/v1/x"] * 2
+
+
+@pytest.mark.parametrize(
+    ("provider", "call", "path"),
+    [
+        ("mistral", "embeddings", "/v1/embeddings"),
+        ("azure", "embeddings", "/openai/deployments/m/embeddings"),
+        ("azure", "completions", "/openai/deployments/m/completions"),
+        ("azure", "responses", "/openai/responses"),
+    ],
+)
+def test_a_call_that_the_provider_has_goes_to_its_path(
+    make: Make, mock_server: MockServer, provider: str, call: str, path: str
+) -> None:
+    root = mock_server.base_url.removesuffix("/v1")
+    face = make(provider=provider, base_url=root, api_version="2024-10-21" if provider == "azure" else None)
+    given = {"prompt": "hi"} if call == "completions" else {"input": "hi"}
+    try:
+        face.run(getattr(face.client, call).create(**given))
+    except NotFoundError:
+        pass  # the mock server has no Azure path of each; the request is what counts
+    assert last_request(mock_server).path.partition("?")[0] == path

@@ -1,4 +1,4 @@
-"""What each argument must be, by its name: the one place where a wrong type is refused.
+"""What each argument must be, by its name: the one place where a wrong type, or a name that is none, is refused.
 
 The engine checks values. A wrong type would never reach it, and the native module's own words for it do not name what a
 user wrote. Nothing here is in the way of a call that gives nothing but its prompt.
@@ -7,14 +7,18 @@ user wrote. Nothing here is in the way of a call that gives nothing but its prom
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import wraps
 from operator import index
-from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeVar, cast
 
 from millstream._not_given import NOT_GIVEN
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+F = TypeVar("F", bound="Callable[..., Any]")
+C = TypeVar("C", bound=type)
 
 
 class Kind(NamedTuple):
@@ -153,3 +157,35 @@ def check(given: Mapping[str, object], kinds: Mapping[str, Kind] = KINDS, defaul
         if isinstance(value, SupportsIndex) and not kind.least <= index(value) <= kind.most:
             bound = f"at least {kind.least}" if index(value) < kind.least else f"at most {kind.most}"
             raise ConfigurationError(f"{name} must be {bound}, not {value}")
+
+
+def spelt(method: F) -> F:
+    """A method that takes no ``**params`` and says which argument was meant where it has none of that name.
+
+    Python's own words name neither the class that the user wrote nor what it has.
+    """
+    code = method.__code__
+    known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    positions = code.co_argcount - 1
+
+    @wraps(method)
+    def checked(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        unknown = next((name for name in kwargs if name not in known), None)
+        if unknown is not None or len(args) > positions:
+            from millstream._misspelt import refused_call  # not at the top: it is not cheap
+
+            owner = type(self).__name__ if method.__name__ == "__init__" else method.__name__
+            # A traceback shows variables: one may be a key, and what is not made has no repr.
+            del self, args, kwargs
+            raise refused_call(owner, unknown, known, positions)
+        given = iter((kwargs,))
+        del kwargs
+        return method(self, *args, **next(given))
+
+    return cast("F", checked)
+
+
+def spelt_class(cls: C) -> C:
+    """The same for the constructor that a dataclass was given."""
+    cls.__init__ = spelt(cls.__init__)  # type: ignore[misc]
+    return cls

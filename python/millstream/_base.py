@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
-from millstream._arguments import check
+from millstream._arguments import check, spelt
+from millstream._fields import PATH_FIELDS, REQUEST_FIELDS
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._providers import (
     Auth,
     Provider,
     Server,
     check_key_is_not_needed,
+    check_path,
     environment_key,
     host_of,
     model_name,
@@ -19,7 +21,6 @@ from millstream._providers import (
 )
 from millstream._settings import (
     NOT_PARAMETERS,
-    REQUEST_FIELDS,
     Hidden,
     Secrets,
     Settings,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from millstream.types import ClientStats
 
 
+# What no way leads to: a config's or an `extra_body`'s names are otherwise the server's business.
+_NEVER = frozenset({"stream", "messages"})
+
 # What would go to the server unseen; the others are request fields of one path or another.
 _ELSEWHERE = NOT_PARAMETERS.keys() - {"stream", "messages", "prompt", "prompts"}
 
@@ -57,6 +61,7 @@ class Base:
 
     __slots__ = ("__weakref__", "_native", "_settings")
 
+    @spelt
     def __init__(
         self,
         *,
@@ -220,6 +225,7 @@ class Base:
         secrets.find_usual_headers(self._settings, where.base_url)
         self._native = self._settings.native(None, secrets, endpoints)
 
+    @spelt
     def with_options(
         self,
         *,
@@ -356,7 +362,7 @@ class Base:
             if fields.get("stream") is False:
                 # What every call does anyway.
                 del fields["stream"]
-            _refuse_others(fields)
+            _refuse_others(_NEVER & fields.keys())
             configured = fields.pop("model", None)
             model = configured if model is None else model
         model = settings.model if model is None else model_name(model, settings.server)
@@ -390,6 +396,7 @@ class Base:
 
     def _post_options(
         self,
+        path: str | None,
         model: str | None,
         timeout: float | Timeout | NotGiven | None,
         queue_timeout: float | NotGiven | None,
@@ -398,19 +405,20 @@ class Base:
         hidden: Hidden | None,
         params: Mapping[str, Any],
         extra_body: Mapping[str, Any] | None = None,
-        *,
-        needs_model: bool = True,
     ) -> _Options:
-        """Those of a call that is no chat: the fields of a config are a chat's."""
+        """Those of a call that is no chat: the fields of a config are a chat's. No ``path`` is any, unknown to us."""
         settings = self._settings
         if settings.token is not None and hidden is None:
             hidden = Hidden(None, None)
+        if path is not None:
+            check_path(settings.server.provider, path)
+            _refuse_others(_ELSEWHERE & params.keys())
+            if not params.keys() <= PATH_FIELDS[path]:
+                _check_spelling(params, PATH_FIELDS[path])
         fields = {**params, **(extra_body or {})}
-        for name in _ELSEWHERE & params.keys() if needs_model else ():
-            raise ConfigurationError(f"{name}= is not a parameter of this call; {NOT_PARAMETERS[name]}")
         configured = fields.pop("model", None)
         model = configured if model is None else model
-        if model is None and needs_model:
+        if model is None and path is not None:
             model = settings.model
             if model is None and settings.config is not None:
                 model = settings.config.to_dict().get("model")
@@ -452,6 +460,10 @@ def _refuse_others(fields: Iterable[str]) -> None:
 def _check_names(params: dict[str, Any]) -> None:
     """Refuse what would go to the server unseen: an argument of ours in the wrong place, or misspelt."""
     _refuse_others(params)
+    _check_spelling(params, REQUEST_FIELDS)
+
+
+def _check_spelling(params: Mapping[str, Any], known: frozenset[str]) -> None:
     from millstream._misspelt import check_spelling  # not at the top: most calls give no such name
 
-    check_spelling(params.keys() - REQUEST_FIELDS)
+    check_spelling(params.keys() - known, known)

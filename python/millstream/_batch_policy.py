@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from millstream._arguments import INTEGER, SECONDS, check
+from millstream._arguments import INTEGER, SECONDS, check, spelt
 from millstream._millstream import NativeAdaptiveBatchPolicy
 from millstream.types import BatchMetrics
 
@@ -27,6 +27,7 @@ class AdaptiveBatchPolicy:
         ConfigurationError: No such rule, or sizes that are not 1 <= initial <= max.
     """
 
+    @spelt
     def __init__(
         self, rule: Literal["classic", "aimd"] = "classic", *, initial_batch_size: int = 10, max_batch_size: int = 50
     ) -> None:

@@ -249,7 +249,7 @@ class AsyncCompletions:
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = form._fields({**params, **(extra_body or {})})
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, {}, extra_body=fields
+            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, params, extra_body=fields
         )
         tries = _structured.Tries(_structured.parsed_of, form, _messages(messages), validation_retries)
         while tries.open:
@@ -486,7 +486,7 @@ class Completions:
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = form._fields({**params, **(extra_body or {})})
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, {}, extra_body=fields
+            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, params, extra_body=fields
         )
         tries = _structured.Tries(_structured.parsed_of, form, _messages(messages), validation_retries)
         while tries.open:

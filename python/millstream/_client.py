@@ -615,9 +615,7 @@ class AsyncClient(Base):
         check({"path": path, "json": json})
         if json is not None and json.get("stream"):
             raise ConfigurationError("post() reads whole answers; leave stream out")
-        options = self._post_options(
-            None, timeout, queue_timeout, priority, max_retries, hidden, json or {}, needs_model=False
-        )
+        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, json or {})
         return await self._ask(options, self._native.post, path, options, "Reply")
 
     def _ask(
@@ -1265,9 +1263,7 @@ class Client(Base):
         check({"path": path, "json": json})
         if json is not None and json.get("stream"):
             raise ConfigurationError("post() reads whole answers; leave stream out")
-        options = self._post_options(
-            None, timeout, queue_timeout, priority, max_retries, hidden, json or {}, needs_model=False
-        )
+        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, json or {})
         return self._ask(options, self._native.post, path, options, "Reply")
 
     def _ask(

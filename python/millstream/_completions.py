@@ -123,7 +123,7 @@ class AsyncTextCompletions:
         if stream:
             fields["stream"] = True
         options = self._client._post_options(
-            model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "completions", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
         if not stream:
             return await self._client._ask(options, self._client._native.post, "completions", options, "Completion")
@@ -239,7 +239,7 @@ class TextCompletions:
         if stream:
             fields["stream"] = True
         options = self._client._post_options(
-            model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "completions", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
         if not stream:
             return self._client._ask(options, self._client._native.post, "completions", options, "Completion")

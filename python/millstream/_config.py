@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from millstream._arguments import check
+from millstream._arguments import check, spelt_class
 from millstream._millstream import check_timeout
 from millstream._not_given import NOT_GIVEN, NotGiven
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+@spelt_class
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompletionConfig:
     """Request fields to use for many calls. A field left at ``None`` is not sent: the server's own default holds.
@@ -44,6 +45,7 @@ class CompletionConfig:
         return {**given, **self.extra}
 
 
+@spelt_class
 @dataclass(frozen=True, slots=True)
 class Timeout:
     """How long the phases of a call may take, in seconds; ``None`` is no limit.

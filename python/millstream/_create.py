@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from millstream._client import AsyncClient, Client
@@ -37,6 +39,7 @@ def create_client(provider: Provider, *, async_mode: bool = True, **options: Any
         ConfigurationError: There is no such provider, or an argument is not valid.
     """
     _mask(options)
+    _check_names("create_client", options)
     return (AsyncClient if async_mode else Client)(provider=provider, **options)
 
 
@@ -79,6 +82,7 @@ def create_from_config(
     del config
     _mask(given)
     _mask(options)
+    _check_names("create_from_config", options)
     api = given.pop("api", None) or {}
     if not isinstance(api, Mapping):
         raise ConfigurationError("api must be a section of keys")
@@ -92,6 +96,15 @@ def create_from_config(
             raise ConfigurationError(f"api_key_env names {variable!r}, which is not set")
         given["api_key"] = _Masked(os.environ[variable])
     return (AsyncClient if async_mode else Client)(**{**given, **_of_api(api), **options})
+
+
+def _check_names(owner: str, options: Mapping[str, Any]) -> None:
+    """Refuse what neither the function nor the client takes, in the function's name."""
+    known = [*signature(AsyncClient).parameters, "async_mode"]
+    if unknown := [name for name in options if name not in known]:
+        from millstream._misspelt import refused_call  # not at the top: it is not cheap
+
+        raise refused_call(owner, unknown[0], known)
 
 
 class _Masked(str):
@@ -159,7 +172,9 @@ def _whole(name: str, value: float) -> int:
 def _check(section: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for name in given:
         if name not in known:
-            raise ConfigurationError(f"{section}{name} is not a key of the configuration; those are {', '.join(known)}")
+            near = get_close_matches(str(name), known, 1)
+            advice = f"did you mean {section}{near[0]}?" if near else f"those are {', '.join(known)}"
+            raise ConfigurationError(f"{section}{name} is not a key of the configuration: {advice}")
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class AsyncEmbeddings:
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = _fields(input, dimensions, encoding_format, params)
         options = self._client._post_options(
-            model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
         return await self._client._ask(options, self._client._native.embeddings, options, _count(input))
 
@@ -145,7 +145,7 @@ class Embeddings:
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = _fields(input, dimensions, encoding_format, params)
         options = self._client._post_options(
-            model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
         return self._client._ask(options, self._client._native.embeddings, options, _count(input))
 

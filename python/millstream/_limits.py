@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
-from millstream._arguments import check
+from millstream._arguments import check, spelt
 from millstream._bridge import block, wait
 from millstream._millstream import NativeRateLimiter, Reservation
 from millstream.exceptions import ConfigurationError
@@ -58,6 +58,7 @@ class RateLimiter:
             belong to.
     """
 
+    @spelt
     def __init__(
         self,
         *,
@@ -90,6 +91,7 @@ class RateLimiter:
         self._given = _given(limits, _one_of(burst=burst, max_tokens=max_tokens), algorithm)
         self._native = NativeRateLimiter(*_rules(self._given, algorithm))
 
+    @spelt
     def set_limits(
         self,
         *,

@@ -25,7 +25,7 @@ class AsyncModels:
         Raises:
             APIError: No answer after every retry.
         """
-        options = self._client._post_options(None, NOT_GIVEN, NOT_GIVEN, 0, None, None, {}, needs_model=False)
+        options = self._client._post_options(None, None, NOT_GIVEN, NOT_GIVEN, 0, None, None, {})
         return _model_list(await self._client._ask(options, self._client._native.models, options))
 
 
@@ -43,7 +43,7 @@ class Models:
         Raises:
             APIError: No answer after every retry.
         """
-        options = self._client._post_options(None, NOT_GIVEN, NOT_GIVEN, 0, None, None, {}, needs_model=False)
+        options = self._client._post_options(None, None, NOT_GIVEN, NOT_GIVEN, 0, None, None, {})
         return _model_list(self._client._ask(options, self._client._native.models, options))
 
 

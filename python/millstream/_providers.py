@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 Provider = Literal["openai", "anthropic", "mistral", "azure"]
 Auth = Literal["bearer", "x-api-key", "api-key"]
 
+# What each has of OpenAI's paths, besides chats; Azure has all, by deployment or for the whole resource.
+_CREATE = ("responses", "completions", "embeddings")
+_PATHS: dict[str, tuple[str, ...]] = {"anthropic": (), "mistral": ("embeddings",)}
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -148,3 +152,13 @@ def check_key_is_not_needed(provider: str, base_url: str) -> None:
     if host in own or (provider == "azure" and str(host[1]).endswith(".azure.com")):
         variables = " or ".join(name for name, _ in vendor.keys)
         raise ConfigurationError(f"no API key: give api_key= or set {variables}")
+
+
+def check_path(provider: str, path: str) -> None:
+    """Refuse a call for which the provider has nothing: the server's 404 would name a path that nobody wrote."""
+    has = _PATHS.get(provider, _CREATE)
+    if path not in has:
+        calls = " and ".join(f"{each}.create" for each in ("chat.completions", *has))
+        raise ConfigurationError(
+            f"{provider} has no {path}.create: use {calls}; post() sends to any other path of the server as it is"
+        )

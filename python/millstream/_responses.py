@@ -123,7 +123,7 @@ class AsyncResponses:
         if stream:
             fields["stream"] = True
         options = self._client._post_options(
-            model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "responses", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
         if not stream:
             return await self._client._ask(options, self._client._native.post, "responses", options, "Response")
@@ -237,7 +237,7 @@ class Responses:
         if stream:
             fields["stream"] = True
         options = self._client._post_options(
-            model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "responses", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
         if not stream:
             return self._client._ask(options, self._client._native.post, "responses", options, "Response")

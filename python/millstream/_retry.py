@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, TypeVarTuple
 
-from millstream._arguments import INTEGER, KINDS, check
+from millstream._arguments import INTEGER, KINDS, check, spelt_class
 from millstream._millstream import NativeRetryPolicy
 from millstream.exceptions import ConfigurationError, MillstreamError
 
@@ -28,6 +28,7 @@ RetryOn: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[E
 OnRetry: TypeAlias = Callable[[Exception, int, float], object]
 
 
+@spelt_class
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryPolicy:
     """How often and when a client makes a failed attempt again. Frozen; clients may share one.
