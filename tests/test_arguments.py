@@ -30,7 +30,7 @@ from millstream import (
 )
 from millstream._fields import PATH_FIELDS, REQUEST_FIELDS
 from millstream._providers import environment_key
-from millstream.testing import Answer, MockServer
+from millstream.testing import Answer, MockServer, Streaming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,10 +231,10 @@ VENDORS = {
         include_stop_str_in_output ignore_eos skip_special_tokens spaces_between_special_tokens truncate_prompt_tokens
         truncation_side watermarking prompt_logprobs logprob_token_ids allowed_token_ids bad_words echo
         add_generation_prompt continue_final_message add_special_tokens documents chat_template chat_template_kwargs
-        media_io_kwargs mm_processor_kwargs structured_outputs request_id session_id return_tokens_as_token_ids return_token_ids
-        return_prompt_text cache_salt kv_transfer_params ec_transfer_params vllm_xargs thinking_token_budget
-        include_reasoning guided_json guided_regex guided_choice guided_grammar guided_decoding_backend
-        guided_whitespace_pattern structural_tag logits_processors""",
+        media_io_kwargs mm_processor_kwargs structured_outputs request_id session_id return_tokens_as_token_ids
+        return_token_ids return_prompt_text cache_salt kv_transfer_params ec_transfer_params vllm_xargs
+        thinking_token_budget include_reasoning guided_json guided_regex guided_choice guided_grammar
+        guided_decoding_backend guided_whitespace_pattern structural_tag logits_processors""",
     "sglang": """regex ebnf stop_regex no_stop_trim lora_path session_params separate_reasoning stream_reasoning
         return_hidden_states custom_logit_processor custom_params rid""",
     "llama.cpp": """top_k min_p top_n_sigma xtc_probability xtc_threshold typical_p dynatemp_range dynatemp_exponent
@@ -437,6 +437,9 @@ assert "difflib" in sys.modules
         (lambda: CompletionConfig(temprature=0), r"CompletionConfig\(\) .* temperature=\?"),
         (lambda: CompletionConfig(top_k=1), r'extra=\{"top_k": \.\.\.\}'),
         (lambda: CompletionConfig(guided_json={}), r'extra=\{"guided_json": \.\.\.\}'),
+        (lambda: MockServer(request_per_minute=1), r"MockServer\(\) .* requests_per_minute=\?"),
+        (lambda: Answer(txt="x"), r"Answer\(\) .* text=\?"),
+        (lambda: Streaming(chunk=1), r"Streaming\(\) .* chunks=\?"),
         (lambda: AdaptiveBatchPolicy(max_size=1), r"AdaptiveBatchPolicy\(\) .* max_batch_size=\?"),
     ],
 )

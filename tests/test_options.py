@@ -171,16 +171,71 @@ def test_all_attempts_of_a_call_use_one_token(make: Make, mock_server: MockServe
     assert keys_of(mock_server) == ["token-1", "token-1"]
 
 
-@pytest.mark.parametrize("name", sorted(CALLS.keys() - {"batch", "lazy stream", "streams"}))
+@pytest.mark.parametrize("name", sorted(CALLS.keys() - {"batch", "streams"}))
 def test_a_refused_token_is_asked_for_once_more(make: Make, mock_server: MockServer, name: str) -> None:
     mock_server.script(Answer(status=401, times=1))
     CALLS[name](make(api_key=Tokens()))
     assert keys_of(mock_server) == ["token-1", "token-2"]
 
     mock_server.script(Answer(status=401, times=2))
-    with pytest.raises(AuthenticationError):
-        CALLS[name](make(api_key=Tokens()))
+    face = make(api_key=Tokens())
+    if name == "lazy stream":  # it is handed out before it fails
+        assert isinstance(CALLS[name](face)[1], AuthenticationError)
+    else:
+        with pytest.raises(AuthenticationError):
+            CALLS[name](face)
     assert keys_of(mock_server)[2:] == ["token-1", "token-2"]
+
+
+@pytest.mark.parametrize("name", ["lazy stream", "streams"])
+def test_a_stream_asks_for_its_token_when_it_is_first_read(make: Make, mock_server: MockServer, name: str) -> None:
+    tokens = Tokens()
+    face = make(api_key=tokens)
+    messages: list[Any] = [{"role": "user", "content": "one"}]
+    prompts: list[Any] = [messages]
+    if name == "lazy stream":
+        stream = face.client.stream_complete(messages)
+    else:
+        stream = face.client.stream_many(prompts)
+    messages.append({"role": "user", "content": "two"})
+    prompts.append("three")
+    assert (tokens.given, stream.closed) == (0, False)
+
+    pieces, error = face.read(stream)
+
+    assert (error, tokens.given, len(mock_server.requests)) == (None, 1, 1)
+    assert "".join(piece if isinstance(piece, str) else piece[1] for piece in pieces) == "echo: one"
+    assert not stream.closed
+
+
+def test_what_is_wrong_with_a_stream_is_said_before_its_token_is_asked_for(make: Make) -> None:
+    tokens = Tokens()
+    face = make(api_key=tokens)
+    with pytest.raises(TypeError, match="prompt"):
+        face.client.stream_complete(5)
+    with pytest.raises(TypeError, match="prompts"):
+        face.client.stream_many("hi")
+    assert tokens.given == 0
+
+
+def test_a_stream_that_is_closed_before_it_is_read_asks_for_no_token(make: Make, mock_server: MockServer) -> None:
+    tokens = Tokens()
+    face = make(api_key=tokens)
+    stream = face.client.stream_complete("hi")
+    face.run(stream.close())
+
+    assert face.read(stream) == ([], None)
+    assert (stream.closed, tokens.given, mock_server.requests) == (True, 0, [])
+
+
+def test_a_stream_whose_token_cannot_be_had_fails_with_the_reason(make: Make, mock_server: MockServer) -> None:
+    def broken() -> str:
+        raise OSError("the vault is sealed")
+
+    for name in ("lazy stream", "streams"):
+        pieces, error = CALLS[name](make(api_key=broken))
+        assert (pieces, str(error)) == ([], "the vault is sealed")
+    assert not mock_server.requests
 
 
 def test_models_are_listed_with_a_token(make: Make, mock_server: MockServer) -> None:
@@ -197,19 +252,50 @@ def test_an_async_function_is_awaited(mock_server: MockServer) -> None:
             await client.batch_complete(["hi"])
             message = {"role": "user", "content": "hi"}
             await (await client.chat.completions.create(messages=[message], stream=True)).get_final()
-            with pytest.raises(ConfigurationError, match="async function"):
-                client.stream_complete("hi")
+            assert await client.stream_complete("hi").get_final()
+            assert [piece async for piece in client.stream_many(["hi"])]
+            await (await client.responses.create(input="hi", stream=True)).get_final()
 
     asyncio.run(main())
-    assert keys_of(mock_server) == ["token-1", "token-2", "token-3"]
+    assert keys_of(mock_server) == [f"token-{number}" for number in range(1, 7)]
+
+
+def test_a_stream_that_is_closed_while_its_token_is_asked_for_sends_nothing(mock_server: MockServer) -> None:
+    async def main() -> None:
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def token() -> str:
+            asked.set()
+            await answer.wait()
+            return "token"
+
+        async with AsyncClient(api_key=token, base_url=mock_server.base_url, model="m") as client:
+            stream = client.stream_many(["hi"])
+            reading = asyncio.create_task(anext(stream, None))
+            await asked.wait()
+            with pytest.raises(RuntimeError, match="another task"):
+                await anext(stream)
+            await stream.aclose()
+            answer.set()
+            assert await reading is None
+            assert stream.closed
+
+    asyncio.run(main())
+    assert not mock_server.requests
 
 
 def test_a_blocking_client_refuses_an_async_function(mock_server: MockServer) -> None:
     with Client(api_key=Tokens().wait, base_url=mock_server.base_url, model="m") as client:
-        with pytest.raises(ConfigurationError, match="AsyncClient"):
-            client.complete("hi")
-        with pytest.raises(ConfigurationError, match="AsyncClient"):
-            client.batch_complete(["hi"])
+        message = {"role": "user", "content": "hi"}
+        for call in (
+            lambda: client.complete("hi"),
+            lambda: client.batch_complete(["hi"]),
+            lambda: client.chat.completions.create(messages=[message], stream=True),
+            lambda: client.stream_complete("hi").get_final(),
+            lambda: next(client.stream_many(["hi"])),
+        ):
+            with pytest.raises(ConfigurationError, match="AsyncClient"):
+                call()
     assert not mock_server.requests
 
 

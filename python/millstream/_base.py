@@ -98,9 +98,9 @@ class Base:
                 in ``OPENAI_BASE_URL``, never for another. A server without keys needs none.
                 Several keys: each has its own limits and breaker, every attempt goes by the readiest, and an item
                 moves to another when its key fails. (Vendors limit accounts, so keys of one account share limits.)
-                A function (`AsyncClient`: an async one, too), for tokens that expire: it is called before each call,
-                and once more if the server answers 401. All attempts of one call, and all items of a batch, use the
-                same token.
+                A function (`AsyncClient`: an async one, too), for tokens that expire: it is called before each call
+                (of `stream_complete` and `stream_many` when they are first read), and once more if the server answers
+                401, not for a batch. All attempts of one call, and all items of a batch, use the same token.
             base_url: Where the API is, up to and with its ``/v1``. Default: ``OPENAI_BASE_URL``, else OpenAI's; for
                 another provider its own.
             provider: The API that the server speaks: ``"openai"`` (which most others speak, too), ``"anthropic"``,

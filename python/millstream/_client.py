@@ -15,10 +15,17 @@ from millstream._completions import AsyncTextCompletions, TextCompletions
 from millstream._embeddings import AsyncEmbeddings, Embeddings
 from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
-from millstream._prompts import checked_prompt, checked_prompts
+from millstream._prompts import checked_prompt, checked_prompts, kept
 from millstream._responses import AsyncResponses, Responses
 from millstream._settings import hide
-from millstream._stream import AsyncMergedStream, AsyncStream, MergedStream, Stream
+from millstream._stream import (
+    AsyncEventStream,
+    AsyncMergedStream,
+    AsyncStream,
+    EventStream,
+    MergedStream,
+    Stream,
+)
 from millstream.exceptions import APIError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from millstream._config import CompletionConfig, Timeout
-    from millstream._millstream import NativeStream, Pending, Reply, _Options
+    from millstream._millstream import Completion, NativeStream, Pending, Reply, Response, _Options
     from millstream._prompts import Prompt
     from millstream._structured import ResponseModel
     from millstream.exceptions import MillstreamError
@@ -39,15 +46,12 @@ _SLICE = 4096
 _READ_SLICE = 256
 
 K = TypeVar("K")
+R = TypeVar("R", "Completion", "Response")
 T = TypeVar("T")
 P = ParamSpec("P")
 
 # Where a key's function must not wait.
 _NO_WAITING = "give Client a function that does not wait, or use AsyncClient"
-_NOT_STARTED = (
-    "this stream is asked for when it is first read; use chat.completions.create(stream=True), or a function that does "
-    "not wait"
-)
 
 
 class AsyncClient(Base):
@@ -447,10 +451,17 @@ class AsyncClient(Base):
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
-        if self._settings.token is not None:
-            self._settings.token.ask(options, _NOT_STARTED)
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
-        return AsyncStream(native)
+        if self._settings.token is None:
+            return AsyncStream(native)
+        asked = kept(prompt)
+
+        def start() -> Awaitable[NativeStream]:
+            return self._open(
+                options, self._native.chat_stream, asked, system, options, text_only=True, with_usage=False
+            )
+
+        return AsyncStream(native, start)
 
     @overload
     def stream_many(
@@ -547,16 +558,24 @@ class AsyncClient(Base):
             params,
             max_concurrent=max_concurrent,
         )
-        if self._settings.token is not None:
-            self._settings.token.ask(options, _NOT_STARTED)
-        native = self._native.stream_many(
-            checked_prompts(prompts),
-            system,
-            options,
-            max_concurrent=max_concurrent,
-            stop_on_error=not return_exceptions,
-        )
-        return AsyncMergedStream(native)
+        token = self._settings.token
+        asked = checked_prompts(prompts)
+        if token is not None:
+            asked = [kept(prompt) for prompt in asked]
+
+        def native() -> NativeStream:
+            return self._native.stream_many(
+                asked, system, options, max_concurrent=max_concurrent, stop_on_error=not return_exceptions
+            )
+
+        if token is None:
+            return AsyncMergedStream(native())
+
+        async def start() -> NativeStream:
+            await token.ask_awaiting(options)
+            return native()
+
+        return AsyncMergedStream(native(), start)
 
     async def gather(self, calls: Mapping[K, Awaitable[Any]], *, return_exceptions: bool = False) -> dict[K, Any]:
         """Make several calls of any kind at once: names to calls in, names to results out.
@@ -649,6 +668,17 @@ class AsyncClient(Base):
 
         token = self._settings.token
         return await (opened() if token is None else token.call_awaiting(options, opened))
+
+    async def _post_or_stream(
+        self, options: _Options, path: str, kind: type[R], stream: bool | None
+    ) -> R | AsyncEventStream[R]:
+        """The answer, a record of that kind, or the stream that adds up to one."""
+        name: Any = kind.__name__
+        post: Any = self._native.post
+        if not stream:
+            answer: R = await self._ask(options, post, path, options, name)
+            return answer
+        return AsyncEventStream(await self._open(options, self._native.post_stream, path, options, name))
 
     @property
     def chat(self) -> AsyncChat:
@@ -1095,10 +1125,17 @@ class Client(Base):
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
-        if self._settings.token is not None:
-            self._settings.token.ask(options, _NOT_STARTED)
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
-        return Stream(native)
+        if self._settings.token is None:
+            return Stream(native)
+        asked = kept(prompt)
+
+        def start() -> NativeStream:
+            return self._open(
+                options, self._native.chat_stream, asked, system, options, text_only=True, with_usage=False
+            )
+
+        return Stream(native, start)
 
     @overload
     def stream_many(
@@ -1195,16 +1232,24 @@ class Client(Base):
             params,
             max_concurrent=max_concurrent,
         )
-        if self._settings.token is not None:
-            self._settings.token.ask(options, _NOT_STARTED)
-        native = self._native.stream_many(
-            checked_prompts(prompts),
-            system,
-            options,
-            max_concurrent=max_concurrent,
-            stop_on_error=not return_exceptions,
-        )
-        return MergedStream(native)
+        token = self._settings.token
+        asked = checked_prompts(prompts)
+        if token is not None:
+            asked = [kept(prompt) for prompt in asked]
+
+        def native() -> NativeStream:
+            return self._native.stream_many(
+                asked, system, options, max_concurrent=max_concurrent, stop_on_error=not return_exceptions
+            )
+
+        if token is None:
+            return MergedStream(native())
+
+        def start() -> NativeStream:
+            token.ask(options, _NO_WAITING)
+            return native()
+
+        return MergedStream(native(), start)
 
     def gather(self, calls: Mapping[K, Callable[[], Any]], *, return_exceptions: bool = False) -> dict[K, Any]:
         """Make several calls of any kind at once: names to calls in, names to results out.
@@ -1296,6 +1341,15 @@ class Client(Base):
 
         token = self._settings.token
         return opened() if token is None else token.call(options, opened)
+
+    def _post_or_stream(self, options: _Options, path: str, kind: type[R], stream: bool | None) -> R | EventStream[R]:
+        """The answer, a record of that kind, or the stream that adds up to one."""
+        name: Any = kind.__name__
+        post: Any = self._native.post
+        if not stream:
+            answer: R = self._ask(options, post, path, options, name)
+            return answer
+        return EventStream(self._open(options, self._native.post_stream, path, options, name))
 
     @property
     def chat(self) -> Chat:

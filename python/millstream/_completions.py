@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from millstream._millstream import Completion
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._raw import AsyncWithRawResponse, WithRawResponse
 from millstream._settings import hide
-from millstream._stream import AsyncEventStream, EventStream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from millstream._client import AsyncClient, Client
     from millstream._config import Timeout
-    from millstream._millstream import Completion
+    from millstream._stream import AsyncEventStream, EventStream
 
 
 class AsyncTextCompletions:
@@ -125,12 +125,7 @@ class AsyncTextCompletions:
         options = self._client._post_options(
             "completions", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
-        if not stream:
-            return await self._client._ask(options, self._client._native.post, "completions", options, "Completion")
-        native = await self._client._open(
-            options, self._client._native.post_stream, "completions", options, "Completion"
-        )
-        return AsyncEventStream(native)
+        return await self._client._post_or_stream(options, "completions", Completion, stream)
 
 
 class TextCompletions:
@@ -241,7 +236,4 @@ class TextCompletions:
         options = self._client._post_options(
             "completions", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
-        if not stream:
-            return self._client._ask(options, self._client._native.post, "completions", options, "Completion")
-        native = self._client._open(options, self._client._native.post_stream, "completions", options, "Completion")
-        return EventStream(native)
+        return self._client._post_or_stream(options, "completions", Completion, stream)

@@ -22,3 +22,8 @@ def checked_prompts(prompts: Iterable[Prompt]) -> list[Prompt]:
     if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
         raise TypeError(f"prompts must be a list of prompts, not {type(prompts).__name__}; wrap one in a list")
     return prompts if isinstance(prompts, list) else list(prompts)
+
+
+def kept(prompt: Prompt) -> Prompt:
+    """A prompt that stays as it is now, whatever its list is used for next."""
+    return list(prompt) if isinstance(prompt, list) else prompt

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from millstream._millstream import Response
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._raw import AsyncWithRawResponse, WithRawResponse
 from millstream._settings import hide
-from millstream._stream import AsyncEventStream, EventStream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from millstream._client import AsyncClient, Client
     from millstream._config import Timeout
-    from millstream._millstream import Response
+    from millstream._stream import AsyncEventStream, EventStream
 
 
 class AsyncResponses:
@@ -125,10 +125,7 @@ class AsyncResponses:
         options = self._client._post_options(
             "responses", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
-        if not stream:
-            return await self._client._ask(options, self._client._native.post, "responses", options, "Response")
-        native = await self._client._open(options, self._client._native.post_stream, "responses", options, "Response")
-        return AsyncEventStream(native)
+        return await self._client._post_or_stream(options, "responses", Response, stream)
 
 
 class Responses:
@@ -239,7 +236,4 @@ class Responses:
         options = self._client._post_options(
             "responses", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
         )
-        if not stream:
-            return self._client._ask(options, self._client._native.post, "responses", options, "Response")
-        native = self._client._open(options, self._client._native.post_stream, "responses", options, "Response")
-        return EventStream(native)
+        return self._client._post_or_stream(options, "responses", Response, stream)

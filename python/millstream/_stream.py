@@ -15,6 +15,7 @@ from millstream._millstream import Completion as TextCompletion
 from millstream.exceptions import MillstreamError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from millstream._millstream import NativeStream, Usage
@@ -24,12 +25,17 @@ R = TypeVar("R", bound=ChatCompletion | Response | TextCompletion)
 
 
 class _Pieces(Generic[T]):
-    """What every stream is."""
+    """What every stream is.
 
-    __slots__ = ("__weakref__", "_native", "_pieces", "_waiting")
+    Where the key is a function, ``start`` makes the stream anew with a key when it is first read; until then ``native``
+    stands for it.
+    """
 
-    def __init__(self, native: NativeStream) -> None:
+    __slots__ = ("__weakref__", "_native", "_pieces", "_start", "_waiting")
+
+    def __init__(self, native: NativeStream, start: Callable[[], Any] | None = None) -> None:
         self._native = native
+        self._start = start
         self._pieces: Iterator[T] = iter(())
         self._waiting = False
 
@@ -37,6 +43,12 @@ class _Pieces(Generic[T]):
     def closed(self) -> bool:
         """Whether it was closed; one that has ended by itself was not."""
         return self._native.closed
+
+    def _started(self, native: NativeStream) -> None:
+        """Go on with another, unless it was closed in the meantime."""
+        if self._native.closed:
+            native.close()
+        self._native = native
 
 
 class _AsyncPieces(_Pieces[T], AsyncIterator[T]):
@@ -55,6 +67,9 @@ class _AsyncPieces(_Pieces[T], AsyncIterator[T]):
             raise RuntimeError("another task is reading this stream; one can at a time")
         self._waiting = True
         try:
+            if self._start is not None and not self.closed:
+                start, self._start = self._start, None
+                self._started(await start())
             pieces = self._native.take()
             if pieces is None:
                 pieces = await wait(self._native.next)
@@ -108,6 +123,9 @@ class _BlockingPieces(_Pieces[T], Iterator[T]):
             raise RuntimeError("another thread is reading this stream; one can at a time")
         self._waiting = True
         try:
+            if self._start is not None and not self.closed:
+                start, self._start = self._start, None
+                self._started(start())
             pieces = block(self._native.next)
         except BaseException:
             self._native.close()

@@ -121,6 +121,7 @@ An HTTP error instead of a stream is ``Answer(status=503)``, a wrong content typ
 """
 
 
+@_arguments.spelt_class
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streaming:
     """How an answer is streamed to a client that asks for that.
@@ -155,6 +156,7 @@ class Streaming:
     error: str | Mapping[str, Any] | None = None
 
 
+@_arguments.spelt_class
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One scripted answer.
@@ -264,6 +266,7 @@ class MockServer:
 
     __slots__ = ("_native",)
 
+    @_arguments.spelt
     def __init__(
         self,
         *,
