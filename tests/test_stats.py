@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any
@@ -179,3 +180,29 @@ def test_the_statistics_read_well(face: Face) -> None:
     assert [line.strip().split(",")[1] for line in lines if "LaneStats(" in line] == [" model='m'", " model='other'"]
     assert max(map(len, lines)) < 400
     assert any(line.strip().startswith("latency=<2: p50 ") for line in lines)
+
+
+def test_a_lane_is_printed_on_several_lines_and_stands_on_one_in_a_list(face: Face) -> None:
+    face.complete("hi")
+    (only,) = face.client.stats().lanes
+
+    lines = str(only).splitlines()
+    assert lines[0] == "LaneStats("
+    assert lines[1].startswith(f"    key_id='{only.key_id}', model='m', attempts=1, succeeded=1, ")
+    assert [line.strip().partition("=")[0] for line in lines[2:-1]] == ["latency", "first_byte"]
+    assert "\n" not in repr(only)
+    assert repr(only) in repr(face.client.stats())
+
+
+def test_levels_are_printed_with_their_units(make: Make) -> None:
+    limiter = RateLimiter(requests_per_minute=600, burst=20, tokens_per_day=1_500_000)
+    limiter.try_acquire(5, tokens=250)
+    face = make(rate_limiter=limiter, max_concurrency=4)
+
+    assert str(face.client.stats().concurrency) == "<0 of 4 in flight, 0 waiting>"
+    printed = str(face.client.stats().limiter)
+    assert re.fullmatch(
+        r"<<600 requests per minute, 20 at once, \d+(\.\d)? left>, "
+        r"<1,500,000 tokens per day, 1,499,75\d(\.\d)? left>, 0 waiting>",
+        printed,
+    ), printed

@@ -271,6 +271,14 @@ def _said(stats: _Stats) -> Iterator[str]:
             yield f"{each.name}={value!r}"
 
 
+def _on_lines(stats: _Stats, more: list[str]) -> str:
+    """Names and counters on a line, everything else on one of its own."""
+    said = list(_said(stats))
+    short = [each for each in said if not each.endswith(">")]
+    lines = [", ".join(short), *(each for each in said if each not in short), *more]
+    return "\n".join([f"{type(stats).__name__}(", *(f"    {line}" for line in filter(None, lines)), ")"])
+
+
 @dataclass(frozen=True, slots=True)
 class TimingStats(_Stats):
     """Durations in seconds; all 0 if there were none.
@@ -370,6 +378,9 @@ class ConcurrencyStats(_Stats):
     in_flight: int
     waiting: int
 
+    def __repr__(self) -> str:
+        return f"<{self.in_flight} of {self.limit} in flight, {self.waiting} waiting>"
+
 
 @dataclass(frozen=True, slots=True)
 class LimitLevel:
@@ -389,6 +400,18 @@ class LimitLevel:
     capacity: float
     level: float
 
+    def __repr__(self) -> str:
+        unit = self.unit.replace("_", " ")
+        window = _WINDOWS.get(self.per, f"{self.per:g} s")
+        amount, capacity, level = (
+            f"{figure:,.1f}".removesuffix(".0") for figure in (self.amount, self.capacity, self.level)
+        )
+        burst = "" if capacity == amount else f", {capacity} at once"
+        return f"<{amount} {unit} per {window}{burst}, {level} left>"
+
+
+_WINDOWS = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86400.0: "day"}
+
 
 @dataclass(frozen=True, slots=True)
 class RateLimiterSnapshot:
@@ -401,6 +424,9 @@ class RateLimiterSnapshot:
 
     limits: tuple[LimitLevel, ...]
     waiting: int
+
+    def __repr__(self) -> str:
+        return f"<{', '.join([*map(repr, self.limits), f'{self.waiting} waiting'])}>"
 
     @classmethod
     def _of(cls, limits: Iterable[tuple[str, float, float, float, float]], waiting: int) -> Self:
@@ -452,6 +478,10 @@ class LaneStats(_Stats):
         # What is 0 or empty is left out, so that it fits on a line.
         return f"LaneStats({', '.join(_said(self))})"
 
+    def __str__(self) -> str:
+        """Several lines; what is 0 or empty is left out."""
+        return _on_lines(self, [])
+
 
 @dataclass(frozen=True, slots=True)
 class ClientStats(_Stats):
@@ -499,11 +529,8 @@ class ClientStats(_Stats):
 
     def __repr__(self) -> str:
         """Several lines, one for each lane; what is 0 or empty is left out."""
-        said = list(_said(self))
-        counters = [each for each in said if each.partition("=")[2].isdigit()]
-        lines = [", ".join(counters), *(each for each in said if each not in counters)]
         lanes = ["lanes=(", *(f"    {lane!r}," for lane in self.lanes), ")"] if self.lanes else []
-        return "\n".join(["ClientStats(", *(f"    {line}" for line in [*filter(None, lines), *lanes]), ")"])
+        return _on_lines(self, lanes)
 
     @classmethod
     def _of(cls, fields: dict[str, Any]) -> Self:
