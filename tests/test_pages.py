@@ -28,10 +28,12 @@ def blocks() -> list[tuple[str, str]]:
 
 def test_there_are_blocks_to_run() -> None:
     assert {page for page, _ in blocks()} >= {
+        "concurrency.md",
         "keys.md",
         "limits.md",
         "migrating.md",
         "openai.md",
+        "providers.md",
         "retries.md",
         "statistics.md",
         "streaming.md",
