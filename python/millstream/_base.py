@@ -146,6 +146,7 @@ class Base:
 
         Raises:
             ConfigurationError: An argument is not valid; its name is in the text.
+            TypeError: One is of a wrong type, or there is none of that name.
         """
         secrets = Secrets(api_key, default_headers, default_query)
         del api_key, default_headers, default_query
