@@ -23,8 +23,6 @@ _CLOSE = 0.75
 # Fields of servers are many and alike; `streaming` and `stream` are 0.8.
 _CLOSE_FIELD = 0.8
 
-_ALONE = "CompletionConfig(extra={...}), in create() also extra_body={...}"
-
 _BATCH = {
     **dict.fromkeys(
         ("progress", "show_progress", "on_progress", "callback", "on_result"),
@@ -94,7 +92,7 @@ def _look(name: str, known: frozenset[str]) -> _Finding | None:
     if name in SERVERS_FIELDS:
         return None
     sent = f"{name}= is no request field that is known, and goes to the server as it is: "
-    without = f"{_ALONE}, sends it without this warning."
+    without = f"{_way_out(known)}, sends it without this warning."
     if name in _BATCH:
         return _Finding(f"{sent}{_BATCH[name]}. {without}", is_refused=False)
     plain = {_plain(each): each for each in known}
@@ -104,12 +102,18 @@ def _look(name: str, known: frozenset[str]) -> _Finding | None:
         if meant in ours:
             return _Finding(
                 f"{name}= is not a request field that is known: did you mean {meant}=? A server's own field of that "
-                f"name goes by {_ALONE}",
+                f"name goes by {_way_out(known)}",
                 is_refused=True,
             )
         if meant is None or SequenceMatcher(None, meant, name).ratio() < _CLOSE_FIELD:
             return None
     return _Finding(f"{sent}did you mean {meant}=? {without}", is_refused=False)
+
+
+def _way_out(known: frozenset[str]) -> str:
+    """Where names are not looked at. A config's fields are a chat's."""
+    body = "extra_body={...}"
+    return f"CompletionConfig(extra={{...}}), in create() also {body}" if known is REQUEST_FIELDS else body
 
 
 def _plain(name: str) -> str:
