@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Parents before children. Those that openai has no name for, and no parent with one, are under its root.
 _THEIRS: dict[str, str] = {
+    "BatchStoppedError": "OpenAIError",
     "ConfigurationError": "OpenAIError",
     "ClientClosedError": "OpenAIError",
     "InternalError": "OpenAIError",
