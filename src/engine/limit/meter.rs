@@ -411,20 +411,21 @@ impl Meter {
 
     /// The level the server will see when what leaves now arrives: what it said, less what it had not seen. That has been
     /// refilled meanwhile, but not by more than itself, since the server may have looked late; so this is never above
-    /// `remaining`.
+    /// `remaining`. Nor is it below zero: what is more than there is will be refused, and that takes nothing.
     fn believe(&mut self, finding: Finding, now: Instant) {
         let mut bucket = TokenBucket::full(self.limit.capacity(), self.limit.per_second(), now);
         let remaining = finding.remaining.clamp(0.0, bucket.capacity());
         let age = now.saturating_duration_since(finding.sent).as_secs_f64();
         let refilled = (age - bucket.lateness()).max(0.0) * bucket.per_second();
-        bucket.set(remaining - (finding.newer - refilled).max(0.0));
+        bucket.set((remaining - (finding.newer - refilled).max(0.0)).max(0.0));
         match self.evidence() {
             Some(evidence) => evidence.add(bucket, finding.sent),
             None => self.origin = Origin::Learnt(Some(Evidence::first(bucket, finding.sent))),
         }
     }
 
-    fn start_from_evidence(&mut self) {
+    /// Takes what the server says for our own account, which holds what went by other reckonings: a request that was refused.
+    pub(super) fn start_from_evidence(&mut self) {
         if let Origin::Learnt(Some(evidence)) = &self.origin {
             self.gauge = Gauge::Bucket(evidence.latest.clone());
         }

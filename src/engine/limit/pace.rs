@@ -10,8 +10,8 @@
 //! whatever the requests' latencies and however large the bucket. From the first such reading on requests leave a little below
 //! that rate, which creeps up until the next refusal, whose reading is taken over a longer time and therefore sharper: additive
 //! increase, and a decrease to what was measured (multiplicative where too little was). Without a refusal for a minute of
-//! pressure the creep turns into doubling, and after ten minutes the limit is forgotten: somebody else used the key, or the
-//! account was raised.
+//! pressure (120 answers, where that takes longer) the creep turns into doubling, and after ten minutes a limit that nobody waits
+//! for is forgotten: somebody else used the key, or the account was raised.
 //!
 //! A pure state machine; [`super::rate`] turns what it finds into a bucket. The bucket's size is what the server let through
 //! before its first refusal.
@@ -42,7 +42,7 @@ const ANSWERS_A_STEP: f64 = 2.0;
 /// From so many steps on it doubles in as many as `DOUBLING`.
 const PATIENCE: f64 = 60.0;
 const DOUBLING: f64 = 30.0;
-/// Without a refusal for so long it is forgotten.
+/// Without a refusal for so long it is forgotten, unless others wait for it: a pile in front of a slow limit would go at once.
 const MEMORY: Duration = Duration::from_secs(600);
 /// Answers further apart than this do not speak of pressure between them.
 const LONGEST_STEP_S: f64 = 2.0;
@@ -230,7 +230,7 @@ impl Pace {
             found.pressed += passed.min(LONGEST_STEP_S);
             found.answers += 1.0;
         }
-        if now.saturating_duration_since(found.refused_at) > MEMORY {
+        if !pressed && now.saturating_duration_since(found.refused_at) > MEMORY {
             *self = Self::Open;
         }
     }

@@ -360,6 +360,19 @@ impl RateLimiter {
         self.changed(&mut state, now);
     }
 
+    /// A request was refused, which took nothing of the server's buckets, and the headers of its answer said what is left of
+    /// them, so [`Self::learn`] knows. Our own account, which holds the request, starts anew from there.
+    pub fn unspent(&self) {
+        if self.is_open() {
+            return;
+        }
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.advance(now);
+        state.meters.iter_mut().for_each(Meter::start_from_evidence);
+        self.serve(&mut state, now);
+    }
+
     /// A request was refused for its rate. If nothing that headers told explains that, the rate is found from such refusals
     /// (`super::pace`).
     pub fn refused(&self, reservation: &Reservation) {
@@ -1041,6 +1054,47 @@ mod tests {
         assert_eq!(level(&limiter, Unit::Requests), 59 - 5 - 10);
         waits_to_go.keep();
         assert_eq!(level(&limiter, Unit::Requests), 59 - 5 - 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_in_flight_beyond_what_is_left_will_be_refused_and_is_no_debt() {
+        let limiter = Arc::new(RateLimiter::learning());
+        let first = send(&limiter).await;
+        for _ in 0..63 {
+            send(&limiter).await;
+        }
+        limiter.learn(&first, &[reading(3.0, 2.0)]);
+        assert_eq!(level(&limiter, Unit::Requests), 0);
+        let start = Instant::now();
+        take(&limiter, Cost::request(0)).await;
+        assert_eq!(start.elapsed().as_secs(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_refused_is_given_back_as_far_as_the_refusal_says_that_it_was_not_used() {
+        let limiter = Arc::new(RateLimiter::learning());
+        limiter.learn(&send(&limiter).await, &[reading(600.0, 500.0)]);
+        let mut refused = Vec::new();
+        for _ in 0..50 {
+            refused.push(send(&limiter).await);
+        }
+        assert_eq!(level(&limiter, Unit::Requests), 450);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // They were too many tokens, say: each finds its 500 requests untouched, and ten refilled.
+        let later = [send(&limiter).await, {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            send(&limiter).await
+        }];
+        for sent in later {
+            limiter.learn(&sent, &[reading(600.0, 510.0)]);
+            assert!(level(&limiter, Unit::Requests) < 480, "no answer but a refusal's gives anything back");
+        }
+        limiter.unspent();
+        assert_eq!(level(&limiter, Unit::Requests), 510);
+        // One who was refused because another took it all gets nothing back.
+        limiter.learn(&send(&limiter).await, &[reading(600.0, 0.0)]);
+        limiter.unspent();
+        assert_eq!(level(&limiter, Unit::Requests), 0);
     }
 
     #[tokio::test(start_paused = true)]
