@@ -78,6 +78,21 @@ def test_a_batch_takes_the_time_of_the_servers_rate(clock: VirtualClock) -> None
         assert client.stats().waits.rate_limit.total > 120
 
 
+@pytest.mark.parametrize("limits", [{"requests_per_minute": 30}, {"tokens_per_minute": 3_000}])
+def test_a_pile_loses_nothing_to_a_limit_that_is_smaller_than_its_first_burst(
+    clock: VirtualClock, limits: dict[str, int]
+) -> None:
+    # A short answer, since this server charges the prompt's hundred tokens and not what the answer uses.
+    with MockServer(latency=0.5, reply="ok", **limits) as server:
+        client = client_of(server, timeout=10)
+        prompts = [f"{number:04} {'x' * 395}" for number in range(90)]
+        assert client.batch_complete(prompts) == ["ok"] * 90
+
+        assert clock.now == pytest.approx((90 - 30) / 30 * 60, rel=0.05)
+        # Only the first burst's.
+        assert server.stats.rejected_429 == 64 - 30
+
+
 async def test_single_calls_over_asyncio_are_on_time(clock: VirtualClock) -> None:
     async with MockServer(latency=2.0) as server, async_client_of(server) as client:
         await asyncio.gather(*(client.complete("hi") for _ in range(30)))

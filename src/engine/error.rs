@@ -97,6 +97,7 @@ struct Inner {
     summary: String,
     advice: Option<&'static str>,
     http: Option<HttpContext>,
+    last_status: Option<u16>,
     retry_after: Option<Duration>,
     attempts: u32,
     elapsed: Duration,
@@ -129,6 +130,7 @@ impl Error {
             summary: summary.into(),
             advice: None,
             http: None,
+            last_status: None,
             retry_after: None,
             attempts: 0,
             elapsed: Duration::ZERO,
@@ -210,6 +212,15 @@ impl Error {
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
         self
+    }
+
+    /// With what the `last` attempt failed with: its words and what is known of its answer.
+    #[must_use]
+    pub fn after(mut self, last: Self) -> Self {
+        self = self.context(&format!("the last attempt said: {}", last.0.summary));
+        (self.0.last_status, self.0.retry_after) = (last.status(), last.retry_after());
+        self.0.http.clone_from(&last.0.http);
+        self.with_source(last)
     }
 
     /// With what was spent on it.
@@ -303,11 +314,11 @@ impl Error {
         self.0.http.as_ref()
     }
 
-    /// The status, if a server answered with one that is not 2xx.
+    /// The status, if a server answered with one that is not 2xx: to the last attempt, where time ended the item after it.
     pub fn status(&self) -> Option<u16> {
         match self.0.kind {
             Kind::Status(status) => Some(status),
-            _ => None,
+            _ => self.0.last_status,
         }
     }
 

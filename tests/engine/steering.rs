@@ -180,7 +180,11 @@ fn undercuts(requests: &[RecordedRequest]) -> (usize, usize) {
 
 /// Carries `count` short prompts, of whose limit of `limit` a minute `burst` may go at once.
 async fn steered(what: &str, server: &MockServer, count: usize, limit: f64, burst: f64) -> Run {
-    let run = run(server, patient(pipeline(server)), prompts(count, |_| 20)).await;
+    steered_by(what, server, patient(pipeline(server)), count, limit, burst).await
+}
+
+async fn steered_by(what: &str, server: &MockServer, pipeline: Pipeline, count: usize, limit: f64, burst: f64) -> Run {
+    let run = run(server, pipeline, prompts(count, |_| 20)).await;
     let used = count as f64 / (burst + limit * run.seconds / MINUTE);
     let (refused, all) = run.refused_from(MINUTE);
     figure!(
@@ -295,4 +299,54 @@ async fn tokens_a_minute_that_no_header_names_lose_nothing() {
     figure!("tpm unnamed: {used:.4} in {:.0} s, {refused} of {all}, {:?} in all", run.seconds, run.refused_from(0.0));
     assert_eq!(run.failed, 0);
     assert_eq!(undercuts(&server.requests()).0, 0);
+}
+
+/// Dialects that name a limit of requests a minute, and two that do not.
+const DIALECTS: [Dialect; 5] = [Dialect::OpenAi, Dialect::Anthropic, Dialect::Mistral, Dialect::Azure, Dialect::None];
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_below_the_first_burst_is_used_to_95_percent_and_nothing_is_lost() {
+    let _traffic = Traffic::watch();
+    for dialect in DIALECTS {
+        for limit in [3, 10, 30, 60] {
+            // Whether an item lives for long or not: it does not age while the limit holds it back.
+            for total in [10, 600] {
+                let server =
+                    provider_with(MockConfig { requests_per_minute: Some(limit), dialect, ..MockConfig::default() });
+                let timeouts = Timeouts { total: Some(Duration::from_secs(total)), ..Timeouts::default() };
+                let pipeline = Pipeline { timeouts, ..patient(pipeline(&server)) };
+                let what = format!("{dialect:?}, {limit} a minute, {total} s");
+                steered_by(&what, &server, pipeline, 95, f64::from(limit), f64::from(limit)).await;
+                assert_eq!(undercuts(&server.requests()).0, 0, "{what}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_a_minute_below_the_first_burst_are_used_to_95_percent_and_nothing_is_lost() {
+    let _traffic = Traffic::watch();
+    for dialect in DIALECTS {
+        // Each is a hundred tokens.
+        for limit in [300, 1000, 3000] {
+            let server = provider_with(if dialect == Dialect::Anthropic {
+                MockConfig { input_tokens_per_minute: Some(limit), dialect, ..MockConfig::default() }
+            } else {
+                MockConfig { tokens_per_minute: Some(limit), dialect, ..MockConfig::default() }
+            });
+            let run = run(&server, patient(pipeline(&server)), prompts(95, |_| 391)).await;
+            let used = share(95.0 * 100.0, f64::from(limit), run.seconds);
+            let (refused, all) = run.refused_from(MINUTE);
+            figure!(
+                "{dialect:?}, {limit} tokens a minute: {used:.4} in {:.0} s, {refused} of {all} refused after the first \
+                 minute, {:?} in all",
+                run.seconds,
+                run.refused_from(0.0)
+            );
+            assert_eq!(run.failed, 0, "{dialect:?}, {limit}");
+            assert!(used >= 0.95, "{dialect:?}, {limit}: {used}");
+            assert!(refused as f64 <= 0.02 * all as f64, "{dialect:?}, {limit}: {refused} of {all}");
+            assert_eq!(undercuts(&server.requests()).0, 0, "{dialect:?}, {limit}");
+        }
+    }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use http::StatusCode;
 use millstream::engine::batch::OnError;
 use millstream::engine::config::Timeouts;
-use millstream::engine::error::Kind;
-use millstream::engine::limit::{RateLimiter, RateLimits, Ticket, Window};
+use millstream::engine::error::{Error, Kind};
+use millstream::engine::limit::{Algorithm, Limit, RateLimiter, RateLimits, Ticket, Window};
 use millstream::engine::pipeline::Pipeline;
 use millstream::engine::retry::{Allowance, Backoff, RetryBudget, RetryPolicy};
-use millstream::engine::types::{Prompt, Unit};
+use millstream::engine::types::{Prompt, Receipt, Text, Unit};
 use millstream::mock::{Answer, Fault, Latency, MockConfig, MockServer};
 use millstream::traffic::Traffic;
 use tokio::time::{Instant, sleep, timeout};
@@ -234,6 +234,103 @@ async fn the_time_in_the_queue_is_not_in_the_deadline_and_has_a_bound_of_its_own
         ask(&once, "probe").await.unwrap_err();
     }
     admission_ends(&down, "breaker").await;
+}
+
+/// One item of a batch, and what it took.
+async fn item(pipeline: Pipeline, text: &str) -> (Result<Receipt, Error>, f64) {
+    let start = Instant::now();
+    let prompts = vec![Prompt::Text(text.to_owned())];
+    let keep = |_: Text, receipt: Receipt| receipt;
+    let mut outcomes = batch(pipeline, 64).run_keeping(prompts, OnError::Keep, keep).await.unwrap();
+    (outcomes.remove(0), start.elapsed().as_secs_f64())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_of_a_batch_does_not_age_while_a_limit_holds_it_back() {
+    let _traffic = Traffic::watch();
+    let server = here();
+    let total = persistent(&server, Some(TOTAL), None);
+    server.when("refused", [retry_after(60), retry_after(60)]);
+    let receipt = item(total.clone(), "refused").await.0.unwrap();
+    assert_eq!(receipt.attempts, 3);
+    assert!(receipt.queue_time >= Duration::from_secs(120) && receipt.elapsed < TOTAL, "{receipt:?}");
+
+    server.when("failed", [Answer::status(500)]);
+    let limited = Pipeline { limiter: Some(one_a_minute()), ..total.clone() };
+    let receipt = item(limited, "failed").await.0.unwrap();
+    assert!(receipt.queue_time >= Duration::from_secs(59) && receipt.elapsed < TOTAL, "{receipt:?}");
+
+    // Its attempts do count, all together, and so do the waits after a fault.
+    let slow = Answer { latency: Some(Duration::from_millis(900)), times: 0, ..Answer::status(500) };
+    server.when("slow", [slow]);
+    let (outcome, seconds) = item(total.clone(), "slow").await;
+    let error = outcome.unwrap_err();
+    assert_eq!((error.kind(), error.attempts(), error.status()), (Kind::Deadline, 2, Some(500)), "{error}");
+    assert!(seconds <= TOTAL.as_secs_f64() + GRACE, "{seconds}");
+
+    // A call of its own ends in time.
+    server.when("alone", [retry_after(60)]);
+    let start = Instant::now();
+    let error = ask(&total, "alone").await.unwrap_err();
+    assert_eq!((error.status(), error.attempts()), (Some(429), 1), "{error}");
+    assert!(start.elapsed() <= TOTAL, "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_limit_holds_back_is_in_the_queue_and_bounded_with_it() {
+    let _traffic = Traffic::watch();
+    let server = here();
+    let bounded = persistent(&server, Some(TOTAL), Some(Duration::from_secs(30)));
+    server.when("refused", [retry_after(60)]);
+    let (outcome, seconds) = item(bounded.clone(), "refused").await;
+    let error = outcome.unwrap_err();
+    assert_eq!((error.status(), error.attempts()), (Some(429), 1));
+    assert!(error.to_string().contains("queue_timeout") && seconds < 1.0, "{error}, {seconds} s");
+
+    let server = here();
+    let bounded =
+        Pipeline { limiter: Some(one_a_minute()), ..persistent(&server, Some(TOTAL), bounded.timeouts.queue) };
+    server.when("failed", [Answer::status(500)]);
+    let (outcome, seconds) = item(bounded, "failed").await;
+    let error = outcome.unwrap_err();
+    assert_eq!((error.kind(), error.attempts(), error.status()), (Kind::QueueTimeout, 1, Some(500)), "{error}");
+    assert!((30.0..31.0).contains(&seconds), "{seconds}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_lets_nobody_through_ends_what_it_refused() {
+    let _traffic = Traffic::watch();
+    let server = here();
+    server.when("pile", [Answer { times: 0, ..retry_after(100) }]);
+    let pipeline = Pipeline { window: None, ..persistent(&server, Some(TOTAL), None) };
+    let start = Instant::now();
+    let prompts = (0..40).map(|index| Prompt::Text(format!("pile {index}"))).collect();
+    let outcomes = batch(pipeline, 64).run(prompts, OnError::Keep).await.unwrap();
+    let errors: Vec<_> = outcomes.into_iter().map(Result::unwrap_err).collect();
+    assert!(errors.iter().all(|error| error.status() == Some(429)), "{errors:?}");
+    let told = errors.iter().filter(|error| error.to_string().contains("nobody has been answered for 600 s"));
+    assert_eq!(told.count(), 40, "{errors:?}");
+    assert!((600.0..601.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_counts_when_it_is_sent_and_its_words_stay() {
+    let _traffic = Traffic::watch();
+    let limit = Limit { burst: Some(1.0), ..Limit::per_minute(Unit::Requests, 60.0) };
+    let limits = RateLimits { limits: vec![limit], algorithm: Algorithm::TokenBucket };
+    // The limit lets the second attempt go just before the deadline, at it, or just after it.
+    for milliseconds in 990..1030 {
+        let server = here();
+        let limiter = Arc::new(RateLimiter::new(limits.clone()).unwrap());
+        server.when("it", [Answer::status(500), Answer::fault(Fault::HangBefore)]);
+        let pipeline =
+            Pipeline { limiter: Some(limiter), ..persistent(&server, Some(Duration::from_millis(milliseconds)), None) };
+        let error = ask(&pipeline, "it").await.unwrap_err();
+        let shown = format!("{milliseconds} ms: {error}");
+        assert_eq!(u64::from(error.attempts()), server.stats().requests, "{shown}");
+        assert_eq!((error.kind(), error.status()), (Kind::Deadline, Some(500)), "{shown}");
+        assert!(shown.contains("the last attempt said: 500 from"), "{shown}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

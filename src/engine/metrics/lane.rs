@@ -105,6 +105,11 @@ impl LaneMetrics {
         InFlight(self)
     }
 
+    /// Attempts that brought an answer.
+    pub fn succeeded(&self) -> u64 {
+        self.lock().succeeded
+    }
+
     /// Counts that an attempt is made because one of this lane failed with `cause`.
     pub fn retry(&self, cause: RetryCause) {
         self.lock().retries.count(cause);

@@ -1,4 +1,7 @@
 //! The clock of one item: from the call to its admission, and from there to the deadline.
+//!
+//! A call of its own is admitted once. An item of a batch goes back to the line for each attempt, and time in the line is none of
+//! its life: a pile in front of a slow limit would otherwise lose whatever was refused once.
 
 use std::time::Duration;
 
@@ -13,25 +16,39 @@ use crate::engine::types::Receipt;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
-    called: Instant,
-    admitted: Option<Instant>,
-    /// Over all attempts and the waits between them, from the admission on.
+    is_admitted: bool,
+    /// When it was admitted, or came to the line.
+    since: Instant,
+    /// In the line, before `since`.
+    queued: Duration,
+    /// Admitted, before `since`.
+    spent: Duration,
+    /// While it is admitted: over all attempts and the waits between them.
     total: Option<Duration>,
-    /// For the admission.
+    /// In the line.
     queue: Option<Duration>,
 }
 
 impl Clock {
     pub(super) fn start(called: Instant, total: Option<Duration>, queue: Option<Duration>) -> Self {
-        Self { called, admitted: None, total, queue }
+        Self { is_admitted: false, since: called, queued: Duration::ZERO, spent: Duration::ZERO, total, queue }
     }
 
-    /// The item goes out; the first time counts.
+    /// The item goes out.
     pub(super) fn admit(&mut self) {
-        self.admitted.get_or_insert_with(Instant::now);
+        if !self.is_admitted {
+            (self.queued, self.since, self.is_admitted) = (self.queue_time(), Instant::now(), true);
+        }
     }
 
-    /// `work`, or `None` once its time is over: the queue's before the admission, the deadline after it.
+    /// The item goes back to the line.
+    pub(super) fn line_up(&mut self) {
+        if self.is_admitted {
+            (self.spent, self.since, self.is_admitted) = (self.elapsed(), Instant::now(), false);
+        }
+    }
+
+    /// `work`, or `None` once its time is over: the queue's in the line, the deadline out of it.
     pub(super) fn bound<R>(&self, work: impl Future<Output = R>) -> impl Future<Output = Option<R>> {
         // One of the two, so that the future is not twice the size of `work`, as an `async` block's would be.
         match self.limit() {
@@ -41,15 +58,27 @@ impl Clock {
     }
 
     fn limit(&self) -> Option<Instant> {
-        match self.admitted {
-            Some(admitted) => self.total.and_then(|total| admitted.checked_add(total)),
-            None => self.queue.and_then(|queue| self.called.checked_add(queue)),
+        let (most, used) = if self.is_admitted { (self.total, self.spent) } else { (self.queue, self.queued) };
+        self.since.checked_add(most?.saturating_sub(used))
+    }
+
+    /// Whether its time is over before `wait` is.
+    pub(super) fn ends_within(&self, wait: Duration) -> bool {
+        self.limit().is_some_and(|limit| limit.saturating_duration_since(Instant::now()) < wait)
+    }
+
+    /// Why a wait is not begun that [`Self::ends_within`].
+    pub(super) fn too_late(&self) -> &'static str {
+        if self.is_admitted {
+            "the wait for another attempt would pass the timeout"
+        } else {
+            "the wait for another attempt would pass the queue_timeout"
         }
     }
 
-    /// Whether the deadline comes before `wait` is over.
-    pub(super) fn ends_within(&self, wait: Duration) -> bool {
-        self.limit().is_some_and(|limit| limit.saturating_duration_since(Instant::now()) < wait)
+    /// Whether its time is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.limit().is_some_and(|limit| limit <= Instant::now())
     }
 
     /// Whether `time` is half or more of what all attempts may take together.
@@ -58,13 +87,17 @@ impl Clock {
     }
 
     fn elapsed(&self) -> Duration {
-        self.admitted.map_or(Duration::ZERO, |admitted| admitted.elapsed())
+        if self.is_admitted { self.spent + self.since.elapsed() } else { self.spent }
+    }
+
+    fn queue_time(&self) -> Duration {
+        if self.is_admitted { self.queued } else { self.queued + self.since.elapsed() }
     }
 
     /// The error of an item whose time is over; `last` is what its last attempt failed with.
     pub(super) fn overrun(&self, last: Option<Error>, attempts: u32) -> Error {
         let seconds = |limit: Option<Duration>| limit.unwrap_or_default().as_secs_f64();
-        let mut error = if self.admitted.is_some() {
+        let mut error = if self.is_admitted {
             Error::new(Kind::Deadline, format!("no answer within the timeout of {} s", seconds(self.total)))
                 .advise("Raise timeout=, or ask for less.")
         } else {
@@ -73,7 +106,7 @@ impl Clock {
                 .advise("Raise queue_timeout= or the limits, or hand over less at once.")
         };
         if let Some(last) = last {
-            error = error.context(&format!("the last attempt said: {last}")).with_source(last);
+            error = error.after(last);
         }
         error.spent(attempts, self.elapsed())
     }
@@ -97,7 +130,7 @@ impl Clock {
             raw: response.raw,
             attempts,
             key_id,
-            queue_time: self.admitted.map_or(Duration::ZERO, |admitted| admitted.duration_since(self.called)),
+            queue_time: self.queue_time(),
             elapsed: self.elapsed(),
         }
     }

@@ -4,15 +4,17 @@
 //! settle → wait → again.
 //!
 //! What an attempt needs it holds only while it is sent: neither through the waits between attempts nor while it waits for the
-//! rest of its admission (`admission`). An item that comes again keeps its turn before all who came later. The deadline starts at the admission, covers every attempt and every wait between them, and is
-//! never overrun; the time before that is reported apart. Every attempt takes a reservation of its own, since servers count
-//! failed requests too.
+//! rest of its admission (`admission`). An item that comes again keeps its turn before all who came later. The deadline starts at
+//! the admission, covers every attempt and every wait between them, and is never overrun; the time before that is reported apart.
+//! In a batch it stands still while the item is in the line again, and from a refusal by a rate limit on (`clock`). Every attempt
+//! takes a reservation of its own, since servers count failed requests too.
 
 mod admission;
 mod call;
 mod clock;
 mod failure;
 mod parking;
+mod silence;
 mod stream;
 
 use std::future::poll_fn;
@@ -29,6 +31,7 @@ use self::admission::Admission;
 pub use self::call::{Answer, Call, stream_headers};
 use self::clock::Clock;
 pub use self::parking::Parking;
+use self::silence::Silence;
 use super::config::Timeouts;
 use super::error::{Error, Kind, Pressure, Verdict};
 use super::keys::{Keys, Lane, Lanes};
@@ -47,6 +50,10 @@ const CALL_PATIENCE: Duration = Duration::from_millis(3100);
 
 /// How long the items of a batch do, if the server has ever answered: as long as a `Retry-After` is waited for.
 const BATCH_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How many of the longest waits that are kept an item of a batch outlasts while nobody is answered: ten minutes by default, as
+/// the total.
+const WAITS_IN_SILENCE: u32 = 5;
 
 /// What every request of a client goes through.
 #[derive(Debug, Clone)]
@@ -136,13 +143,14 @@ impl Pipeline {
         item: &mut Item,
     ) -> Result<(T, Response), Error> {
         loop {
-            let clock = item.clock;
-            let Some(admission) = self.unless_stopped(clock.bound(self.admit(call, lanes, item))).await? else {
-                let last = item.last.take();
-                return Err(item.overrun(last));
-            };
-            let mut admission = admission.map_err(|error| item.clock.give_up(error, None, item.attempts()))?;
+            if self.bulk.is_some() {
+                item.clock.line_up();
+            }
+            let mut admission = self.admit_in_time(call, lanes, item).await?;
             item.clock.admit();
+            if item.clock.is_over() {
+                return Err(item.overrun());
+            }
             item.key_id = Some(admission.lane.upstream.key_id);
             let was_probe = admission.is_probe();
             let outcome = item.clock.bound(self.send::<T>(call, lanes, &mut admission, item)).await;
@@ -158,7 +166,7 @@ impl Pipeline {
                     {
                         admission.report(Health::Failing);
                     }
-                    let error = item.overrun(None);
+                    let error = item.overrun();
                     return Err(match delivered {
                         Some(writer) => error.with_partial(writer.text()),
                         None => error,
@@ -167,15 +175,61 @@ impl Pipeline {
             };
             let lane = admission.lane;
             drop(admission);
+            if self.bulk.is_some() && matches!(error.pressure(), Pressure::RateLimit | Pressure::Ramp) {
+                // The limit's wait, not the item's work.
+                item.clock.line_up();
+            }
             let wait = match self.next_attempt(call, &error, lane, lanes, item, was_probe) {
                 Ok(wait) => wait,
                 Err(reason) => return Err(item.clock.give_up(error, reason, item.attempts())),
             };
             lane.metrics.retry(RetryCause::of(&error));
-            if self.unless_stopped(item.clock.bound(self.wait(wait, &error, lane))).await?.is_none() {
-                return Err(item.overrun(Some(error)));
-            }
+            let waited = self.unless_stopped(item.clock.bound(self.wait(wait, &error, lane))).await?;
             item.last = Some(error);
+            if waited.is_none() {
+                return Err(item.overrun());
+            }
+        }
+    }
+
+    /// The admission, unless the item's time is over before it. An item of a batch that was refused waits as long as others are
+    /// answered.
+    async fn admit_in_time<'a>(
+        &'a self,
+        call: &'a Call,
+        lanes: &'a Lanes,
+        item: &mut Item,
+    ) -> Result<Admission<'a>, Error> {
+        let clock = item.clock;
+        let is_again = self.bulk.is_some() && item.last.is_some();
+        let shortest = self.retry.longest_retry_after.saturating_mul(WAITS_IN_SILENCE);
+        let patience = self.timeouts.total.filter(|_| is_again).map(|total| total.max(shortest));
+        let silence = patience.map(|patience| (Silence::go_on(&mut item.silence, lanes), patience));
+        let mut is_silent = false;
+        let admitted = {
+            let admission = pin!(self.unless_stopped(clock.bound(self.admit(call, lanes, item))));
+            match silence {
+                None => admission.await?,
+                Some((silence, patience)) => tokio::select! {
+                    biased;
+                    admitted = admission => admitted?,
+                    // In a box of its own, since it is rare.
+                    () = Box::pin(silence.lasts(lanes, patience)) => {
+                        is_silent = true;
+                        None
+                    }
+                },
+            }
+        };
+        match (admitted, item.last.take_if(|_| is_silent)) {
+            (Some(Ok(admission)), _) => Ok(admission),
+            (Some(Err(error)), _) => Err(item.clock.give_up(error, None, item.attempts())),
+            (None, Some(last)) => {
+                let seconds = patience.unwrap_or_default().as_secs_f64();
+                let reason = format!("nobody has been answered for {seconds} s");
+                Err(item.clock.give_up(last, Some(&reason), item.attempts()))
+            }
+            (None, None) => Err(item.overrun()),
         }
     }
 
@@ -325,6 +379,9 @@ impl Pipeline {
                 {
                     lane.gate.close(wait);
                 }
+                if rate_told && error.pressure() == Pressure::RateLimit {
+                    lane.limiter.unspent();
+                }
                 if is_refused_for_rate(error) {
                     admission.refused();
                 }
@@ -409,7 +466,7 @@ impl Pipeline {
         };
         let elsewhere = lanes.count() > 1 && (item.made.total() as usize) + 1 < lanes.count();
         if !elsewhere && item.clock.ends_within(wait) {
-            return Err(Some("the wait for another attempt would pass the timeout"));
+            return Err(Some(item.clock.too_late()));
         }
         item.made.count(error);
         // Where the gate keeps the server's wait for everyone, the item waits there.
@@ -454,6 +511,8 @@ struct Item {
     key_id: Option<KeyId>,
     idempotency_key: Option<HeaderValue>,
     last: Option<Error>,
+    /// Since it was first refused.
+    silence: Option<Silence>,
 }
 
 impl Item {
@@ -473,6 +532,7 @@ impl Item {
             key_id: None,
             idempotency_key: name(pipeline, call),
             last: None,
+            silence: None,
         }
     }
 
@@ -480,9 +540,9 @@ impl Item {
         self.attempts.load(Relaxed)
     }
 
-    /// The error of an item whose time is over; `last` is what its last attempt failed with.
-    fn overrun(&self, last: Option<Error>) -> Error {
-        let error = self.clock.overrun(last, self.attempts());
+    /// The error of an item whose time is over.
+    fn overrun(&mut self) -> Error {
+        let error = self.clock.overrun(self.last.take(), self.attempts());
         match self.key_id {
             Some(key_id) => error.with_key_id(key_id.to_string()),
             None => error,
