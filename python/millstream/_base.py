@@ -116,8 +116,9 @@ class Base:
                 there, or is out of quota.
             config: Request fields for calls that do not set them.
             timeout: Seconds that a request may take from its admission on (the wait for a place in flight and for
-                the rate limit is not in it), over all attempts and the waits between them. None: no limit. Default
-                600, as in openai-python. A `Timeout` limits single phases, too.
+                the rate limit is not in it), over all attempts and the waits between them; an item of a batch waits
+                for a limit outside it also between two attempts. None: no limit. Default 600, as in openai-python.
+                A `Timeout` limits single phases, too.
             connect_timeout: Seconds that a connection may take to be made. Default 5.
             queue_timeout: Seconds that a request may wait for its admission: for a place in flight and for the rate
                 limit. An item of a batch begins to wait when its turn has come. Default: no limit.

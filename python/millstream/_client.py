@@ -323,9 +323,10 @@ class AsyncClient(Base):
                 the others were aborted.
             model: Model to ask. Default: the client's.
             config: Request fields, over the client's own.
-            timeout: Seconds for each item over all its attempts, or a `Timeout`; None for no limit. Default: the
-                client's.
-            queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
+            timeout: Seconds for each item over all its attempts, without the waits for a place or a limit, or a
+                `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds that an item may wait for a place or a limit from its turn on, a wait that a server
+                asked for included; None for no limit. Default: the client's.
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
                 first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for each request.
@@ -528,9 +529,10 @@ class AsyncClient(Base):
                 raised after the others were aborted.
             model: Model to ask. Default: the client's.
             config: Request fields, over the client's own.
-            timeout: Seconds for each item to its end over all its attempts, or a `Timeout`; None for no limit.
-                Default: the client's.
-            queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
+            timeout: Seconds for each item to its end over all its attempts, without the waits for a place or a limit,
+                or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds that an item may wait for a place or a limit from its turn on, a wait that a server
+                asked for included; None for no limit. Default: the client's.
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
@@ -1004,9 +1006,10 @@ class Client(Base):
                 the others were aborted.
             model: Model to ask. Default: the client's.
             config: Request fields, over the client's own.
-            timeout: Seconds for each item over all its attempts, or a `Timeout`; None for no limit. Default: the
-                client's.
-            queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
+            timeout: Seconds for each item over all its attempts, without the waits for a place or a limit, or a
+                `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds that an item may wait for a place or a limit from its turn on, a wait that a server
+                asked for included; None for no limit. Default: the client's.
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower,
                 first come, first served within one. Each step is worth 30 s of waiting, so nothing starves.
             extra_headers: Headers for each request.
@@ -1202,9 +1205,10 @@ class Client(Base):
                 raised after the others were aborted.
             model: Model to ask. Default: the client's.
             config: Request fields, over the client's own.
-            timeout: Seconds for each item to its end over all its attempts, or a `Timeout`; None for no limit.
-                Default: the client's.
-            queue_timeout: Seconds from an item's turn to its admission; None for no limit. Default: the client's.
+            timeout: Seconds for each item to its end over all its attempts, without the waits for a place or a limit,
+                or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds that an item may wait for a place or a limit from its turn on, a wait that a server
+                asked for included; None for no limit. Default: the client's.
             priority: Who goes first among those who wait for a place in flight or a rate limit: higher before lower.
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.

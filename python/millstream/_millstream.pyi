@@ -384,7 +384,10 @@ class ChatCompletion:
 
     @property
     def queue_time(self) -> float:
-        """Seconds from the call to its admission: the wait for a place in flight and for the rate limit."""
+        """Seconds from the call to its admission: the wait for a place in flight and for the rate limit.
+
+        In a batch the waits for a limit between two attempts, too.
+        """
 
     @property
     def elapsed(self) -> float:
@@ -730,7 +733,10 @@ class Reply:
 
     @property
     def queue_time(self) -> float:
-        """Seconds from the call to its admission: the wait for a place in flight and for the rate limit."""
+        """Seconds from the call to its admission: the wait for a place in flight and for the rate limit.
+
+        In a batch the waits for a limit between two attempts, too.
+        """
 
     @property
     def elapsed(self) -> float:

@@ -41,8 +41,8 @@ class RetryPolicy:
     Attributes:
         max_retries: Attempts after the first.
         max_rate_limit_retries: Attempts after a refusal for load (429, 503, 529), counted apart from those after
-            other faults. Default: in a batch up to 150, within the timeout; in a single call ``max_retries`` counts
-            both together.
+            other faults. Default: in a batch up to 150, each waited for outside the timeout if it is a 429; in a single
+            call ``max_retries`` counts both together.
         statuses: HTTP statuses to retry in place of the usual ones, each from 400 to 599.
         base_delay: Seconds, most before the first retry.
         max_delay: Seconds, most before any.

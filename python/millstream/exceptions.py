@@ -178,7 +178,7 @@ class APIError(MillstreamError):
     """A call that did not get its answer.
 
     Attributes:
-        status_code: HTTP status, if a server answered with one that is not 2xx.
+        status_code: HTTP status, if a server answered (the last failed attempt) with one that is not 2xx.
         code: The server's ``error.code``, as text.
         type: The server's ``error.type``.
         param: The server's ``error.param``.
@@ -282,12 +282,16 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 class QueueTimeoutError(APITimeoutError):
     """Not admitted within ``queue_timeout``, or a `RateLimiter`'s ``max_wait``: others were before it.
 
-    Nothing was sent.
+    Nothing was sent, unless ``attempts`` says so: an item of a batch waits again after a failed attempt.
     """
 
 
 class DeadlineExceeded(APITimeoutError):
-    """No answer within ``timeout``, which covers every attempt and every wait between them."""
+    """No answer within ``timeout``, which covers every attempt and every wait between them.
+
+    What is known of the server's answer (``status_code``, ``body``, ...) is the last failed attempt's. In a batch the
+    time does not run while a limit holds the item back.
+    """
 
 
 # The module openai whose exceptions ours are under.

@@ -174,9 +174,10 @@ pub struct Receipt {
     pub attempts: u32,
     /// Names the key that it was sent with, if it was sent.
     pub key_id: Option<KeyId>,
-    /// From the call to its admission: the wait for a place in the window and for the rate limit.
+    /// From the call to its admission: the wait for a place in the window and for the rate limit. In a batch all such waits,
+    /// also between attempts.
     pub queue_time: Duration,
-    /// From the admission to the end of the answer, all attempts and waits between them included.
+    /// From the admission to the end of the answer, all attempts and the other waits between them included.
     pub elapsed: Duration,
 }
 

@@ -242,7 +242,7 @@ mod tests {
 
     use tokio::time::sleep;
 
-    use crate::engine::limit::{Cost, RateLimiter};
+    use crate::engine::limit::{Cost, RateLimiter, Reservation};
     use crate::engine::types::{RateReading, Unit};
 
     /// Ten a second are accepted and every other one is refused, for `seconds`.
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_grows_under_pressure_and_is_forgotten_when_nothing_was_refused_for_long() {
+    async fn it_grows_under_pressure_and_is_forgotten_when_nobody_was_refused_or_waits() {
         let limiter = Arc::new(RateLimiter::learning());
         half_refused(&limiter, 10).await;
         let found = per_minute(&limiter).unwrap();
@@ -305,6 +305,10 @@ mod tests {
         let grown = per_minute(&limiter).unwrap();
         assert!((1.05..1.15).contains(&(grown / found)), "{found} to {grown}");
         sleep(super::MEMORY * 2).await;
+        while limiter.try_reserve(Cost::request(0)).unwrap().map(Reservation::keep).is_some() {}
+        limiter.answered();
+        assert!(per_minute(&limiter).is_some(), "others would go all at once");
+        sleep(super::MEMORY).await;
         limiter.answered();
         assert_eq!(per_minute(&limiter), None);
     }

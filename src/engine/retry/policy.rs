@@ -21,7 +21,7 @@ const RETRY_AFTER_JITTER_CAP: Duration = Duration::from_secs(30);
 const CONFLICT: u16 = 409;
 
 /// Refusals for load that an item of a batch may meet if the user names no number. At the schedule's mean of 4 s a wait that is
-/// about the default timeout of ten minutes: there the deadline ends an item, this ends one that has none.
+/// ten minutes, and with a `Retry-After` longer: it ends an item that is refused again and again while others are answered.
 const BULK_RATE_LIMIT_RETRIES: u32 = 150;
 
 /// How often and when.
