@@ -588,9 +588,9 @@ mod tests {
         assert_eq!(delta(&json!({"tool_calls": [{"function": null}]})).tool_calls, [ToolCallDelta::default()]);
         // Of a custom tool, strictly and leniently read.
         for index in [json!(1), json!("x")] {
-            let call =
+            let custom_call =
                 json!({"index": index, "id": "a", "type": "custom", "custom": {"name": "sql", "input": "SELECT"}});
-            let read = delta(&json!({"tool_calls": [{"function": {"name": "f"}}, call]})).tool_calls;
+            let read = delta(&json!({"tool_calls": [{"function": {"name": "f"}}, custom_call]})).tool_calls;
             let function = ToolCallDelta { name: Some("f".into()), ..ToolCallDelta::default() };
             let custom = call(1, "a", "sql", "SELECT");
             assert_eq!(read, [function, ToolCallDelta { kind: Some("custom".into()), is_custom: true, ..custom }]);
