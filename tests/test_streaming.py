@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import pickle
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -93,6 +95,23 @@ def test_chunks_are_openais_and_pickle(face: Face, mock_server: MockServer) -> N
         assert again == chunk
         assert pickle.loads(pickle.dumps(chunk.choices[0].delta)) == chunk.choices[0].delta
     assert stream.response.text == TEXT
+
+
+def test_a_chunk_says_the_same_however_it_was_read(face: Face, mock_server: MockServer) -> None:
+    answer(mock_server, text='a "b"\n c d é f')
+    chunks, _ = face.read(create(face))
+    for chunk in chunks:
+        (choice,), (sent,) = chunk.choices, chunk.to_dict()["choices"]
+        delta = sent["delta"]
+        assert (chunk.id, chunk.model, chunk.created) == tuple(map(chunk.to_dict().get, ("id", "model", "created")))
+        assert (choice.index, choice.finish_reason) == (0, sent["finish_reason"])
+        assert (choice.delta.content, choice.delta.role) == (delta.get("content"), delta.get("role"))
+        assert (choice.delta.refusal, choice.delta.tool_calls, chunk.usage) == (None, None, None)
+        assert chunk.text == (delta.get("content") or "")
+        again = pickle.loads(pickle.dumps(choice))
+        assert (again, again.delta, repr(again)) == (choice, choice.delta, repr(choice))
+        assert repr(pickle.loads(pickle.dumps(chunk))) == repr(chunk)
+        assert choice.to_dict() == sent
 
 
 def test_the_chunk_that_counts_tokens_is_seen_by_who_asked_for_it(face: Face) -> None:
@@ -358,6 +377,55 @@ def test_what_was_handed_out_is_never_asked_for_again(make: Make, mock_server: M
     half = b'{"id":"1","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"AB"},"finish_reason":"stop"}]}'
     mock_server.script(Answer(body=half, headers={"content-type": "application/json"}))
     assert face.read(face.client.stream_complete("hi")) == (["echo:", " hi"], None)
+
+
+def events(*deltas: dict[str, Any], end: bool = True) -> bytes:
+    """A stream of OpenAI's with these deltas."""
+    choices = [{"index": 0, "delta": delta} for delta in deltas]
+    choices += [{"index": 0, "delta": {}, "finish_reason": "stop"}] if end else []
+    chunks = [{"id": "c", "model": "m", "created": 1, "choices": [choice]} for choice in choices]
+    return b"".join(b"data: %b\n\n" % json.dumps(chunk).encode() for chunk in chunks)
+
+
+@pytest.mark.parametrize(("encoding", "bits"), [("gzip", 31), ("deflate", 15), ("deflate", -15)])
+def test_a_compressed_stream_that_is_cut_in_good_order_has_the_text_so_far(
+    face: Face, mock_server: MockServer, encoding: str, bits: int
+) -> None:
+    def cut(kept: bytes, lost: bytes, more: int) -> None:
+        coder = zlib.compressobj(wbits=bits)
+        begin = coder.compress(kept) + coder.flush(zlib.Z_SYNC_FLUSH)
+        body = begin + (coder.compress(lost) + coder.flush())[:more]
+        headers = {"content-type": "text/event-stream", "content-encoding": encoding}
+        mock_server.script(Answer(body=body, headers=headers))
+
+    for more in (0, 5):
+        cut(events({"content": "A"}, {"content": "B"}, end=False), events({"content": "C"}), more)
+        pieces, error = face.read(face.client.stream_complete("hi"))
+        assert isinstance(error, StreamInterruptedError)
+        assert (pieces, error.partial) == (["A", "B"], "AB")
+    # Only the mark of the end is missing, and the end of the compressed data.
+    cut(events({"content": "A"}), b"data: [DONE]\n\n", 0)
+    assert face.read(face.client.stream_complete("hi")) == (["A"], None)
+
+
+def test_the_input_of_a_custom_tool_is_joined(face: Face, mock_server: MockServer) -> None:
+    first = {"index": 0, "id": "a", "type": "custom", "custom": {"name": "sql", "input": ""}}
+    more = [{"index": 0, "custom": {"input": piece}} for piece in ("SELECT ", "1")]
+    body = events(*({"tool_calls": [piece]} for piece in (first, *more)))
+    mock_server.script(Answer(body=body, headers={"content-type": "text/event-stream"}))
+    chunks, error = face.read(stream := create(face))
+    assert error is None
+    pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert [piece.type for piece in pieces] == ["custom", None, None]
+    assert (pieces[0].custom.name, "".join(piece.custom.input for piece in pieces)) == ("sql", "SELECT 1")
+    assert (pieces[0].function.name, pieces[0].function.arguments) == (None, None)
+    for piece in pieces:
+        assert pickle.loads(pickle.dumps(piece)) == piece
+        assert pickle.loads(pickle.dumps(piece.custom)) == piece.custom
+    assert repr(pieces[1]) == 'ToolCallDelta(index=0, id=None, custom=CustomCallDelta(name=None, input="SELECT "))'
+    (call,) = stream.response.choices[0].message.tool_calls
+    assert (call.id, call.type, call.custom.name, call.custom.input) == ("a", "custom", "sql", "SELECT 1")
+    assert call.function is None
 
 
 def test_a_failed_stream_fails_again_and_was_not_closed(face: Face, mock_server: MockServer) -> None:

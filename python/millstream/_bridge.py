@@ -82,6 +82,14 @@ async def wait(start: Callable[Concatenate[Pending, P], T], /, *args: P.args, **
         del future, pending
 
 
+def promised(listen: Callable[[Port, Future[Any]], object], /) -> Future[Any]:
+    """A future of the running loop that ``listen`` has completed; whoever leaves it ends what it waits for himself."""
+    loop = _running_loop()
+    future: Future[Any] = loop.create_future()
+    listen(_port_of(loop), future)
+    return future
+
+
 class _Thread(threading.local):
     """The call of a blocking `gather` that this thread makes, if it does."""
 

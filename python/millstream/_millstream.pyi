@@ -25,6 +25,7 @@ __all__ = [
     "Completion",
     "CreateEmbeddingResponse",
     "CustomCall",
+    "CustomCallDelta",
     "Embedding",
     "Endpoint",
     "FunctionCall",
@@ -540,6 +541,7 @@ class NativeStream:
 
     def take(self) -> list[Any] | None: ...
     def next(self, pending: Pending | None) -> list[Any]: ...
+    def listen(self, port: Port, future: Future[list[Any]]) -> None: ...
     def opened(self, pending: Pending | None) -> None: ...
     def answer(self) -> Any: ...
     def text(self) -> str: ...
@@ -646,7 +648,7 @@ class ChoiceDelta:
 
 @final
 class ToolCallDelta:
-    """A piece of one function call. The first brings id and name, the others more of the arguments."""
+    """A piece of one tool call. The first brings id and name, the others more of the arguments or the input."""
 
     @property
     def index(self) -> int:
@@ -658,16 +660,20 @@ class ToolCallDelta:
 
     @property
     def type(self) -> str | None:
-        """``function``."""
+        """``function`` or ``custom``."""
 
     @property
     def function(self) -> FunctionCallDelta:
-        """A piece of its name and arguments."""
+        """A piece of its name and arguments; empty in a custom tool's."""
+
+    @property
+    def custom(self) -> CustomCallDelta | None:
+        """A piece of a custom tool's name and input; None in a function's."""
 
     def __eq__(self, other: Any, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]
     @staticmethod
-    def _restore(call: tuple[int, str | None, str | None, str | None, str | None]) -> ToolCallDelta: ...
+    def _restore(call: tuple[int, str | None, str | None, str | None, str | None, bool]) -> ToolCallDelta: ...
 
 @final
 class FunctionCallDelta:
@@ -684,7 +690,24 @@ class FunctionCallDelta:
     def __eq__(self, other: Any, /) -> bool: ...
     __hash__: None  # type: ignore[assignment]
     @staticmethod
-    def _restore(call: tuple[int, str | None, str | None, str | None, str | None]) -> FunctionCallDelta: ...
+    def _restore(call: tuple[int, str | None, str | None, str | None, str | None, bool]) -> FunctionCallDelta: ...
+
+@final
+class CustomCallDelta:
+    """A piece of a custom tool's name and input."""
+
+    @property
+    def name(self) -> str | None:
+        """Name of the tool."""
+
+    @property
+    def input(self) -> str | None:
+        """A piece of its input, which is any text."""
+
+    def __eq__(self, other: Any, /) -> bool: ...
+    __hash__: None  # type: ignore[assignment]
+    @staticmethod
+    def _restore(call: tuple[int, str | None, str | None, str | None, str | None, bool]) -> CustomCallDelta: ...
 
 @final
 class Usage:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from millstream._bridge import block, wait
+from millstream._bridge import block, promised
 from millstream._millstream import ChatCompletion, Response, StreamEvent
 from millstream._millstream import Completion as TextCompletion
 from millstream.exceptions import MillstreamError
@@ -60,9 +60,6 @@ class _AsyncPieces(_Pieces[T], AsyncIterator[T]):
     async def __anext__(self) -> T:
         for piece in self._pieces:
             return piece
-        return await self._refill()
-
-    async def _refill(self) -> T:
         if self._waiting:
             raise RuntimeError("another task is reading this stream; one can at a time")
         self._waiting = True
@@ -72,7 +69,7 @@ class _AsyncPieces(_Pieces[T], AsyncIterator[T]):
                 self._started(await start())
             pieces = self._native.take()
             if pieces is None:
-                pieces = await wait(self._native.next)
+                pieces = await promised(self._native.listen)
             else:
                 # Not a wait, but the other tasks' turn: a stream that is faster than its consumer never waits.
                 await _turn()

@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::provider::accumulate::Accumulator;
-use super::provider::chunk::{ChatChunk, Word};
+use super::provider::accumulate::{self, Accumulator};
+use super::provider::chunk::ChatChunk;
 use super::provider::event::{Event, EventKind, EventSum};
 
 /// A feed with so many bytes or pieces in it takes no more.
@@ -37,7 +37,14 @@ pub fn puts_here() -> u64 {
 #[derive(Debug)]
 pub enum Piece {
     /// Text of the first choice.
-    Text(String),
+    Text(Slice),
+    /// A chunk that is only a word of the first choice: nobody need read more of it before it is asked for.
+    Word {
+        /// The chunk.
+        body: Bytes,
+        /// The word, UTF-8.
+        text: Bytes,
+    },
     /// A whole chunk.
     Chunk(Box<ChatChunk>),
     /// A whole event of another API.
@@ -49,11 +56,27 @@ pub enum Piece {
 impl Piece {
     fn size(&self) -> usize {
         match self {
-            Self::Text(text) => text.len(),
+            Self::Text(text) => text.keeps,
+            Self::Word { body, .. } => body.len(),
             Self::Chunk(chunk) => chunk.body.len(),
             Self::Event(event) => event.body.len(),
             Self::Failed(_) => 0,
         }
+    }
+}
+
+/// A text that is mostly a slice of what came over the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// The text, UTF-8.
+    pub text: Bytes,
+    /// How many bytes it keeps in memory.
+    keeps: usize,
+}
+
+impl From<String> for Slice {
+    fn from(text: String) -> Self {
+        Self { keeps: text.len(), text: text.into() }
     }
 }
 
@@ -110,6 +133,10 @@ impl Feed {
         if let Some(waiter) = waiter {
             waiter();
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.lock().is_full()
     }
 
     /// Waits until the consumer has taken enough for more to be read.
@@ -188,9 +215,9 @@ pub enum Part {
     /// Of a chat, as it came.
     Unread(Bytes),
     /// Of a chat.
-    Chat(ChatChunk),
+    Chat(Box<ChatChunk>),
     /// Of another API.
-    Event(Event),
+    Event(Box<Event>),
 }
 
 impl Part {
@@ -223,11 +250,11 @@ impl Part {
     fn into_piece(self, wanted: Wanted) -> Option<Piece> {
         match self {
             Self::Unread(_) => None,
-            Self::Event(event) => Some(Piece::Event(Box::new(event))),
+            Self::Event(event) => Some(Piece::Event(event)),
             Self::Chat(chunk) => match wanted {
-                Wanted::Texts => chunk.into_text().filter(|text| !text.is_empty()).map(Piece::Text),
+                Wanted::Texts => chunk.into_text().filter(|text| !text.is_empty()).map(|text| Piece::Text(text.into())),
                 Wanted::Chunks if chunk.choices.is_empty() => None,
-                Wanted::Chunks | Wanted::ChunksAndUsage => Some(Piece::Chunk(Box::new(chunk))),
+                Wanted::Chunks | Wanted::ChunksAndUsage => Some(Piece::Chunk(chunk)),
             },
         }
     }
@@ -284,15 +311,26 @@ pub struct Writer {
 #[derive(Debug, Default)]
 struct Progress {
     sum: Sum,
-    /// Of the whole, once the accumulator was emptied.
-    text: Option<String>,
+    /// Once the sum was emptied.
+    whole: Option<Whole>,
     /// What comes first and has nothing of the answer is kept back until the next, so that a stream which breaks there can be asked
     /// again.
     held: Vec<Part>,
+    /// How long it has waited for the consumer to take what came, and since when it does.
+    stalled: Duration,
+    stalls_since: Option<Instant>,
     first: Option<Instant>,
     last: Option<Instant>,
     has_delivered: bool,
     begun: Option<Instant>,
+}
+
+/// What is kept of a sum for the sake of its text, which may be long: no copy of it where it can be helped.
+#[derive(Debug)]
+enum Whole {
+    /// The body of a chat's answer.
+    Chat(Bytes),
+    Text(String),
 }
 
 /// When the pieces of a stream came.
@@ -346,11 +384,27 @@ impl Writer {
         *self.lock() = Progress { begun: Some(Instant::now()), sum: Sum::of(self.events), ..Progress::default() };
     }
 
-    /// Waits until more should be read.
-    pub async fn room(&self) {
-        if let Some(feed) = &self.feed {
-            feed.room().await;
-        }
+    /// Waits until more should be read, and says how long that took: the time is the consumer's.
+    pub async fn room(&self) -> Duration {
+        let Some(feed) = self.feed.as_ref().filter(|feed| feed.is_full()) else { return Duration::ZERO };
+        let begun = Instant::now();
+        self.lock().stalls_since = Some(begun);
+        feed.room().await;
+        let mut progress = self.lock();
+        progress.stalls_since = None;
+        progress.stalled += begun.elapsed();
+        begun.elapsed()
+    }
+
+    /// Whether it waits for the consumer now.
+    pub fn is_stalled(&self) -> bool {
+        self.lock().stalls_since.is_some()
+    }
+
+    /// How long this attempt has waited for the consumer in all.
+    pub fn stalled(&self) -> Duration {
+        let progress = self.lock();
+        progress.stalled + progress.stalls_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Reads one part.
@@ -359,8 +413,8 @@ impl Writer {
     /// As [`ChatChunk::read`] and [`Event::read`].
     pub fn read(&self, body: Bytes) -> Result<Part, Error> {
         match self.events {
-            None => ChatChunk::read(body).map(Part::Chat),
-            Some(kind) => Event::read(kind, body).map(Part::Event),
+            None => ChatChunk::read(body).map(Box::new).map(Part::Chat),
+            Some(kind) => Event::read(kind, body).map(Box::new).map(Part::Event),
         }
     }
 
@@ -378,8 +432,8 @@ impl Writer {
     /// As [`Self::read`].
     pub fn put_whole(&self, body: &Bytes) -> Result<(), Error> {
         let part = match self.events {
-            None => ChatChunk::read(body.clone()).map(Part::Chat),
-            Some(kind) => Event::of_whole(kind, body).map(Part::Event),
+            None => ChatChunk::read(body.clone()).map(Box::new).map(Part::Chat),
+            Some(kind) => Event::of_whole(kind, body).map(Box::new).map(Part::Event),
         };
         self.put(vec![part?])?;
         self.complete();
@@ -405,14 +459,17 @@ impl Writer {
     fn add(&self, progress: &mut Progress, part: Part, now: Instant, pieces: &mut Vec<Piece>) -> Result<(), Error> {
         let mut part = match part {
             Part::Unread(body) => {
-                // Nearly every chunk says a word and nothing else, and of that a consumer of texts wants nothing more.
-                if self.wanted == Wanted::Texts
-                    && progress.has_delivered
+                // Nearly every chunk says a word and nothing else.
+                if progress.has_delivered
                     && let Sum::Chat(sum) = &mut progress.sum
-                    && let Some(text) = Word::read(&body).and_then(|word| sum.push_word(word))
+                    && let Some(text) = sum.push_word(&body)
                 {
+                    progress.first.get_or_insert(now);
                     progress.last = Some(now);
-                    pieces.push(Piece::Text(text));
+                    pieces.push(match self.wanted {
+                        Wanted::Texts => Piece::Text(Slice { text, keeps: body.len() }),
+                        Wanted::Chunks | Wanted::ChunksAndUsage => Piece::Word { body, text },
+                    });
                     return Ok(());
                 }
                 self.read(body)?
@@ -477,7 +534,11 @@ impl Writer {
     /// The first choice's text so far.
     pub fn text(&self) -> String {
         let progress = self.lock();
-        progress.text.clone().unwrap_or_else(|| progress.sum.text().to_owned())
+        match &progress.whole {
+            None => progress.sum.text().to_owned(),
+            Some(Whole::Text(text)) => text.clone(),
+            Some(Whole::Chat(body)) => accumulate::text_in(body),
+        }
     }
 
     /// When its pieces came.
@@ -489,11 +550,18 @@ impl Writer {
     /// What all of it adds up to, once it is complete: the body of an answer as if it had not been streamed.
     pub fn body(&self) -> Bytes {
         let mut progress = self.lock();
-        progress.text = Some(progress.sum.text().to_owned());
-        match mem::take(&mut progress.sum) {
-            Sum::Chat(sum) => sum.finish(),
-            Sum::Events(sum) => sum.finish(),
-        }
+        let (body, whole) = match mem::take(&mut progress.sum) {
+            Sum::Chat(sum) => {
+                let body = sum.finish();
+                (body.clone(), Whole::Chat(body))
+            }
+            Sum::Events(sum) => {
+                let text = sum.text().to_owned();
+                (sum.finish(), Whole::Text(text))
+            }
+        };
+        progress.whole = Some(whole);
+        body
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {

@@ -439,14 +439,39 @@ where
 }
 
 /// What completes `pending`: whoever calls it, from any thread, has `convert` make the result in the loop's thread.
-pub(crate) fn promise(
+pub(crate) fn promise<C>(
     py: Python<'_>,
     pending: &Bound<'_, Pending>,
-    convert: impl FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send + 'static,
-) -> PyResult<impl FnOnce() + Send + 'static> {
+    convert: C,
+) -> PyResult<impl FnOnce() + Send + use<C>>
+where
+    C: FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send + 'static,
+{
     let pending = pending.get();
-    Port::stir(pending.port.bind(py))?;
-    let (inbox, id) = (Arc::clone(&pending.port.get().inbox), pending.id);
+    answer(pending.port.bind(py), pending.id, convert)
+}
+
+/// The same for a bare `future`, where nothing is to be aborted: it is let go of when what is returned here is called, so that
+/// must be, also for one that nobody awaits any more.
+pub(crate) fn promise_to<C>(
+    port: &Bound<'_, Port>,
+    future: Py<PyAny>,
+    convert: C,
+) -> PyResult<impl FnOnce() + Send + use<C>>
+where
+    C: FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send + 'static,
+{
+    let id = lock(&port.get().waiting).insert(future);
+    answer(port, id, convert)
+}
+
+fn answer<C>(port: &Bound<'_, Port>, id: Id, convert: C) -> PyResult<impl FnOnce() + Send + use<C>>
+where
+    C: FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send + 'static,
+{
+    let py = port.py();
+    Port::stir(port)?;
+    let inbox = Arc::clone(&port.get().inbox);
     let bells = Runtime::get().or_raise(py)?.bells();
     Ok(move || inbox.push(id, Box::new(convert), &bells))
 }

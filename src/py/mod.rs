@@ -33,7 +33,9 @@ mod _millstream {
     #[pymodule_export]
     use super::bridge::{Pending, Port, echo, quiesce};
     #[pymodule_export]
-    use super::chunks::{ChatCompletionChunk, ChoiceDelta, ChunkChoice, FunctionCallDelta, ToolCallDelta};
+    use super::chunks::{
+        ChatCompletionChunk, ChoiceDelta, ChunkChoice, CustomCallDelta, FunctionCallDelta, ToolCallDelta,
+    };
     #[pymodule_export]
     use super::client::{BatchOutcomes, NativeClient, is_secret_header};
     #[pymodule_export]

@@ -11,8 +11,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 use tokio::sync::oneshot;
 
-use super::bridge::{Pending, promise};
-use super::chunks::ChatCompletionChunk;
+use super::bridge::{Pending, Port, promise, promise_to};
+use super::chunks::{ChatCompletionChunk, text_of};
 use super::errors::{self, OrRaise};
 use super::events::StreamEvent;
 use super::process;
@@ -116,6 +116,15 @@ impl NativeStream {
         self.state.take(py)?.into_py_any(py)
     }
 
+    /// Completes `future` with what [`Self::next`] gives. A stream whose future is left must be closed.
+    fn listen(&self, py: Python<'_>, port: &Bound<'_, Port>, future: Py<PyAny>) -> PyResult<()> {
+        self.start(py)?;
+        let state = Arc::clone(&self.state);
+        let ready = promise_to(port, future, move |py| state.take(py)?.into_py_any(py))?;
+        self.state.feed.when_ready(ready);
+        Ok(())
+    }
+
     /// Waits until the first piece has come, or the stream has failed. Without `pending` this blocks.
     fn opened(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
         self.start(py)?;
@@ -209,8 +218,9 @@ impl State {
                 let is_merged = self.writer.is_none();
                 let pieces = pieces.into_iter().map(|(number, piece)| {
                     let piece = match piece {
-                        Piece::Text(text) => text.into_py_any(py)?,
-                        Piece::Chunk(chunk) => ChatCompletionChunk(Arc::new(*chunk)).into_py_any(py)?,
+                        Piece::Text(slice) => text_of(&slice.text).unwrap_or_default().into_py_any(py)?,
+                        Piece::Word { body, text } => ChatCompletionChunk::of_word(body, text).into_py_any(py)?,
+                        Piece::Chunk(chunk) => ChatCompletionChunk::from(chunk).into_py_any(py)?,
                         Piece::Event(event) => StreamEvent::from(*event).into_py_any(py)?,
                         Piece::Failed(error) => errors::raise(py, &error).into_value(py).into_py_any(py)?,
                     };

@@ -15,5 +15,6 @@ mod retries;
 mod several_keys;
 mod simulation;
 mod steering;
+mod streams;
 mod waits;
 mod wire;

@@ -42,6 +42,7 @@ use super::retry::{
     Attempts, Decision, HedgeAfter, HedgeBudget, IDEMPOTENCY_KEY, IdempotencyKeys, RetryBudget, RetryPolicy, hedged,
 };
 use super::secret::KeyId;
+use super::stream::Writer;
 use super::transport::{Opened, Request, Response};
 use super::types::Receipt;
 
@@ -159,7 +160,12 @@ impl Pipeline {
                 Some(Ok(answer)) => return Ok(answer),
                 Some(Err(error)) => error,
                 None => {
-                    admission.observe(Signal::Timeout, None);
+                    let is_consumers =
+                        |writer: &Writer| writer.is_stalled() || item.clock.is_most_of_total(writer.stalled());
+                    // A consumer that does not read says nothing of how much the server can take.
+                    if !call.writer.as_deref().is_some_and(is_consumers) {
+                        admission.observe(Signal::Timeout, None);
+                    }
                     let delivered = call.writer.as_ref().filter(|writer| writer.has_delivered());
                     // Silence for most of the time is the server's, and the next item need not wait as long for it.
                     if delivered.is_none() && admission.sent_for().is_some_and(|time| item.clock.is_most_of_total(time))

@@ -36,13 +36,10 @@ pub(super) async fn read(
     let mut has_events = false;
     loop {
         // The time that the consumer takes is not the server's.
-        let asked = Instant::now();
-        writer.room().await;
-        last_event += asked.elapsed();
+        last_event += writer.room().await;
         let silence = idle.map(|limit| Silence { since: last_event, limit });
         let piece = match body.next(&headers, silence).await {
-            // Every choice has told why it ended; only the end of the body is missing.
-            Err(error) if error.kind() == Kind::Connection && writer.is_complete() => None,
+            Err(error) if lacks_only_its_end(writer, &error) => None,
             piece => piece.map_err(|error| broken(host, error))?,
         };
         let is_over = piece.is_none();
@@ -73,8 +70,10 @@ pub(super) async fn read(
             }
             break;
         }
-        if let Some(fault) = fault {
-            return Err(broken(host, fault));
+        match fault {
+            Some(fault) if lacks_only_its_end(writer, &fault) => break,
+            Some(fault) => return Err(broken(host, fault)),
+            None => {}
         }
         if is_over {
             if !has_events {
@@ -108,6 +107,11 @@ async fn read_at_hand(
         decoder.push(piece);
     }
     Ok(())
+}
+
+/// Whether every choice has told why it ended, so that only the end of the body is missing.
+fn lacks_only_its_end(writer: &Writer, fault: &Error) -> bool {
+    fault.kind() == Kind::Connection && writer.is_complete()
 }
 
 fn broken(host: &str, error: Error) -> Error {

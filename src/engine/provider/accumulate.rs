@@ -5,12 +5,14 @@
 //! knows are kept, too: in a delta, texts are joined (`reasoning_content`, `reasoning`), lists extended and objects merged; beside
 //! it the last one wins, but for the lists of a choice (`logprobs`), which are extended.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::chunk::{ChatChunk, ChunkChoice, ToolCallDelta, Word};
+use super::chunk::{ChatChunk, ChunkChoice, Mould, ToolCallDelta, Word};
 use crate::engine::error::{Error, Kind, Verdict};
 
 /// The most choices, and the most tool calls in all of them. No request asks for as many.
@@ -31,6 +33,8 @@ pub struct Accumulator {
     choices: BTreeMap<u64, Answer>,
     calls: usize,
     extra: Map<String, Value>,
+    /// Of the last chunk, if that was a word and nothing new besides.
+    mould: Mould,
 }
 
 /// What came of one of the `n` answers.
@@ -58,6 +62,7 @@ struct Call {
     kind: String,
     name: String,
     arguments: String,
+    is_custom: bool,
 }
 
 /// What becomes of two texts.
@@ -78,6 +83,7 @@ impl Accumulator {
     /// # Errors
     /// `InvalidResponse`, final, if the server began more than 10,000 choices or tool calls.
     pub fn push(&mut self, chunk: &ChatChunk) -> Result<(), Error> {
+        self.mould.clear();
         keep_first(&mut self.id, &chunk.id);
         keep_first(&mut self.model, &chunk.model);
         if self.created == 0 {
@@ -100,16 +106,29 @@ impl Accumulator {
         Ok(())
     }
 
-    /// Adds a chunk that is only a word of the first choice, and returns that. None if the chunk says anything that is not known
-    /// of the answer yet; it must then be read whole.
-    pub fn push_word(&mut self, word: Word<'_>) -> Option<String> {
+    /// Adds a chunk that is only a word of the first choice, and returns that, UTF-8. None if the chunk says anything that is not
+    /// known of the answer yet; it must then be read whole.
+    pub fn push_word(&mut self, body: &Bytes) -> Option<Bytes> {
+        if let Some(word) = self.mould.word(body) {
+            append(&mut self.choices.get_mut(&0)?.content, Some(word));
+            return Some(body.slice_ref(word.as_bytes()));
+        }
+        let word = Word::read(body)?;
         let is_known = |known: &Option<String>, said: Option<&str>| said.is_none() || known.as_deref() == said;
         let same = is_known(&self.system_fingerprint, word.system_fingerprint())
             && is_known(&self.service_tier, word.service_tier())
             && !(self.id.is_empty() || self.model.is_empty() || self.created == 0);
         let answer = self.choices.get_mut(&0).filter(|_| same)?;
-        append(&mut answer.content, Some(word.text()));
-        Some(word.into_text())
+        let text = word.into_text();
+        append(&mut answer.content, Some(&text));
+        Some(match text {
+            Cow::Borrowed(text) => {
+                self.mould.take(body, text);
+                body.slice_ref(text.as_bytes())
+            }
+            // One with escapes in it says nothing of the others, so that the mould stays.
+            Cow::Owned(text) => text.into(),
+        })
     }
 
     /// The text of the first choice up to here.
@@ -124,6 +143,8 @@ impl Accumulator {
 
     /// The body of a chat completion, as the server would have sent it at once.
     pub fn finish(self) -> Bytes {
+        const BESIDE_TEXTS: usize = 1024;
+        let texts: usize = self.choices.values().map(|answer| answer.content.as_ref().map_or(0, String::len)).sum();
         let mut body = Map::new();
         let mut set = |name: &str, value: Value| body.insert(name.to_owned(), value);
         set("id", self.id.into());
@@ -139,8 +160,30 @@ impl Accumulator {
             value.map(|value| set(name, value));
         }
         body.extend(self.extra);
-        Value::Object(body).to_string().into()
+        // A long text is in memory twice here, and not in pieces of a vector that grows besides.
+        let mut written = Vec::with_capacity(texts + BESIDE_TEXTS);
+        // Writing a value to a vector cannot fail.
+        let _ = serde_json::to_writer(&mut written, &Value::Object(body));
+        written.into()
     }
+}
+
+/// The text of the first choice in a body that [`Accumulator::finish`] made.
+pub fn text_in(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Chat {
+        choices: Vec<Choice>,
+    }
+    #[derive(Deserialize)]
+    struct Choice {
+        message: Message,
+    }
+    #[derive(Deserialize)]
+    struct Message {
+        content: Option<String>,
+    }
+    let first = serde_json::from_slice::<Chat>(body).ok().and_then(|chat| chat.choices.into_iter().next());
+    first.and_then(|choice| choice.message.content).unwrap_or_default()
 }
 
 impl Answer {
@@ -216,11 +259,13 @@ impl Call {
             self.name.push_str(name);
         }
         self.arguments.push_str(piece.arguments.as_deref().unwrap_or_default());
+        self.is_custom |= piece.is_custom;
     }
 
     fn finish(self) -> Value {
-        let kind = if self.kind.is_empty() { "function".to_owned() } else { self.kind };
-        json!({"id": self.id, "type": kind, "function": {"name": self.name, "arguments": self.arguments}})
+        let (called, arguments) = if self.is_custom { ("custom", "input") } else { ("function", "arguments") };
+        let kind = if self.kind.is_empty() { called.to_owned() } else { self.kind };
+        json!({"id": self.id, "type": kind, called: {"name": self.name, arguments: self.arguments}})
     }
 }
 
@@ -358,6 +403,48 @@ mod tests {
     }
 
     #[test]
+    fn joins_the_input_of_custom_tools() {
+        let pieces = [
+            json!({"index": 0, "id": "a", "type": "custom", "custom": {"name": "sql", "input": ""}}),
+            json!({"index": 1, "id": "b", "type": "function", "function": {"name": "f", "arguments": "{}"}}),
+            json!({"index": 0, "custom": {"input": "SELECT "}}),
+            json!({"index": 0, "type": "custom", "custom": {"input": "1;"}}),
+        ];
+        let chunks: Vec<_> = pieces.iter().map(|piece| delta(&json!({"tool_calls": [piece]}))).collect();
+        assert_eq!(
+            body(&chunks)["choices"][0]["message"]["tool_calls"],
+            json!([
+                {"id": "a", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1;"}},
+                {"id": "b", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+            ])
+        );
+        let [custom, function] = calls(&pieces).try_into().unwrap();
+        assert_eq!(custom.custom.unwrap().input, "SELECT 1;");
+        assert_eq!((custom.function, function.custom), (None, None));
+    }
+
+    #[test]
+    fn a_word_is_taken_only_where_nothing_else_is_new() {
+        let chunk = |word: &str, fingerprint: &str| {
+            let choices = json!([{"index": 0, "delta": {"content": word}}]);
+            json!({"id": "c", "model": "m", "created": 7, "system_fingerprint": fingerprint, "choices": choices})
+        };
+        let body = |word: &str, fingerprint: &str| Bytes::from(chunk(word, fingerprint).to_string());
+        let mut sum = Accumulator::new();
+        assert_eq!(sum.push_word(&body("a", "x")), None);
+        sum.push(&ChatChunk::read(body("a", "x")).unwrap()).unwrap();
+        for word in ["b", "c", "\"\n", "d"] {
+            assert_eq!(sum.push_word(&body(word, "x")).unwrap(), word);
+        }
+        assert_eq!(sum.push_word(&body("e", "y")), None);
+        sum.push(&ChatChunk::read(body("e", "y")).unwrap()).unwrap();
+        // As it was before, but no longer.
+        assert_eq!(sum.push_word(&body("f", "x")), None);
+        assert_eq!(sum.push_word(&body("f", "y")).unwrap(), "f");
+        assert_eq!(sum.text(), "abc\"\ndef");
+    }
+
+    #[test]
     fn keeps_fields_that_nobody_knows() {
         let chunks = [
             json!({"provider": "p", "citations": ["x"], "choices": [{"index": 0, "delta": {
@@ -401,8 +488,26 @@ mod tests {
             let accumulator = accumulate(&chunks);
             let whole = pieces.concat();
             prop_assert_eq!(accumulator.text(), &whole);
-            let body: Value = serde_json::from_slice(&accumulator.finish()).unwrap();
+            let body = accumulator.finish();
+            prop_assert_eq!(text_in(&body), &*whole);
+            let body: Value = serde_json::from_slice(&body).unwrap();
             prop_assert_eq!(&body["choices"][0]["message"]["reasoning"], &whole);
+        }
+
+        #[test]
+        fn words_add_up_to_what_whole_chunks_do(words in prop::collection::vec("(\\PC|[\\x00-\\x1f\"\\\\]){0,4}", 1..20)) {
+            let (mut whole, mut quick) = (Accumulator::new(), Accumulator::new());
+            for word in &words {
+                let choices = json!([{"index": 0, "delta": {"content": word}}]);
+                let chunk = json!({"id": "c", "model": "m", "created": 7, "choices": choices}).to_string();
+                let chunk = ChatChunk::read(chunk.into()).unwrap();
+                match quick.push_word(&chunk.body) {
+                    Some(text) => prop_assert_eq!(&text, word),
+                    None => quick.push(&chunk).unwrap(),
+                }
+                whole.push(&chunk).unwrap();
+            }
+            prop_assert_eq!(quick.finish(), whole.finish());
         }
     }
 }

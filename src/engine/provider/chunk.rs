@@ -73,19 +73,21 @@ pub struct Delta {
     pub extra: Map<String, Value>,
 }
 
-/// A piece of one function call. The first brings id and name, the others more of the arguments.
+/// A piece of one call of a function or of a custom tool. The first brings id and name, the others more of the arguments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolCallDelta {
     /// The call it belongs to. Its place in the chunk where the server does not say.
     pub index: u64,
     /// Names the call in the message that answers it.
     pub id: Option<String>,
-    /// `function`.
+    /// `function` or `custom`.
     pub kind: Option<String>,
-    /// Name of the function.
+    /// Name of the function or the custom tool.
     pub name: Option<String>,
-    /// A piece of the JSON text of its arguments.
+    /// A piece of the JSON text of its arguments; of a custom tool's input, which is any text.
     pub arguments: Option<String>,
+    /// Whether name and arguments are a custom tool's.
+    pub is_custom: bool,
 }
 
 /// The name of a field, which is nearly always a slice of the chunk.
@@ -170,12 +172,19 @@ struct WireToolCall {
     #[serde(rename = "type")]
     kind: Option<String>,
     function: Option<WireFunction>,
+    custom: Option<WireCustom>,
 }
 
 #[derive(Default, Deserialize)]
 struct WireFunction {
     name: Option<String>,
     arguments: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct WireCustom {
+    name: Option<String>,
+    input: Option<String>,
 }
 
 /// A chunk that says a word of the first choice's text, and besides only what every chunk of a stream repeats. It is read at a
@@ -221,7 +230,8 @@ struct WordChoice<'a> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WordDelta<'a> {
-    content: String,
+    #[serde(borrow)]
+    content: Cow<'a, str>,
     #[serde(borrow)]
     role: Option<Cow<'a, str>>,
     #[serde(default, rename = "refusal")]
@@ -239,14 +249,8 @@ impl<'a> Word<'a> {
         (is_plain && !delta.content.is_empty()).then_some(word)
     }
 
-    /// The word.
-    pub fn text(&self) -> &str {
-        let [choice] = &self.choices;
-        &choice.delta.content
-    }
-
-    /// The word.
-    pub fn into_text(self) -> String {
+    /// The word: a slice of the chunk, unless it is written with escapes there.
+    pub fn into_text(self) -> Cow<'a, str> {
         let [choice] = self.choices;
         choice.delta.content
     }
@@ -259,6 +263,46 @@ impl<'a> Word<'a> {
     /// As in [`ChatChunk`].
     pub fn service_tier(&self) -> Option<&str> {
         self.service_tier.as_deref()
+    }
+}
+
+/// What is around the word in a chunk that is one. The next chunk of the stream is nearly always the same but for the word, and
+/// seeing that costs next to nothing: between the same bytes there is another string, and so it is the same JSON.
+#[derive(Debug, Default)]
+pub struct Mould {
+    /// Up to the opening quote; empty if there is none yet.
+    before: Vec<u8>,
+    /// From the closing quote on.
+    after: Vec<u8>,
+}
+
+impl Mould {
+    /// The word of `body`, if that differs in nothing else.
+    pub fn word<'a>(&self, body: &'a [u8]) -> Option<&'a str> {
+        if self.before.is_empty() {
+            return None;
+        }
+        let word = body.strip_prefix(&*self.before)?.strip_suffix(&*self.after)?;
+        let is_plain = !word.is_empty() && word.iter().all(|byte| *byte >= b' ' && !matches!(byte, b'"' | b'\\'));
+        if is_plain { std::str::from_utf8(word).ok() } else { None }
+    }
+
+    /// Takes the form of `body`, of which `word` is the slice that says it.
+    pub fn take(&mut self, body: &[u8], word: &str) {
+        self.clear();
+        let start = word.as_ptr().addr().wrapping_sub(body.as_ptr().addr());
+        if let Some((before, rest)) = body.split_at_checked(start)
+            && let Some(after) = rest.strip_prefix(word.as_bytes())
+        {
+            self.before.extend_from_slice(before);
+            self.after.extend_from_slice(after);
+        }
+    }
+
+    /// Knows no form any more.
+    pub fn clear(&mut self) {
+        self.before.clear();
+        self.after.clear();
     }
 }
 
@@ -353,16 +397,18 @@ fn lenient_delta(mut delta: Map<String, Value>) -> Delta {
 
 fn lenient_tool_call((position, call): (usize, Value)) -> Option<ToolCallDelta> {
     let Value::Object(mut call) = call else { return None };
-    let mut function = match call.remove("function") {
-        Some(Value::Object(function)) => function,
-        _ => Map::new(),
+    let (mut called, arguments, is_custom) = match (call.remove("function"), call.remove("custom")) {
+        (_, Some(Value::Object(custom))) => (custom, "input", true),
+        (Some(Value::Object(function)), _) => (function, "arguments", false),
+        _ => (Map::new(), "arguments", false),
     };
     Some(ToolCallDelta {
         index: call.get("index").and_then(Value::as_u64).unwrap_or(position as u64),
         id: take_text(&mut call, "id"),
         kind: take_text(&mut call, "type"),
-        name: take_text(&mut function, "name"),
-        arguments: match function.remove("arguments") {
+        name: take_text(&mut called, "name"),
+        is_custom,
+        arguments: match called.remove(arguments) {
             None | Some(Value::Null) => None,
             Some(Value::String(arguments)) => Some(arguments),
             Some(other) => Some(other.to_string()),
@@ -380,14 +426,13 @@ fn take_text(object: &mut Map<String, Value>, name: &str) -> Option<String> {
 
 fn numbered(calls: Vec<WireToolCall>) -> Vec<ToolCallDelta> {
     let numbered = calls.into_iter().enumerate().map(|(position, call)| {
-        let function = call.function.unwrap_or_default();
-        ToolCallDelta {
-            index: call.index.unwrap_or(position as u64),
-            id: call.id,
-            kind: call.kind,
-            name: function.name,
-            arguments: function.arguments,
-        }
+        let is_custom = call.custom.is_some();
+        let (name, arguments) = match (call.custom, call.function.unwrap_or_default()) {
+            (Some(custom), _) => (custom.name, custom.input),
+            (None, function) => (function.name, function.arguments),
+        };
+        let index = call.index.unwrap_or(position as u64);
+        ToolCallDelta { index, id: call.id, kind: call.kind, name, arguments, is_custom }
     });
     numbered.collect()
 }
@@ -442,7 +487,7 @@ mod tests {
                              "finish_reason": null}],
             });
             change(&mut body);
-            Word::read(body.to_string().as_bytes()).map(Word::into_text)
+            Word::read(body.to_string().as_bytes()).map(|word| word.into_text().into_owned())
         };
         assert_eq!(word(&|_| {}).as_deref(), Some("a\""));
         let change = |pointer: &'static str, value: Value| {
@@ -465,6 +510,29 @@ mod tests {
         }
         assert_eq!(word(&|body| body["error"] = json!({"message": "m"})), None);
         assert_eq!(word(&|body| body["provider"] = json!("p")), None);
+    }
+
+    #[test]
+    fn a_mould_knows_the_same_chunk_with_another_word() {
+        let body = |word: &str, id: &str| format!(r#"{{"id":"{id}","choices":[{{"delta":{{"content":"{word}"}}}}]}}"#);
+        let first = body(" one", "c");
+        let mut mould = Mould::default();
+        assert_eq!(mould.word(first.as_bytes()), None);
+        let Cow::Borrowed(word) = Word::read(first.as_bytes()).unwrap().into_text() else {
+            panic!("it has no escapes")
+        };
+        mould.take(first.as_bytes(), word);
+        for word in [" one", "two", "é", "{\u{7f}}", ","] {
+            assert_eq!(mould.word(body(word, "c").as_bytes()), Some(word));
+        }
+        // Nothing, what is written with escapes or would need them, and what only looks like a string.
+        for word in ["", r"\n", r#"\""#, "\n", r#"a","role":"tool"#, r#"a"}}],"choices":[{"delta":{"content":"b"#] {
+            assert_eq!(mould.word(body(word, "c").as_bytes()), None, "{word}");
+        }
+        assert_eq!(mould.word(body("a", "d").as_bytes()), None);
+        assert_eq!(mould.word(first.trim_end_matches('}').as_bytes()), None);
+        mould.clear();
+        assert_eq!(mould.word(first.as_bytes()), None);
     }
 
     #[test]
@@ -500,6 +568,7 @@ mod tests {
             kind: Some("function".into()),
             name: Some(name.into()),
             arguments: Some(arguments.into()),
+            is_custom: false,
         };
         let first = json!({"index": 3, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}});
         let more = json!({"index": 3, "function": {"arguments": "{\""}});
@@ -517,6 +586,15 @@ mod tests {
             [call(0, "a", "f", "{}"), call(1, "b", "f", "{\"x\":1}")]
         );
         assert_eq!(delta(&json!({"tool_calls": [{"function": null}]})).tool_calls, [ToolCallDelta::default()]);
+        // Of a custom tool, strictly and leniently read.
+        for index in [json!(1), json!("x")] {
+            let custom_call =
+                json!({"index": index, "id": "a", "type": "custom", "custom": {"name": "sql", "input": "SELECT"}});
+            let read = delta(&json!({"tool_calls": [{"function": {"name": "f"}}, custom_call]})).tool_calls;
+            let function = ToolCallDelta { name: Some("f".into()), ..ToolCallDelta::default() };
+            let custom = call(1, "a", "sql", "SELECT");
+            assert_eq!(read, [function, ToolCallDelta { kind: Some("custom".into()), is_custom: true, ..custom }]);
+        }
     }
 
     #[test]

@@ -54,7 +54,8 @@ impl Pieces {
     /// may last.
     ///
     /// # Errors
-    /// `Connection`, `IdleTimeout`, or `InvalidResponse` for a body that cannot be decompressed.
+    /// `Connection`, also for a compressed body that ends before its data do; `IdleTimeout`; `InvalidResponse` for one that cannot
+    /// be decompressed.
     pub async fn next(&mut self, headers: &HeaderMap, silence: Option<Silence>) -> Result<Option<Bytes>, Error> {
         if let Decoding::NotBegun = self.decoding {
             self.decoding = Decoding::begin(headers, 0).map_err(|error| unreadable(&error, &self.target.host))?;
@@ -71,7 +72,10 @@ impl Pieces {
                 if std::mem::replace(&mut self.is_finished, true) {
                     return Ok(None);
                 }
-                let rest = self.decoding.finish().map_err(unreadable)?;
+                let rest = self.decoding.finish().map_err(|error| match error.kind() {
+                    io::ErrorKind::UnexpectedEof => cut(error, &self.target.host),
+                    _ => unreadable(error),
+                })?;
                 return Ok(Some(rest).filter(|rest| !rest.is_empty()));
             };
             let piece = self.decoding.decode(chunk).map_err(unreadable)?;
@@ -166,6 +170,11 @@ fn unreadable(error: &io::Error, host: &str) -> Error {
         return too_large(host);
     }
     Error::new(Kind::InvalidResponse, format!("the compressed answer of {host} cannot be read: {error}"))
+}
+
+/// What a compressed stream is that ends in the middle: not another answer than it should be, but half of one.
+fn cut(error: io::Error, host: &str) -> Error {
+    Error::new(Kind::Connection, format!("the compressed answer of {host} ended too soon")).with_source(error)
 }
 
 /// Undoes one layer of `Content-Encoding`.
