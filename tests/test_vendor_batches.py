@@ -255,7 +255,8 @@ def test_items_are_cut_by_number_by_size_and_by_model(make: Make) -> None:
 
 @pytest.mark.parametrize(("via", "most"), [("openai", 50_000), ("anthropic", 100_000)])
 def test_one_item_more_than_the_vendor_takes_is_another_batch(via: str, most: int) -> None:
-    items = ({"model": "m", "messages": [{"role": "user", "content": "a"}]} for _ in range(most + 1))
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}
+    items = ({"params": body} if via == "anthropic" else body for _ in range(most + 1))
     vendor = VENDORS[via]
     state = Preparation(None, vendor, "", Defaults(), vendor.limits, True, Event()).run(items)
 
@@ -328,6 +329,7 @@ def test_two_lines_of_one_name_are_refused_before_anything_is_sent(jobs: Jobs, m
     with pytest.raises(ConfigurationError, match="nothing to submit"):
         jobs.submit([], output="out")
     assert not mock_server.requests
+    assert not list(Path().iterdir())
     # What was refused is in nobody's way.
     assert texts(jobs.results(jobs.submit(["x"], output="out"))) == ["echo: x"]
 
@@ -690,11 +692,11 @@ def test_a_result_of_no_item_is_reported_and_not_written(make: Make, mock_server
     job = jobs.submit([chat("a", "x"), chat("b", "y")])
     jobs.wait(job)
     result = {"custom_id": "a", "result": {"type": "canceled"}}
-    body = "\n".join([json.dumps(result), json.dumps(result), "junk"]) + "\n"
+    body = "\n".join([json.dumps(result), json.dumps(result), "junk", '{"custom_id": []}']) + "\n"
     mock_server.when(f"GET /v1/messages/batches/{job.batch_ids[0]}/results", Answer(body=body))
     fetched = jobs.fetch(job)
 
-    assert len(fetched.problems) == 2
+    assert len(fetched.problems) == 3
     assert "result 2 is of no item that is still open: 'a'" in fetched.problems[0]
     assert texts(jobs.results(job)) == ["batch_cancelled", "no_result"]
 

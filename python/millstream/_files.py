@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    # Text fields, and the file's field, name and type.
-    Form = tuple[list[tuple[str, str]], str, str, str]
+# Text fields, and the file's field, name and type.
+Form = tuple[list[tuple[str, str]], str, str, str]
 
 
 def form_of(

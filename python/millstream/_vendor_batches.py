@@ -167,8 +167,14 @@ class VendorBatches:
             if state is None:
                 _check_empty(place)
                 place.drop_parts()
-                state = await prepare(place, limits)
-                place.save(state)
+                try:
+                    state = await prepare(place, limits)
+                    place.save(state)
+                except BaseException:
+                    # Nothing was sent, and prompts are not left lying about.
+                    place.drop_parts()
+                    place.items.unlink(missing_ok=True)
+                    raise
             else:
                 _check_server(place, state, client)
                 # Cut as before, so that what is to be sent can be made again where it is gone.

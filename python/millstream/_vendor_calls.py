@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from millstream._bridge import block, wait
 from millstream._config import Timeout
-from millstream._files import replacing
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._settings import Hidden
+from millstream._vendor_state import create
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -148,10 +148,10 @@ class Http:
         return reply.to_dict()
 
     async def download(self, path: str, file: Path) -> None:
-        """Get a file."""
+        """Get a file; one that is there is replaced."""
         options = self._options(timeout=_FILE_TIMEOUT)
-        with replacing(file) as beside:
-            await self.calls.native(options, self._client._native.download, path, options, beside)
+        create(file).close()
+        await self.calls.native(options, self._client._native.download, path, options, file)
 
     def _options(
         self,

@@ -316,7 +316,8 @@ def append_results(place: Place, state: State, part: Part, files: list[Path], st
         for file in files:
             for number, result in _read_results(file):
                 _go_on(stop)
-                item = pending.pop(result.get("custom_id"), None)
+                vendor_id = result.get("custom_id")
+                item = pending.pop(vendor_id, None) if isinstance(vendor_id, str) else None
                 if item is None:
                     problems.append(
                         f"{batch_id}: result {number} is of no item that is still open: {result.get('custom_id')!r}"
