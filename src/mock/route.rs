@@ -91,6 +91,8 @@ impl Destination {
         let chat = if dialect == Dialect::Mistral { Format::Mistral } else { Format::Chat };
         let route = match path.strip_prefix("/v1/").map(|path| Route::of(path, chat)) {
             Some(Route::Mirror) if parts.method != Method::POST => Route::Unknown,
+            // Files are uploaded and read; they are not listed.
+            Some(Route::Files) if parts.method != Method::POST && !path.ends_with("/content") => Route::Unknown,
             Some(route) => route,
             None => Route::Unknown,
         };
