@@ -50,16 +50,19 @@ if TYPE_CHECKING:
     from millstream._create import create_client, create_from_config
     from millstream._retry import RetryPolicy, retry_with_backoff, retrying
     from millstream._structured import ResponseFormat
+    from millstream._vendor_batches import BatchJob, VendorBatches
     from millstream.types import ClientStats, ModelList
 else:
     _LATER = {
         "AdaptiveBatchPolicy": "_batch_policy",
+        "BatchJob": "_vendor_batches",
         "ClientStats": "types",
         "CompletionConfig": "_config",
         "ModelList": "types",
         "ResponseFormat": "_structured",
         "RetryPolicy": "_retry",
         "Timeout": "_config",
+        "VendorBatches": "_vendor_batches",
         "create_client": "_create",
         "create_from_config": "_create",
         "retry_with_backoff": "_retry",
@@ -92,6 +95,7 @@ __all__ = [
     "AsyncStream",
     "AuthenticationError",
     "BadRequestError",
+    "BatchJob",
     "BatchStoppedError",
     "ChatCompletion",
     "ChatCompletionChunk",
@@ -128,6 +132,7 @@ __all__ = [
     "StreamInterruptedError",
     "Timeout",
     "UnprocessableEntityError",
+    "VendorBatches",
     "__version__",
     "create_client",
     "create_from_config",

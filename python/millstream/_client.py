@@ -13,6 +13,7 @@ from millstream._bridge import block, wait
 from millstream._chat import AsyncChat, Chat
 from millstream._completions import AsyncTextCompletions, TextCompletions
 from millstream._embeddings import AsyncEmbeddings, Embeddings
+from millstream._files import form_of, replacing
 from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._prompts import checked_prompt, checked_prompts, kept
@@ -30,6 +31,7 @@ from millstream.exceptions import APIError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from os import PathLike
     from types import TracebackType
 
     from millstream._config import CompletionConfig, Timeout
@@ -638,6 +640,127 @@ class AsyncClient(Base):
             raise ConfigurationError("post() reads whole answers; leave stream out")
         options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, json or {})
         return await self._ask(options, self._native.post, path, options, "Reply")
+
+    async def get(
+        self,
+        path: str,
+        *,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+    ) -> Reply:
+        """Get any path of the server, with limits, retries and keys as for every other call.
+
+        Args:
+            path: Below the base URL: ``"batches/batch_1"``. It may have a query.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+
+        Returns:
+            The answer, a JSON object, whose fields are attributes.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIResponseValidationError: The answer is no JSON object, or an error with status 200.
+            APIError: No answer after every retry.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        check({"path": path})
+        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        return await self._ask(options, self._native.get, path, options)
+
+    async def upload(
+        self,
+        path: str,
+        file: str | PathLike[str],
+        *,
+        fields: Mapping[str, str] | None = None,
+        name: str = "file",
+        filename: str | None = None,
+        content_type: str = "application/octet-stream",
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+    ) -> Reply:
+        """Post a file to any path of the server, as ``multipart/form-data``.
+
+        The file is read once and is in memory while it is sent. Every attempt carries the same ``Idempotency-Key``.
+
+        Args:
+            path: Below the base URL: ``"files"``.
+            file: The file to send.
+            fields: Text fields to send before it: ``{"purpose": "batch"}``.
+            name: The name of the file's field.
+            filename: The file's name as the server sees it. Default: its own.
+            content_type: The type of its content.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+
+        Returns:
+            The answer, a JSON object, whose fields are attributes.
+
+        Raises:
+            ConfigurationError: An argument is not valid, or the file cannot be read; nothing was sent.
+            APIResponseValidationError: The answer is no JSON object, or an error with status 200.
+            APIError: No answer after every retry.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        check({"path": path})
+        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        form = form_of(file, fields, name, filename, content_type)
+        return await self._ask(options, self._native.upload, path, options, file, form, False)
+
+    async def download(
+        self,
+        path: str,
+        file: str | PathLike[str],
+        *,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+    ) -> None:
+        """Get any path of the server and write the answer, of any kind and size, to a file.
+
+        It is written piece by piece to a file beside it, of which an attempt that breaks off leaves nothing, and takes
+        its name when it is whole.
+
+        Args:
+            path: Below the base URL: ``"files/file-1/content"``. It may have a query.
+            file: Where to write it, readable by you alone. One that is there is replaced.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+
+        Raises:
+            ConfigurationError: An argument is not valid, or the file cannot be written.
+            APIError: No answer after every retry.
+            OSError: The file cannot be made.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        check({"path": path})
+        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        with replacing(file) as beside:
+            await self._ask(options, self._native.download, path, options, beside)
 
     def _ask(
         self,
@@ -1314,6 +1437,127 @@ class Client(Base):
             raise ConfigurationError("post() reads whole answers; leave stream out")
         options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, json or {})
         return self._ask(options, self._native.post, path, options, "Reply")
+
+    def get(
+        self,
+        path: str,
+        *,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+    ) -> Reply:
+        """Get any path of the server, with limits, retries and keys as for every other call.
+
+        Args:
+            path: Below the base URL: ``"batches/batch_1"``. It may have a query.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+
+        Returns:
+            The answer, a JSON object, whose fields are attributes.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            APIResponseValidationError: The answer is no JSON object, or an error with status 200.
+            APIError: No answer after every retry.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        check({"path": path})
+        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        return self._ask(options, self._native.get, path, options)
+
+    def upload(
+        self,
+        path: str,
+        file: str | PathLike[str],
+        *,
+        fields: Mapping[str, str] | None = None,
+        name: str = "file",
+        filename: str | None = None,
+        content_type: str = "application/octet-stream",
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+    ) -> Reply:
+        """Post a file to any path of the server, as ``multipart/form-data``.
+
+        The file is read once and is in memory while it is sent. Every attempt carries the same ``Idempotency-Key``.
+
+        Args:
+            path: Below the base URL: ``"files"``.
+            file: The file to send.
+            fields: Text fields to send before it: ``{"purpose": "batch"}``.
+            name: The name of the file's field.
+            filename: The file's name as the server sees it. Default: its own.
+            content_type: The type of its content.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+
+        Returns:
+            The answer, a JSON object, whose fields are attributes.
+
+        Raises:
+            ConfigurationError: An argument is not valid, or the file cannot be read; nothing was sent.
+            APIResponseValidationError: The answer is no JSON object, or an error with status 200.
+            APIError: No answer after every retry.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        check({"path": path})
+        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        form = form_of(file, fields, name, filename, content_type)
+        return self._ask(options, self._native.upload, path, options, file, form, False)
+
+    def download(
+        self,
+        path: str,
+        file: str | PathLike[str],
+        *,
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+    ) -> None:
+        """Get any path of the server and write the answer, of any kind and size, to a file.
+
+        It is written piece by piece to a file beside it, of which an attempt that breaks off leaves nothing, and takes
+        its name when it is whole.
+
+        Args:
+            path: Below the base URL: ``"files/file-1/content"``. It may have a query.
+            file: Where to write it, readable by you alone. One that is there is replaced.
+            timeout: Seconds over all attempts, or a `Timeout`; None for no limit. Default: the client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for this request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+
+        Raises:
+            ConfigurationError: An argument is not valid, or the file cannot be written.
+            APIError: No answer after every retry.
+            OSError: The file cannot be made.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        check({"path": path})
+        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        with replacing(file) as beside:
+            self._ask(options, self._native.download, path, options, beside)
 
     def _ask(
         self,

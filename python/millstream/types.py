@@ -23,10 +23,14 @@ from millstream._millstream import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
     from typing import Self
 
 __all__ = [
+    "BatchJobResult",
+    "BatchJobStatus",
     "BatchMetrics",
+    "BatchPartStatus",
     "CauseStats",
     "ChatCompletion",
     "ChatMessage",
@@ -74,6 +78,86 @@ class BatchMetrics(TypedDict):
     duration: float
     success_rate: float
     items_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPartStatus:
+    """How far one batch of a vendor's is.
+
+    Attributes:
+        batch_id: The vendor's name for it; None before it exists.
+        status: The vendor's own word, or ``"not submitted"``, ``"submitted"`` or ``"cancelled"``.
+        items: How many it has.
+        completed: Answered well. (Anthropic counts only at the end.)
+        failed: Answered otherwise, expired or cancelled.
+        done: No more results will come.
+    """
+
+    batch_id: str | None
+    status: str
+    items: int
+    completed: int
+    failed: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BatchJobStatus:
+    """How far a job of a vendor's batch API is.
+
+    Attributes:
+        via: The vendor.
+        items: Items in all batches together.
+        bad_lines: Lines that are no requests, and in no batch.
+        parts: The batches.
+    """
+
+    via: str
+    items: int
+    bad_lines: int
+    parts: list[BatchPartStatus]
+
+    @property
+    def completed(self) -> int:
+        """Items answered well."""
+        return sum(part.completed for part in self.parts)
+
+    @property
+    def failed(self) -> int:
+        """Items answered otherwise, expired or cancelled."""
+        return sum(part.failed for part in self.parts)
+
+    @property
+    def done(self) -> bool:
+        """Whether all batches have ended."""
+        return all(part.done for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchJobResult:
+    """What has been fetched of a job of a vendor's batch API.
+
+    Attributes:
+        output: The file.
+        total: Items and bad lines.
+        ok: Lines with an answer.
+        failed: Lines with an error, bad lines among them.
+        pending: Items without a line, whose batches have not ended.
+        bad_lines: Lines that are no requests.
+        prompt_tokens: What answers used.
+        completion_tokens: The same.
+        problems: Results that belong to no item, which the output does not have.
+    """
+
+    output: Path
+    total: int
+    ok: int
+    failed: int
+    pending: int
+    bad_lines: int
+    prompt_tokens: int
+    completion_tokens: int
+    problems: list[str]
 
 
 class Record(dict[str, Any]):

@@ -7,7 +7,7 @@
 //! pipeline
 //! keys  stream
 //! provider  limit  retry  transport
-//! error  types  config  secret  service  sse  tokens  metrics
+//! error  types  config  secret  service  sse  tokens  metrics  multipart
 //! ```
 //!
 //! All waiting goes through tokio's clock, so a test can pause it.
@@ -18,6 +18,7 @@ pub mod error;
 pub mod keys;
 pub mod limit;
 pub mod metrics;
+pub mod multipart;
 pub mod pipeline;
 pub mod provider;
 pub mod retry;

@@ -139,6 +139,10 @@ pub struct Object {
     pub usage: Option<Usage>,
 }
 
+/// An answer that was written to a file and not looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Saved;
+
 /// Embeddings, in the order of the inputs.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Embeddings {

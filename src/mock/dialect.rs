@@ -149,7 +149,11 @@ fn put(headers: &mut HeaderMap, name: &str, value: impl Display) {
 
 /// The moment after `wait`, as RFC 3339 in whole seconds, rounded up.
 fn moment_in(wait: Duration) -> String {
-    let moment = SystemTime::now() + wait + Duration::from_millis(999);
+    moment(SystemTime::now() + wait + Duration::from_millis(999))
+}
+
+/// A moment as RFC 3339 in whole seconds.
+pub(super) fn moment(moment: SystemTime) -> String {
     rfc3339(&httpdate::fmt_http_date(moment)).unwrap_or_default()
 }
 

@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::api::{Call, Format, Refusal, Said, json, tokens_of};
+use super::batches::{Answered, Batches, Request as BatchRequest, Vendor};
 use super::body::{AnswerBody, Spoiling};
 use super::chat::{self, ChatRequest};
-use super::config::{MockConfig, Reply};
+use super::config::{Dialect, MockConfig, Reply};
 use super::connection::{Connection, Doom};
 use super::limits::{Charge, Limits};
 use super::record::{Head, Ledger, Reply as RecordedReply, Ticket, lock};
@@ -42,6 +43,7 @@ pub(super) struct Mock {
     pub(super) ledger: Arc<Ledger>,
     pub(super) script: Mutex<Script>,
     pub(super) limits: Mutex<Limits>,
+    pub(super) batches: Mutex<Batches>,
     pub(super) slots: Slots,
     pub(super) outage: Mutex<Option<Outage>>,
     /// `u64::MAX`: any number.
@@ -71,6 +73,7 @@ impl Mock {
             outage: Mutex::default(),
             max_concurrent: AtomicU64::new(config.max_concurrent.map_or(u64::MAX, u64::from)),
             script: Mutex::default(),
+            batches: Mutex::default(),
             limits: Mutex::new(limits),
             random: Mutex::new(fastrand::Rng::with_seed(config.seed)),
             fixed: chat::fixed_completion(config.models.first().map_or("", String::as_str)),
@@ -107,6 +110,7 @@ impl Mock {
         self.slots.set(self.config.slots);
         self.set_max_concurrent(self.config.max_concurrent);
         *lock(&self.script) = Script::default();
+        *lock(&self.batches) = Batches::default();
         *lock(&self.limits) = Limits::new(&self.config, Instant::now());
         self.ledger.clear();
     }
@@ -172,7 +176,12 @@ impl Mock {
                 Err(refusal) => return *refusal,
             }
         }
-        let scripted = lock(&self.script).next(body);
+        let scripted = if asked.to.route.is_of_batches() {
+            // The texts of a batch's requests are theirs; it is asked for by its path.
+            lock(&self.script).ruled(format!("{} {}", asked.method, asked.path).as_bytes())
+        } else {
+            lock(&self.script).next(body)
+        };
         let mut draft = match scripted {
             Some(answer) => self.scripted(answer, asked, body),
             None => Draft { latency: self.draw_latency(), ..self.default_reply(asked, body, None) },
@@ -192,7 +201,8 @@ impl Mock {
         }
         let mut headers = HeaderMap::new();
         let mut limits = lock(&self.limits);
-        let charge = if limits.count_tokens() { charge(body) } else { Charge::default() };
+        let counts = limits.count_tokens() && !asked.to.route.is_of_batches();
+        let charge = if counts { charge(body) } else { Charge::default() };
         let buckets = limits.of(asked.key.index());
         let verdict = buckets.admit(charge, Instant::now());
         dialect.write_limits(buckets.all(), charge, &mut headers);
@@ -232,12 +242,10 @@ impl Mock {
             Route::Models => Ok(chat::models(&self.config.models)),
             Route::CountTokens => anthropic::count_tokens(body),
             Route::Embeddings => self.embeddings(asked, body),
+            Route::Files => self.file(asked, body),
+            Route::Batches(vendor) => self.batch(vendor, asked, body),
             Route::Mirror => Ok(asked.mirror(body)),
-            Route::Unknown => {
-                let path = asked.path.split('?').next().unwrap_or_default();
-                let message = format!("Invalid URL ({} {path})", asked.method);
-                return asked.error(StatusCode::NOT_FOUND, &message, None);
-            }
+            Route::Unknown => Err(asked.nothing_there()),
         };
         answered.map_or_else(|refusal| asked.refuse(refusal), |body| Draft::new(StatusCode::OK, body))
     }
@@ -247,6 +255,65 @@ impl Mock {
         let mut random = lock(&self.random);
         let shuffle = self.config.shuffle_embeddings.then_some(&mut *random);
         embeddings::answer(body, model.unwrap_or_default(), shuffle)
+    }
+
+    /// `POST files`, `GET files/ID/content`.
+    fn file(&self, asked: &Asked, body: &[u8]) -> Result<Bytes, Refusal> {
+        let mut batches = lock(&self.batches);
+        match asked.below("files").as_slice() {
+            [] if asked.method == Method::POST => batches.upload(body),
+            [id, "content"] if asked.method == Method::GET => batches.content(id, Instant::now()),
+            _ => Err(asked.nothing_there()),
+        }
+    }
+
+    /// A list, a new one, one, its results, or its end, as the vendor's paths have it.
+    fn batch(&self, vendor: Vendor, asked: &Asked, body: &[u8]) -> Result<Bytes, Refusal> {
+        let (now, is_post) = (Instant::now(), asked.method == Method::POST);
+        let folder = match vendor {
+            Vendor::OpenAi => "batches",
+            Vendor::Anthropic => "messages/batches",
+            Vendor::Mistral => "batch/jobs",
+        };
+        match asked.below(folder).as_slice() {
+            [] if is_post => {
+                let order = lock(&self.batches).order(vendor, body)?;
+                let answers = order.requests.iter().map(|request| self.item(vendor, request)).collect();
+                Ok(lock(&self.batches).make(order, answers, now))
+            }
+            [] => Ok(lock(&self.batches).list(vendor, asked.query(), now)),
+            [id] if !is_post => lock(&self.batches).show(vendor, id, now),
+            [id, "results"] if !is_post && vendor == Vendor::Anthropic => lock(&self.batches).results(id, now),
+            [id, "cancel"] if is_post => lock(&self.batches).cancel(vendor, id, now),
+            _ => Err(asked.nothing_there()),
+        }
+    }
+
+    /// The answer to one request of a batch: a scripted one, or the default reply.
+    fn item(&self, vendor: Vendor, request: &BatchRequest) -> Answered {
+        let dialect = match vendor {
+            Vendor::OpenAi => self.config.dialect,
+            Vendor::Anthropic => Dialect::Anthropic,
+            Vendor::Mistral => Dialect::Mistral,
+        };
+        let to = Destination { route: Route::of_item(&request.url, vendor), dialect, deployment: None, lacks: None };
+        let id = format!("req_mock_{}", self.serial());
+        let asked = Asked { id, method: Method::POST, path: request.url.clone(), to, key: Key::Anyone };
+        let scripted = lock(&self.script).next(&request.body);
+        let draft = match scripted {
+            Some(answer) => self.scripted(answer, &asked, &request.body),
+            None => self.default_reply(&asked, &request.body, None),
+        };
+        let after = (draft.fault != Some(Fault::HangBefore)).then_some(draft.latency);
+        match draft.payload {
+            Payload::Whole(body) => Answered { status: draft.status, body, request_id: asked.id, after },
+            Payload::Stream(..) => {
+                let status = StatusCode::BAD_REQUEST;
+                let message = "Streaming is not supported in the Batch API.";
+                let body = dialect.error(status, message, "invalid_request_error", None, &asked.id);
+                Answered { status, body, request_id: asked.id, after }
+            }
+        }
     }
 
     /// An answer in the form of the API that is asked, or of chat completions where it is none.
@@ -328,7 +395,7 @@ struct Asked {
     /// The answer's name for the request.
     id: String,
     method: Method,
-    /// For messages and the mirror: path and query.
+    /// For messages, the mirror and batches: path and query.
     path: String,
     to: Destination,
     key: Key,
@@ -338,6 +405,23 @@ impl Asked {
     /// An error of the client's.
     fn error(&self, status: StatusCode, message: &str, code: Option<&str>) -> Draft {
         Draft::new(status, self.to.dialect.error(status, message, "invalid_request_error", code, &self.id))
+    }
+
+    /// The parts of the path below `folder`.
+    fn below(&self, folder: &str) -> Vec<&str> {
+        let path = self.path.split('?').next().unwrap_or_default();
+        let below = path.split_once(folder).map_or("", |(_, below)| below);
+        below.split('/').filter(|part| !part.is_empty()).collect()
+    }
+
+    fn query(&self) -> &str {
+        self.path.split_once('?').map_or("", |(_, query)| query)
+    }
+
+    fn nothing_there(&self) -> Refusal {
+        let path = self.path.split('?').next().unwrap_or_default();
+        let message = format!("Invalid URL ({} {path})", self.method);
+        Refusal { status: StatusCode::NOT_FOUND, ..Refusal::new(message) }
     }
 
     /// What was sent, for paths that the mock knows nothing of.
@@ -458,7 +542,7 @@ pub(super) async fn answer(
 
 fn ask(mock: &Mock, parts: &Parts) -> Asked {
     let to = Destination::of(parts, mock.config.dialect);
-    let told = matches!(to.route, Route::Unknown | Route::Mirror);
+    let told = matches!(to.route, Route::Unknown | Route::Mirror) || to.route.is_of_batches();
     let path = parts.uri.path_and_query().filter(|_| told).map_or_else(String::new, ToString::to_string);
     let id = format!("req_mock_{}", mock.serial());
     Asked { id, method: parts.method.clone(), path, to, key: mock.key(&parts.headers) }

@@ -40,6 +40,7 @@
 //! | `chat` | chat completions, also Mistral's and Azure's, and models |
 //! | `anthropic` | Anthropic's Messages |
 //! | `responses`, `completions`, `embeddings` | `OpenAI`'s other APIs |
+//! | `batches` | files, batches and their results, of three vendors |
 //! | `streaming` | how an answer is streamed |
 //! | `sse` | the events of a stream |
 //! | `stream_body` | a stream's body: its pace, its writes, its faults |
@@ -47,6 +48,7 @@
 
 mod anthropic;
 mod api;
+mod batches;
 mod body;
 mod chat;
 mod completions;

@@ -5,6 +5,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
 
 use super::api::Format;
+use super::batches::Vendor;
 use super::config::Dialect;
 
 /// What a path is for.
@@ -15,6 +16,9 @@ pub(super) enum Route {
     Embeddings,
     CountTokens,
     Models,
+    /// What batches are read from and written to.
+    Files,
+    Batches(Vendor),
     /// Any other path below a version: what was sent comes back.
     Mirror,
     Unknown,
@@ -31,6 +35,10 @@ impl Route {
             "responses" => Self::Talk(Format::Responses),
             "embeddings" => Self::Embeddings,
             "models" => Self::Models,
+            _ if is_below("files", path) => Self::Files,
+            _ if is_below("batches", path) => Self::Batches(Vendor::OpenAi),
+            _ if is_below("batch/jobs", path) => Self::Batches(Vendor::Mistral),
+            _ if is_below("messages/batches", path) => Self::Batches(Vendor::Anthropic),
             // With a base URL that is wrong a client is to notice it.
             _ if path.ends_with("/chat/completions") => Self::Unknown,
             _ => Self::Mirror,
@@ -42,9 +50,24 @@ impl Route {
         match self {
             Self::Talk(_) | Self::Embeddings | Self::CountTokens => Some(Method::POST),
             Self::Models => Some(Method::GET),
-            Self::Mirror | Self::Unknown => None,
+            Self::Files | Self::Batches(_) | Self::Mirror | Self::Unknown => None,
         }
     }
+
+    /// Whether it is of files and batches, which are no prompts themselves.
+    pub(super) fn is_of_batches(self) -> bool {
+        matches!(self, Self::Files | Self::Batches(_))
+    }
+
+    /// The route of one request of a batch, by its URL.
+    pub(super) fn of_item(url: &str, vendor: Vendor) -> Self {
+        let chat = if vendor == Vendor::Mistral { Format::Mistral } else { Format::Chat };
+        url.strip_prefix("/v1/").map_or(Self::Unknown, |path| Self::of(path, chat))
+    }
+}
+
+fn is_below(folder: &str, path: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Where a request goes.
@@ -68,10 +91,13 @@ impl Destination {
         let chat = if dialect == Dialect::Mistral { Format::Mistral } else { Format::Chat };
         let route = match path.strip_prefix("/v1/").map(|path| Route::of(path, chat)) {
             Some(Route::Mirror) if parts.method != Method::POST => Route::Unknown,
+            // Files are uploaded and read; they are not listed.
+            Some(Route::Files) if parts.method != Method::POST && !path.ends_with("/content") => Route::Unknown,
             Some(route) => route,
             None => Route::Unknown,
         };
-        let anthropic = matches!(route, Route::Talk(Format::Messages) | Route::CountTokens);
+        let anthropic =
+            matches!(route, Route::Talk(Format::Messages) | Route::CountTokens | Route::Batches(Vendor::Anthropic));
         let version = "anthropic-version: header is required";
         let lacks = (anthropic && !headers.contains_key("anthropic-version")).then_some((
             StatusCode::BAD_REQUEST,

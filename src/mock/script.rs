@@ -151,9 +151,13 @@ impl Script {
 
     /// The answer for a request with this body, if one is scripted.
     pub(super) fn next(&mut self, body: &[u8]) -> Option<Answer> {
+        self.ruled(body).or_else(|| self.anyone.next())
+    }
+
+    /// The answer of a rule alone.
+    pub(super) fn ruled(&mut self, body: &[u8]) -> Option<Answer> {
         let mut matching = self.rules.iter_mut().filter(|(text, _)| contains(body, text.as_bytes()));
-        let ruled = matching.find_map(|(_, answers)| answers.next());
-        ruled.or_else(|| self.anyone.next())
+        matching.find_map(|(_, answers)| answers.next())
     }
 }
 

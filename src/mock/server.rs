@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
+use super::batches::Plan;
 use super::config::{MockConfig, MockLimits, TlsFiles, invalid};
 use super::connection::serve;
 use super::exchange::{Mock, Outage};
@@ -208,7 +209,8 @@ impl MockServer {
     }
 
     /// Answers for requests whose body contains `text`, as sent (so JSON escapes count). They come before those of
-    /// [`MockServer::script`]; once used up, the rule is as if it had never been.
+    /// [`MockServer::script`]; once used up, the rule is as if it had never been. Requests about files and batches are looked for
+    /// by method and path (`POST /v1/batches`), since their bodies are other requests, which have answers of their own.
     pub fn when(&self, text: impl Into<String>, answers: impl IntoIterator<Item = Answer>) {
         lock(&self.mock.script).push_rule(text.into(), answers);
     }
@@ -243,6 +245,12 @@ impl MockServer {
         let key = key.map(index).transpose()?;
         lock(&self.mock.limits).set(key, limits, Instant::now());
         Ok(())
+    }
+
+    /// How long batches take that are made from now on: from their creation to their first answer, and to the end of their
+    /// window, when what has no answer expires. At first nothing, and a day.
+    pub fn set_batches(&self, delay: Duration, expire_after: Duration) {
+        lock(&self.mock.batches).plan = Plan { delay, expire_after };
     }
 
     /// From now on so many requests are answered at once, 429 above; `None`: any number.

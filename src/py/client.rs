@@ -1,12 +1,14 @@
 //! The client: arguments in, a call of the engine, records out. What the arguments may be is `engine::config`'s to say.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::vec;
 
-use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
@@ -34,7 +36,7 @@ use crate::engine::error::Error;
 use crate::engine::keys::{Keys, Lanes, Route, UpstreamConfig};
 use crate::engine::limit::{AutoConcurrency, Window};
 use crate::engine::metrics::Metrics;
-use crate::engine::pipeline::{Bulk, Call, Hedge, Pipeline};
+use crate::engine::pipeline::{Bulk, Call, FileBody, Form, Hedge, Pipeline, read_file};
 use crate::engine::provider::ChatTemplate;
 use crate::engine::provider::event::EventKind;
 use crate::engine::retry::{HedgeAfter, HedgeBudget, HedgePolicy, IdempotencyKeys, RetryBudget, RetryPolicy};
@@ -386,6 +388,72 @@ impl NativeClient {
         dispatch(py, pending, work, move |py, (_, receipt)| kind.record(py, Arc::new(receipt)))
     }
 
+    /// The same, but sent once and never again, whatever becomes of it.
+    fn post_once(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        path: &str,
+        options: Options,
+    ) -> PyResult<Py<PyAny>> {
+        let (pipeline, call) = self.posted(py, path, options)?;
+        let call = Call { once: true, ..call };
+        let work = Box::pin(async move { pipeline.run::<types::Object>(&call).await });
+        dispatch(py, pending, work, |py, (_, receipt)| replies::Kind::Reply.record(py, Arc::new(receipt)))
+    }
+
+    /// Gets `path`; a `Reply`.
+    fn get(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        path: &str,
+        options: Options,
+    ) -> PyResult<Py<PyAny>> {
+        let (pipeline, call) = self.bodiless(py, path, options)?;
+        let work = Box::pin(async move { pipeline.run::<types::Object>(&call).await });
+        dispatch(py, pending, work, |py, (_, receipt)| replies::Kind::Reply.record(py, Arc::new(receipt)))
+    }
+
+    /// Gets `path` and writes the answer's body to `file`, which exists.
+    fn download(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        path: &str,
+        options: Options,
+        file: PathBuf,
+    ) -> PyResult<Py<PyAny>> {
+        let (pipeline, call) = self.bodiless(py, path, options)?;
+        let call = Call { file: Some(FileBody::Received(file.into())), ..call };
+        let work = Box::pin(async move { pipeline.run::<types::Saved>(&call).await });
+        dispatch(py, pending, work, |py, _| Ok(py.None()))
+    }
+
+    /// Posts `file` to `path`: in a form, `(fields, name, filename, type)`, or as it is, a JSON text.
+    #[expect(clippy::too_many_arguments, reason = "one for each option of the Python method")]
+    fn upload(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        path: &str,
+        options: Options,
+        file: PathBuf,
+        form: Option<FormParts>,
+        once: bool,
+    ) -> PyResult<Py<PyAny>> {
+        let (pipeline, call) = self.posted(py, path, options)?;
+        let form = form.map(|(fields, name, filename, kind)| Form { fields, name, filename, kind });
+        let work = Box::pin(async move {
+            let (body, kind) = read_file(file, form).await?;
+            let mut headers = call.headers.as_deref().cloned().unwrap_or_default();
+            headers.insert(CONTENT_TYPE, kind);
+            let call = Call { body, headers: Some(Arc::new(headers)), file: Some(FileBody::Sent), once, ..call };
+            pipeline.run::<types::Object>(&call).await
+        });
+        dispatch(py, pending, work, |py, (_, receipt)| replies::Kind::Reply.record(py, Arc::new(receipt)))
+    }
+
     /// Asks `path` for a stream of events, which end in a record of that kind.
     fn post_stream(&self, py: Python<'_>, path: &str, options: Options, kind: replies::Kind) -> PyResult<NativeStream> {
         let events = if kind == replies::Kind::Completion { EventKind::Completions } else { EventKind::Responses };
@@ -499,6 +567,17 @@ impl NativeClient {
         Ok((pipeline, call))
     }
 
+    /// A call that asks for what is at `path`.
+    fn bodiless(&self, py: Python<'_>, path: &str, options: Options) -> PyResult<(Pipeline, Call)> {
+        let pipeline = self.pipeline(&options).or_raise(py)?;
+        let route = Route::Path { method: Method::GET, path: config::path(path).or_raise(py)?.into() };
+        let mut call = Call::get(route, pipeline.keys.lanes(""));
+        call.headers = options.headers(&pipeline.keys).or_raise(py)?.map(Arc::new);
+        call.priority = options.priority;
+        call.query = options.query.into();
+        Ok((pipeline, call))
+    }
+
     /// The upstreams of a client derived from this one, with these headers: all of them, or the first one's keys at another URL.
     fn upstreams_at(
         &self,
@@ -606,6 +685,9 @@ impl NativeClient {
         })
     }
 }
+
+/// A form to send a file in: text fields, the file's field, its name and its type.
+type FormParts = (Vec<(String, String)>, String, String, String);
 
 /// Where requests go, whichever path and key they have there.
 fn servers(upstreams: &[UpstreamConfig]) -> BTreeSet<String> {

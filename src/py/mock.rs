@@ -384,6 +384,11 @@ impl MockServer {
         Ok(())
     }
 
+    fn set_batches(&self, delay: f64, expire_after: f64) -> PyResult<()> {
+        self.0.set_batches(seconds("delay", delay)?, seconds("expire_after", expire_after)?);
+        Ok(())
+    }
+
     fn outage(&self, status: u16, lasting: Option<f64>) -> PyResult<()> {
         let lasting = lasting.map(|lasting| self::seconds("seconds", lasting)).transpose()?;
         self.0.outage(self::status(status)?, lasting);

@@ -25,6 +25,7 @@ mod runtime;
 mod service;
 mod stats;
 mod stream;
+mod vendor;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {
@@ -58,6 +59,8 @@ mod _millstream {
     use super::retry::{NativeRetryPolicy, check_timeout};
     #[pymodule_export]
     use super::stream::NativeStream;
+    #[pymodule_export]
+    use super::vendor::{chat_answer, chat_body};
 
     /// The version of the crate, which is the package's.
     #[pymodule_export]

@@ -12,6 +12,7 @@ from millstream import (
     APIStatusError,
     AsyncClient,
     AsyncEventStream,
+    BatchJob,
     ChatCompletion,
     Client,
     ClientStats,
@@ -27,6 +28,7 @@ from millstream import (
     ResponseFormat,
     RetryPolicy,
     Timeout,
+    VendorBatches,
     __version__,
     create_client,
     create_from_config,
@@ -35,7 +37,10 @@ from millstream import (
 )
 from millstream.testing import Answer, Fault, MockServer, MockStats, RecordedRequest
 from millstream.types import (
+    BatchJobResult,
+    BatchJobStatus,
     BatchMetrics,
+    BatchPartStatus,
     ChatMessage,
     Choice,
     Completion,
@@ -336,7 +341,25 @@ def providers() -> None:
     assert_type(client.chat.completions.create(messages=[]).raw_body, bytes)
 
 
+async def vendor_batches(client: AsyncClient) -> None:
+    batches = VendorBatches(client, system="s", temperature=0.0)
+    job = await batches.submit(["a", {"prompt": "b"}], via="openai", output="out", max_items=5)
+    assert_type(job, BatchJob)
+    assert_type(batches.submit_blocking("in.jsonl", strict=True), BatchJob)
+    assert_type(batches.open("out"), BatchJob)
+    assert_type(await job.wait(poll=1.0, timeout=None), BatchJobStatus)
+    assert_type((await job.status()).parts, list[BatchPartStatus])
+    assert_type(job.cancel_blocking().done, bool)
+    assert_type(await job.fetch(), BatchJobResult)
+    assert_type(job.results_blocking(), list[dict[str, Any]])
+    assert_type(await client.get("batches"), Reply)
+    assert_type(await client.upload("files", "f", fields={"purpose": "batch"}, timeout=None), Reply)
+    await client.download("files/f/content", "out")
+
+
 def surface(client: Client, flag: bool) -> None:
+    assert_type(client.get("batches", extra_query={"limit": 1}), Reply)
+    assert_type(client.upload("files", "f", content_type="text/plain"), Reply)
     assert_type(client.post("rerank", {"a": [1]}, extra_query={"b": 1}, max_retries=0), Reply)
     assert_type(client.responses.create(input="hi"), Response)
     assert_type(client.responses.create(input=[{"role": "user", "content": "hi"}], stream=False), Response)

@@ -256,6 +256,10 @@ class MockServer:
     input), ``GET /v1/models``, and any path for which an answer is scripted. A ``POST`` to another path below ``/v1/``
     gets back what it sent: ``{"method", "path", "query", "json"}``.
 
+    Batches of three vendors: ``/v1/files`` with ``/v1/batches`` (OpenAI's) or ``/v1/batch/jobs`` (Mistral's), and
+    ``/v1/messages/batches`` (Anthropic's), to make, list, get, cancel and read the results of. Each request of a batch
+    is answered as one of its own would be, by `when`, `script` or the default reply; `set_batches` says when.
+
     The way of one request, in this order: `outage`, API key (401), limits of ``POST`` requests (429),
     answers of `when`, answers of `script` or the default reply, a slot, the latency. So a refused request uses up no
     scripted answer.
@@ -409,7 +413,8 @@ class MockServer:
         """Add answers for requests whose body contains ``text``.
 
         They are used in order and come before those of `script`; once used up, the rule is as if it had never
-        been.
+        been. Requests about files and batches are looked for by method and path (``"POST /v1/batches"``), since their
+        bodies are other requests, which have answers of their own.
 
         Args:
             text: Looked for in the body as sent, UTF-8, so JSON escapes count.
@@ -485,6 +490,20 @@ class MockServer:
         """
         _arguments.check({"slots": slots}, _KINDS)
         self._native.set_slots(slots)
+
+    def set_batches(self, *, delay: float = 0.0, expire_after: float = 86400.0) -> None:
+        """Say how long batches take that are made from now on.
+
+        Args:
+            delay: Seconds from a batch's creation to its first answer; each request of it comes the ``latency`` of its
+                `Answer` later.
+            expire_after: Seconds from its creation to the end of its window, when what has no answer expires. A request
+                whose `Answer` has the fault ``hang_before`` never has one.
+
+        Raises:
+            ValueError: An argument makes no sense.
+        """
+        self._native.set_batches(delay, expire_after)
 
     def outage(self, status: int = 503, seconds: float | None = None) -> None:
         """Answer every request with an error from now on, at once and before anything else is looked at.

@@ -100,6 +100,8 @@ impl ChatCalls {
             priority: self.priority,
             writer: None,
             inputs: None,
+            file: None,
+            once: false,
         }
     }
 }

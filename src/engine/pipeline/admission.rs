@@ -124,7 +124,7 @@ impl Seat<'_> {
                 tokio::time::sleep(round).await;
                 // Thousands may wait, and the longer one has, the longer it will.
                 round = (round * 2).min(LONGEST_LOOK_ROUND);
-                if self.lanes.is_outdone(self.place, self.call.body.len(), self.call.max_tokens) {
+                if self.lanes.is_outdone(self.place, self.call.prompt_bytes(), self.call.max_tokens) {
                     return;
                 }
             }
@@ -188,7 +188,7 @@ impl Pipeline {
         let mut place = 0;
         loop {
             if !hand.is_bound() {
-                place = lanes.readiest(call.body.len(), call.max_tokens, item.failed_at);
+                place = lanes.readiest(call.prompt_bytes(), call.max_tokens, item.failed_at);
             }
             let lane = lanes.get(place).ok_or_else(|| Error::internal("a model without a lane"))?;
             if item.shares_place {
@@ -329,7 +329,7 @@ fn own_cost(call: &Call, lanes: &Lanes) -> Cost {
 }
 
 fn cost(lane: &Lane, call: &Call) -> Cost {
-    Cost::from(lane.tokens.estimate(call.body.len(), call.max_tokens))
+    Cost::from(lane.tokens.estimate(call.prompt_bytes(), call.max_tokens))
 }
 
 /// Everything that one attempt holds.

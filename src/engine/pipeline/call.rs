@@ -8,13 +8,14 @@ use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING};
 use http::{HeaderMap, HeaderValue, Method};
 
+use super::file::FileBody;
 use crate::engine::error::Error;
 use crate::engine::keys::{Lane, Lanes, Route};
 use crate::engine::provider::{Provider, embeddings, object, openai, to_openai};
 use crate::engine::retry::IDEMPOTENCY_KEY;
 use crate::engine::stream::Writer;
 use crate::engine::transport::{Request, Response, Target};
-use crate::engine::types::{ChatCompletion, Embeddings, Model, Object, Priority, Text, Usage};
+use crate::engine::types::{ChatCompletion, Embeddings, Model, Object, Priority, Saved, Text, Usage};
 
 /// One thing to ask.
 #[derive(Debug, Clone)]
@@ -41,6 +42,10 @@ pub struct Call {
     pub writer: Option<Arc<Writer>>,
     /// How many inputs it has, where each must have an answer.
     pub inputs: Option<usize>,
+    /// What of it is a file.
+    pub file: Option<FileBody>,
+    /// It is sent once and never again, whatever becomes of it: its sender finds out first what the server has of it.
+    pub once: bool,
 }
 
 impl Call {
@@ -58,6 +63,8 @@ impl Call {
             priority: 0,
             writer: None,
             inputs: None,
+            file: None,
+            once: false,
         }
     }
 
@@ -75,6 +82,11 @@ impl Call {
             model: BEFORE_MODEL.len()..BEFORE_MODEL.len() + model.len(),
             ..Self::get(route, lanes)
         }
+    }
+
+    /// The bytes that may be a prompt, for the rate limit's sake.
+    pub(super) fn prompt_bytes(&self) -> usize {
+        if matches!(self.file, Some(FileBody::Sent)) { 0 } else { self.body.len() }
     }
 
     /// The same as a stream, whose pieces go to `writer`.
@@ -189,6 +201,12 @@ impl Answer for Object {
 
     fn usage(&self) -> Option<Usage> {
         self.usage
+    }
+}
+
+impl Answer for Saved {
+    fn read(_body: &[u8]) -> Result<Self, Error> {
+        Ok(Self)
     }
 }
 

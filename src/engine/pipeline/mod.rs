@@ -13,6 +13,7 @@ mod admission;
 mod call;
 mod clock;
 mod failure;
+mod file;
 mod parking;
 mod silence;
 mod stream;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use self::admission::Admission;
 pub use self::call::{Answer, Call, stream_headers};
 use self::clock::Clock;
+pub use self::file::{FileBody, Form, read_file};
 pub use self::parking::Parking;
 use self::silence::Silence;
 use super::config::Timeouts;
@@ -281,8 +283,9 @@ impl Pipeline {
         admission: &mut Admission<'a>,
         item: &Item,
     ) -> Result<(T, Response), Error> {
-        // A stream has no twin: what of the two was delivered could not be told apart.
-        let hedge = if call.writer.is_some() { None } else { self.hedge_after(admission.lane) };
+        // A stream has no twin: what of the two was delivered could not be told apart. Nor has a file, or what goes out once.
+        let is_single = call.writer.is_some() || call.file.is_some() || call.once;
+        let hedge = if is_single { None } else { self.hedge_after(admission.lane) };
         let Some((hedge, after)) = hedge else {
             return self.exchange(call, admission, item).await;
         };
@@ -370,7 +373,7 @@ impl Pipeline {
                 admission.report(Health::Alive);
                 lane.limiter.answered();
                 if let Some(usage) = usage {
-                    lane.tokens.observe(call.body.len(), usage.prompt_tokens, usage.completion_tokens);
+                    lane.tokens.observe(call.prompt_bytes(), usage.prompt_tokens, usage.completion_tokens);
                     admission.settle(usage);
                 }
             }
@@ -402,6 +405,11 @@ impl Pipeline {
     /// The answer that was `opened`, in `OpenAI`'s format; that of a stream once it has ended.
     async fn receive(&self, call: &Call, lane: &Lane, request: &Request, opened: Opened) -> Result<Response, Error> {
         let (endpoint, provider) = (&lane.upstream.endpoint, lane.upstream.provider());
+        if let Some(FileBody::Received(path)) = &call.file
+            && opened.status.is_success()
+        {
+            return Box::pin(file::save(opened, Arc::clone(path), endpoint.host(), self.timeouts.idle)).await;
+        }
         if let Some(writer) = &call.writer
             && !stream::is_whole(&opened)
         {
@@ -435,6 +443,9 @@ impl Pipeline {
     ) -> Result<Duration, Option<&'static str>> {
         if error.partial().is_some() {
             return Err(Some("the answer had begun, so it is not asked for again"));
+        }
+        if call.once {
+            return Err(Some("it is sent once"));
         }
         if error.is_stale_connection() && !item.resent {
             // The server closed a pooled connection in the moment it was used again: no fault of either, so no retry is used up.
