@@ -75,6 +75,7 @@ BASES: dict[str, tuple[type[BaseException], ...]] = {
     "InputTooLargeError": (ConfigurationError,),
     "BatchStoppedError": (MillstreamError,),
     "ClientClosedError": (MillstreamError, RuntimeError),
+    "JournalError": (MillstreamError, OSError),
     "InternalError": (MillstreamError, RuntimeError),
     "LengthFinishReasonError": (MillstreamError,),
     "ContentFilterFinishReasonError": (MillstreamError,),

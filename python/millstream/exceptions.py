@@ -7,6 +7,7 @@ The names are openai-python's, so that existing ``except`` clauses read on::
     │   └─ InputTooLargeError                      one request needs more than a rate limit ever lets through
     ├─ ClientClosedError (RuntimeError)            a call on a closed client
     ├─ BatchStoppedError                           a run was stopped before this item had an answer
+    ├─ JournalError (OSError)                      a file of results cannot be written, or another run has it
     ├─ InternalError (RuntimeError)                a fault of millstream's; please report it
     ├─ LengthFinishReasonError                     no value of a type: the answer was cut at its length limit
     ├─ ContentFilterFinishReasonError              no value of a type: a filter cut the answer
@@ -60,6 +61,7 @@ __all__ = [
     "InsufficientQuotaError",
     "InternalError",
     "InternalServerError",
+    "JournalError",
     "LengthFinishReasonError",
     "MillstreamError",
     "NotFoundError",
@@ -120,6 +122,10 @@ class BatchStoppedError(MillstreamError):
 
 class ClientClosedError(MillstreamError, RuntimeError):
     """A call on a client that was closed."""
+
+
+class JournalError(MillstreamError, OSError):
+    """A file of results could not be written any more, or another run has it. What stands in the file is not lost."""
 
 
 class InternalError(MillstreamError, RuntimeError):
@@ -321,6 +327,7 @@ _BY_KIND: dict[str, type[MillstreamError]] = {
     "invalid_response": APIResponseValidationError,
     "closed": ClientClosedError,
     "stopped": BatchStoppedError,
+    "journal": JournalError,
 }
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {

@@ -42,6 +42,8 @@ pub enum Kind {
     Closed,
     /// The run that it belongs to was stopped before it had an answer.
     Stopped,
+    /// A file of results cannot be written, read or had alone.
+    Journal,
     /// A fault of ours.
     Internal,
 }
@@ -277,6 +279,13 @@ impl Error {
     #[must_use]
     pub fn at(mut self, index: usize) -> Self {
         self.0.index = Some(index);
+        self
+    }
+
+    /// Without the place of its item in a batch, for one that is known by another name.
+    #[must_use]
+    pub fn by_itself(mut self) -> Self {
+        self.0.index = None;
         self
     }
 

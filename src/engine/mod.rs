@@ -3,6 +3,7 @@
 //! A lower row never imports an upper one, and siblings do not import each other (`tests/test_architecture.py` guards it):
 //!
 //! ```text
+//! jobs
 //! batch
 //! pipeline
 //! keys  stream
@@ -15,6 +16,7 @@
 pub mod batch;
 pub mod config;
 pub mod error;
+pub mod jobs;
 pub mod keys;
 pub mod limit;
 pub mod metrics;

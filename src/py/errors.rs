@@ -50,6 +50,7 @@ fn kind(error: &Error) -> &'static str {
         Kind::StreamInterrupted => "stream_interrupted",
         Kind::Closed => "closed",
         Kind::Stopped => "stopped",
+        Kind::Journal => "journal",
         Kind::Internal => "internal",
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail")]
 
 mod concurrency;
+mod jobs;
 mod mock;
 mod mock_apis;
 mod mock_stream;

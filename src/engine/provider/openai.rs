@@ -119,7 +119,7 @@ impl Template {
 }
 
 /// Writes `text` as a JSON string. Most prompts hold nothing to escape, and finding that out first is several times faster.
-pub(super) fn push_quoted(body: &mut Vec<u8>, text: &str) {
+pub fn push_quoted(body: &mut Vec<u8>, text: &str) {
     let escaped = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
     if text.bytes().fold(false, |found, byte| found | escaped(byte)) {
         // Writing to a vector cannot fail.

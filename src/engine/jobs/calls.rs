@@ -1,0 +1,319 @@
+//! From a line to the call that asks it, in the format of the client's provider.
+//!
+//! A body in the server's own format is not written anew: it goes out as the bytes that stand in the file. Where the formats
+//! differ a chat request goes through the same template as the client's own, so a file works with every provider. What a line
+//! leaves open (the model; of a shorthand also the system message and the settings) the run's [`Defaults`] say.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use serde_json::Value;
+
+use super::input::{Ask, CHAT, EMBEDDINGS, Entry, MESSAGES, Members, read_object, string};
+use crate::engine::batch::{ChatCalls, Price};
+use crate::engine::error::Error;
+use crate::engine::keys::{Keys, Lanes, Route};
+use crate::engine::pipeline::Call;
+use crate::engine::provider::openai::quoted;
+use crate::engine::provider::{ChatTemplate, Format};
+use crate::engine::types::{Priority, Prompt};
+
+/// What holds for every line that does not say otherwise.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    /// Where requests go.
+    pub keys: Arc<Keys>,
+    /// The model of lines that name none.
+    pub model: Option<String>,
+    /// The system message of shorthands without one.
+    pub system: Option<String>,
+    /// Settings of shorthands: the inside of a JSON object without its braces.
+    pub fields: String,
+    /// Headers besides the endpoint's.
+    pub headers: Option<Arc<HeaderMap>>,
+    /// Parts of the URL's query besides the endpoint's.
+    pub query: Arc<[(String, String)]>,
+    /// Models that stand in for one that fails.
+    pub fallbacks: Vec<String>,
+    /// Who goes first.
+    pub priority: Priority,
+}
+
+impl Defaults {
+    /// The model that `entry` names.
+    pub(super) fn model_of(entry: &Entry<'_>) -> Option<String> {
+        let of_object = |json: &str| string(Members::read(json).ok()?.get("model")?).map(Cow::into_owned);
+        match &entry.ask {
+            Ask::Prompt { settings, .. } => string(settings.get("model")?).map(Cow::into_owned),
+            Ask::Body(body) => of_object(body),
+            Ask::Anthropic(params) => of_object(params),
+        }
+    }
+
+    /// What `entry` takes from here, as text: a run with other defaults makes another request of the same line.
+    pub(super) fn used_by(&self, entry: &Entry<'_>) -> String {
+        let model = self.model.as_deref().unwrap_or_default();
+        match &entry.ask {
+            Ask::Prompt { .. } => {
+                let system = self.system.as_deref().map(quoted).unwrap_or_default();
+                format!("{model}\n{system}\n{}", self.fields)
+            }
+            Ask::Body(body) if Members::read(body).is_ok_and(|body| body.get("model").is_none()) => model.to_owned(),
+            Ask::Body(_) | Ask::Anthropic(_) => String::new(),
+        }
+    }
+}
+
+/// What is known of a model.
+#[derive(Debug, Clone)]
+struct Model {
+    lanes: Lanes,
+    fallbacks: Arc<[Lanes]>,
+    price: Option<Price>,
+}
+
+/// Models that are remembered; a file that names more of them has the rest looked up each time.
+pub(super) const MOST_MODELS: usize = 64;
+
+/// Builds calls.
+#[derive(Debug)]
+pub(super) struct Calls {
+    /// What models cost.
+    pub(super) prices: HashMap<String, Price>,
+    defaults: Arc<Defaults>,
+    models: HashMap<String, Model>,
+    /// Of shorthands that say nothing but their prompt.
+    plain: Option<(ChatCalls, Option<Price>)>,
+}
+
+/// A call and what its tokens cost.
+pub(super) type Priced = (Call, Option<Price>);
+
+impl Calls {
+    pub(super) fn new(defaults: Arc<Defaults>) -> Self {
+        Self { prices: HashMap::new(), defaults, models: HashMap::new(), plain: None }
+    }
+
+    /// The call of a line.
+    ///
+    /// # Errors
+    /// Why it cannot be sent.
+    pub(super) fn build(&mut self, entry: &Entry<'_>) -> Result<Priced, String> {
+        match &entry.ask {
+            Ask::Prompt { prompt, system, settings } => self.shorthand(prompt, system.as_deref(), settings),
+            Ask::Anthropic(params) if self.format() != Format::Anthropic => self.of_anthropic(params),
+            Ask::Anthropic(params) => self.body(&entry.path, params),
+            Ask::Body(body) if entry.path == CHAT && self.format() != Format::OpenAi => {
+                let members = read_object("body", body)?;
+                refuse_stream(&members)?;
+                self.chat(&members, None)
+            }
+            Ask::Body(body) => self.body(&entry.path, body),
+        }
+    }
+
+    fn format(&self) -> Format {
+        self.defaults.keys.provider().format()
+    }
+
+    /// A body that stays as it is, but for a model that it lacks.
+    fn body(&mut self, path: &str, body: &str) -> Result<Priced, String> {
+        let members = read_object("body", body)?;
+        refuse_stream(&members)?;
+        let named = members.get("model");
+        let name = match named {
+            Some(name) => string(name).ok_or("model must be a string")?.into_owned(),
+            None if path == CHAT || path == MESSAGES => self.default_model()?,
+            None => self.defaults.model.clone().unwrap_or_default(),
+        };
+        let (body, place) = match named {
+            Some(named) => (Bytes::copy_from_slice(body.as_bytes()), place_of(named, body)),
+            None if name.is_empty() => (Bytes::copy_from_slice(body.as_bytes()), 0..0),
+            None => with_model(&name, body),
+        };
+        let inputs = if path == EMBEDDINGS { members.get("input").map(count_inputs) } else { None };
+        let max_tokens = max_tokens(&members);
+        let route = if path == CHAT { Route::Chat } else { Route::Path { method: Method::POST, path: path.into() } };
+        let model = self.model(&name);
+        let call = Call { body, model: place, inputs, max_tokens, ..Call::get(route, model.lanes) };
+        Ok((self.addressed(call, model.fallbacks), model.price))
+    }
+
+    /// A shorthand, with the run's settings where it has none.
+    fn shorthand(&mut self, prompt: &str, system: Option<&str>, settings: &Members<'_>) -> Result<Priced, String> {
+        let prompt = as_messages(prompt);
+        if settings.0.is_empty() && system.is_none() {
+            if let Some((calls, price)) = &self.plain {
+                return Ok((calls.call(&prompt).map_err(told)?, *price));
+            }
+            let (calls, price) = self.shorthands(None, settings)?;
+            let call = calls.call(&prompt).map_err(told)?;
+            self.plain = Some((calls, price));
+            return Ok((call, price));
+        }
+        let (calls, price) = self.shorthands(system, settings)?;
+        Ok((calls.call(&prompt).map_err(told)?, price))
+    }
+
+    fn shorthands(
+        &mut self,
+        system: Option<&str>,
+        settings: &Members<'_>,
+    ) -> Result<(ChatCalls, Option<Price>), String> {
+        let defaults = Arc::clone(&self.defaults);
+        let own = format!("{{{}}}", defaults.fields);
+        let mut fields = read_object("the run's settings", &own)?;
+        fields.0.retain(|(key, _)| settings.get(key).is_none());
+        fields.0.extend(settings.0.iter().filter(|(key, _)| key != "model").cloned());
+        let model = match settings.get("model") {
+            Some(name) => string(name).ok_or("model must be a string")?.into_owned(),
+            None => self.default_model()?,
+        };
+        self.chat_calls(&model, system.or(defaults.system.as_deref()), &fields)
+    }
+
+    /// A chat request in `OpenAI`'s format, for a server that speaks another.
+    fn chat(&mut self, body: &Members<'_>, system: Option<&str>) -> Result<Priced, String> {
+        let model = match body.get("model") {
+            Some(name) => string(name).ok_or("model must be a string")?.into_owned(),
+            None => self.default_model()?,
+        };
+        let messages = body.get("messages").ok_or("body has no \"messages\"")?;
+        if !messages.starts_with('[') {
+            return Err("messages must be a list".to_owned());
+        }
+        let rest = |key: &str| !matches!(key, "model" | "messages" | "stream" | "stream_options");
+        let fields = Members(body.0.iter().filter(|(key, _)| rest(key)).cloned().collect());
+        let (calls, price) = self.chat_calls(&model, system, &fields)?;
+        Ok((calls.call(&Prompt::Messages(messages.to_owned())).map_err(told)?, price))
+    }
+
+    /// Anthropic's request, for a server that speaks another format.
+    fn of_anthropic(&mut self, params: &str) -> Result<Priced, String> {
+        let mut members = read_object("params", params)?;
+        refuse_stream(&members)?;
+        let system = members.get("system").map(text_of_blocks).transpose()?;
+        let known = ["model", "messages", "system", "max_tokens", "temperature", "top_p", "top_k", "stop_sequences"];
+        let ignored = ["metadata", "service_tier", "stream"];
+        if let Some((key, _)) = members.0.iter().find(|(key, _)| !known.contains(&&**key) && !ignored.contains(&&**key))
+        {
+            return Err(format!(
+                "{key} of Anthropic's format has no counterpart here; use a client with provider=\"anthropic\""
+            ));
+        }
+        members.0.retain(|(key, _)| key != "system" && !ignored.contains(&&**key));
+        for (key, _) in &mut members.0 {
+            if key == "stop_sequences" {
+                *key = "stop".into();
+            }
+        }
+        self.chat(&members, system.as_deref())
+    }
+
+    fn chat_calls(
+        &mut self,
+        model: &str,
+        system: Option<&str>,
+        fields: &Members<'_>,
+    ) -> Result<(ChatCalls, Option<Price>), String> {
+        let template = ChatTemplate::new(self.defaults.keys.provider(), model, system, &fields.join()).map_err(told)?;
+        let known = self.model(model);
+        let mut calls = ChatCalls::new(template, known.lanes);
+        calls.fallbacks = known.fallbacks;
+        calls.headers.clone_from(&self.defaults.headers);
+        calls.query = Arc::clone(&self.defaults.query);
+        calls.max_tokens = max_tokens(fields);
+        calls.priority = self.defaults.priority;
+        Ok((calls, known.price))
+    }
+
+    fn addressed(&self, call: Call, fallbacks: Arc<[Lanes]>) -> Call {
+        let Defaults { headers, query, priority, .. } = &*self.defaults;
+        Call { fallbacks, headers: headers.clone(), query: Arc::clone(query), priority: *priority, ..call }
+    }
+
+    fn default_model(&self) -> Result<String, String> {
+        let missing = "it names no model, and neither does the run: give one to the line, or model= to the run";
+        self.defaults.model.clone().ok_or_else(|| missing.to_owned())
+    }
+
+    fn model(&mut self, name: &str) -> Model {
+        if let Some(known) = self.models.get(name) {
+            return known.clone();
+        }
+        let Defaults { keys, fallbacks, .. } = &*self.defaults;
+        let model = Model {
+            lanes: keys.lanes(name),
+            fallbacks: fallbacks.iter().filter(|other| *other != name).map(|other| keys.lanes(other)).collect(),
+            price: self.prices.get(name).copied(),
+        };
+        if self.models.len() < MOST_MODELS {
+            self.models.insert(name.to_owned(), model.clone());
+        }
+        model
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn told(error: Error) -> String {
+    error.to_string()
+}
+
+/// A string is one user message.
+fn as_messages(prompt: &str) -> Prompt {
+    Prompt::Messages(if prompt.starts_with('"') {
+        ["[{\"role\":\"user\",\"content\":", prompt, "}]"].concat()
+    } else {
+        prompt.to_owned()
+    })
+}
+
+fn refuse_stream(body: &Members<'_>) -> Result<(), String> {
+    match body.get("stream") {
+        None | Some("false") => Ok(()),
+        Some(_) => Err("a line's answer is whole: leave \"stream\" out".to_owned()),
+    }
+}
+
+fn max_tokens(body: &Members<'_>) -> Option<u64> {
+    ["max_completion_tokens", "max_tokens", "max_output_tokens"]
+        .into_iter()
+        .find_map(|name| body.get(name)?.parse().ok())
+}
+
+/// Where a part of `body` stands in it.
+fn place_of(part: &str, body: &str) -> Range<usize> {
+    let start = part.as_ptr() as usize - body.as_ptr() as usize;
+    start..start + part.len()
+}
+
+/// `body` with a model before its other members, and where it stands.
+fn with_model(name: &str, body: &str) -> (Bytes, Range<usize>) {
+    const BEFORE: &str = "{\"model\":";
+    let (name, rest) = (quoted(name), body.trim_start().get(1..).unwrap_or_default());
+    let comma = if rest.trim_start() == "}" { "" } else { "," };
+    (Bytes::from([BEFORE, &name, comma, rest].concat()), BEFORE.len()..BEFORE.len() + name.len())
+}
+
+/// How many texts or lists of tokens an `input` holds.
+fn count_inputs(input: &str) -> usize {
+    match serde_json::from_str::<Vec<&serde_json::value::RawValue>>(input) {
+        // Numbers are the tokens of one input.
+        Ok(inputs) if inputs.first().is_some_and(|first| first.get().starts_with(['"', '['])) => inputs.len(),
+        _ => 1,
+    }
+}
+
+/// The text of Anthropic's `system`: a string, or blocks of text.
+fn text_of_blocks(system: &str) -> Result<String, String> {
+    if let Some(text) = string(system) {
+        return Ok(text.into_owned());
+    }
+    let blocks: Vec<Value> = serde_json::from_str(system).map_err(|_| "system must be a string or a list of blocks")?;
+    let texts: Option<Vec<&str>> = blocks.iter().map(|block| block.get("text")?.as_str()).collect();
+    texts.map(|texts| texts.join("\n\n")).ok_or_else(|| "system must hold blocks of text".to_owned())
+}
