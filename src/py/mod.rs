@@ -5,6 +5,7 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands arguments over by value")]
 
+mod batch;
 mod batch_policy;
 mod bridge;
 mod chunks;
@@ -16,6 +17,7 @@ mod events;
 mod json;
 mod limiter;
 mod mock;
+mod outcome;
 mod process;
 mod receipt;
 mod records;
@@ -28,6 +30,8 @@ mod stream;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {
+    #[pymodule_export]
+    use super::batch::{BatchManner, NativeBatch};
     #[pymodule_export]
     use super::batch_policy::NativeAdaptiveBatchPolicy;
     #[pymodule_export]
@@ -46,6 +50,8 @@ mod _millstream {
     use super::limiter::{NativeRateLimiter, Reservation};
     #[pymodule_export]
     use super::mock::{KeyStats, MockServer, MockStats, RecordedRequest};
+    #[pymodule_export]
+    use super::outcome::BatchResult;
     #[pymodule_export]
     use super::process::after_fork_in_child;
     #[pymodule_export]
