@@ -64,12 +64,12 @@ struct Given {
 
 /// How one kind of items is asked, where that is not the run's usual way.
 #[pyclass(frozen, module = "millstream._millstream")]
-pub(crate) struct BatchManner(Arc<Manner>);
+pub(crate) struct NativeManner(Arc<Manner>);
 
 /// An item: a prompt alone, or the input, its id, the prompt (or what is wrong with it) and its manner.
 enum Entry<'py> {
     Prompt(Bound<'py, PyAny>),
-    Whole(Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, Bound<'py, PyAny>, Option<Py<BatchManner>>),
+    Whole(Bound<'py, PyAny>, Option<Bound<'py, PyAny>>, Bound<'py, PyAny>, Option<Py<NativeManner>>),
 }
 
 impl<'py> Entry<'py> {
@@ -95,6 +95,12 @@ pub(super) fn stop_rules(rules: Rules) -> Result<StopRules, Error> {
         ..StopRules::default()
     }
     .validated()
+}
+
+/// Refuses rules that cannot be kept.
+#[pyfunction]
+pub(crate) fn check_rules(py: Python<'_>, rules: Rules) -> PyResult<()> {
+    stop_rules(rules).map(drop).or_raise(py)
 }
 
 fn price((input, output): Dollars) -> Price {
@@ -142,7 +148,7 @@ impl NativeBatch {
         Runtime::get().and_then(|runtime| runtime.start(vec![job])).or_raise(py)
     }
 
-    fn item(&self, py: Python<'_>, index: usize, prompt: &Bound<'_, PyAny>, manner: Option<&Py<BatchManner>>) -> Item {
+    fn item(&self, py: Python<'_>, index: usize, prompt: &Bound<'_, PyAny>, manner: Option<&Py<NativeManner>>) -> Item {
         let prompt = if prompt.is_instance_of::<PyBaseException>() {
             Err(Error::configuration(prompt.to_string()))
         } else {
@@ -209,12 +215,12 @@ impl NativeBatch {
         system: Option<&Bound<'_, PyString>>,
         options: Options,
         dollars: Option<Dollars>,
-    ) -> PyResult<BatchManner> {
+    ) -> PyResult<NativeManner> {
         let Kinds { keys, fallback_models, timeouts, dedupe } = &self.kinds;
         let timeouts = Some(options.timeouts_over(*timeouts)).filter(|own| own != timeouts);
         let dedupe = dedupe.unwrap_or(options.is_exact());
         let calls = options.calls(py, keys, fallback_models, system)?;
-        Ok(BatchManner(Arc::new(Manner { calls, timeouts, price: dollars.map(price), dedupe })))
+        Ok(NativeManner(Arc::new(Manner { calls, timeouts, price: dollars.map(price), dedupe })))
     }
 
     /// Takes in as many of the page's items as there is room for; how many, or None if the run is over.
@@ -253,7 +259,7 @@ impl NativeBatch {
         py: Python<'_>,
         result: &Bound<'_, BatchResult>,
         prompt: &Bound<'_, PyAny>,
-        manner: Option<&Bound<'_, BatchManner>>,
+        manner: Option<&Bound<'_, NativeManner>>,
     ) -> bool {
         let result = result.get();
         let item = self.item(py, result.index, prompt, manner.map(|manner| manner.clone().unbind()).as_ref());
