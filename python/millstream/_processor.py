@@ -14,6 +14,7 @@ from millstream._arguments import FLAG, INTEGER, NUMBER, SECONDS, TEXT, Kind, ch
 from millstream._asks import Asker, formatter, timeout_of
 from millstream._base import Base
 from millstream._batch_policy import AdaptiveBatchPolicy
+from millstream._fields import REQUEST_FIELDS
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._prices import Prices
 from millstream._progress import Progress
@@ -158,6 +159,7 @@ class BatchProcessor:
             raise ConfigurationError(f"on_error must be one of {', '.join(get_args(OnError))}, not {on_error!r}")
         if order not in (None, "prefix"):
             raise ConfigurationError(f'order must be "prefix" or None, not {order!r}')
+        _check_spelling(params)
         self._client = client
         self._template = formatter(template)
         self._form = None if response_model is None else response_format(response_model)
@@ -503,6 +505,28 @@ class BatchProcessor:
 
 def _index(result: BatchResult) -> int:
     return result.index
+
+
+# `difflib`'s ratio; vLLM's `chat_template` and our `template` are 0.76.
+_CLOSE = 0.8
+
+
+def _check_spelling(params: Mapping[str, Any]) -> None:
+    """Refuse a request field that is nearly an argument of the processor's own: a server would ignore it."""
+    unknown = params.keys() - REQUEST_FIELDS
+    if not unknown:
+        return
+    from difflib import get_close_matches  # not cheap, and most give no such name
+
+    own = [
+        name for name, each in inspect.signature(BatchProcessor).parameters.items() if each.kind is each.KEYWORD_ONLY
+    ]
+    for name in unknown:
+        for meant in get_close_matches(name, own, 1, _CLOSE):
+            raise ConfigurationError(
+                f"{name}= is not a request field that is known: did you mean {meant}=? A server's own field of that "
+                "name goes by CompletionConfig(extra={...})"
+            )
 
 
 def _policy(adaptive: AdaptiveBatchPolicy | bool | None, batch_size: int) -> AdaptiveBatchPolicy | None:

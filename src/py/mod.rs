@@ -31,7 +31,7 @@ mod stream;
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {
     #[pymodule_export]
-    use super::batch::{NativeManner, NativeBatch, check_rules};
+    use super::batch::{NativeBatch, NativeManner, check_rules};
     #[pymodule_export]
     use super::batch_policy::NativeAdaptiveBatchPolicy;
     #[pymodule_export]
