@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from millstream._millstream import BatchResult
     from millstream._progress import Progress
+    from millstream.exceptions import MillstreamError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +166,7 @@ class BatchResults(Sequence["BatchResult"]):
         return [result.parsed for result in self._results]
 
     @property
-    def errors(self) -> dict[int, Exception]:
+    def errors(self) -> dict[int, MillstreamError]:
         """The errors of the items that failed, by their index."""
         return {result.index: result.error for result in self._results if result.error is not None}
 
