@@ -262,6 +262,17 @@ SCENARIOS = (
         ),
     ),
     Scenario(
+        "bulk_100k",
+        "100,000 prompts as completed, 64 in flight",
+        (
+            replace(FLOOR_REQWEST, requests=100_000),
+            _peer("millstream_batch", 24_000, requests=100_000),
+            _peer("millstream_bulk", 20_000, requests=100_000),
+        ),
+        ("millstream_bulk",),
+        note="`millstream_bulk` hands each result of `BatchProcessor.stream` to an `async for`.",
+    ),
+    Scenario(
         "bridge",
         "100,000 gathered futures",
         (
@@ -445,6 +456,19 @@ TARGETS = (
         "100,000 prompts ÷ 5,000 prompts, requests/s",
         ratio("rps", "millstream_100k", "millstream_5k"),
         at_least=0.85,
+    ),
+    Target(
+        "bulk_100k",
+        "CPU of the loop's thread for each item",
+        value("loop_us_per_request", "millstream_bulk"),
+        at_most=10.0,
+        unit="µs",
+    ),
+    Target(
+        "bulk_100k",
+        "millstream_bulk ÷ floor_reqwest, requests/s",
+        ratio("rps", "millstream_bulk", "floor_reqwest"),
+        at_least=0.75,
     ),
     Target(
         "bridge",

@@ -29,6 +29,7 @@ def blocks() -> list[tuple[str, str]]:
 def test_there_are_blocks_to_run() -> None:
     assert {page for page, _ in blocks()} >= {
         "batch-apis.md",
+        "bulk.md",
         "concurrency.md",
         "keys.md",
         "limits.md",

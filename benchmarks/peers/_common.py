@@ -139,7 +139,9 @@ async def _measure(peer: Peer, job: Job) -> dict[str, Any]:
         gc.collect()
         reset_peak_rss()
         baseline_mb, cpu_before, start = rss_mb("VmRSS"), cpu_seconds(), time.perf_counter()
+        loop_before = time.thread_time()
         answers = await batch(prompts)
+        loop = time.thread_time() - loop_before
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_before
         peak_mb = rss_mb("VmHWM")
     check_answers(answers, job.requests)
@@ -150,6 +152,7 @@ async def _measure(peer: Peer, job: Job) -> dict[str, Any]:
         "cpu_seconds": cpu,
         "rps": job.requests / seconds,
         "cpu_us_per_request": cpu * 1e6 / job.requests,
+        "loop_us_per_request": loop * 1e6 / job.requests,
         "p50_us": percentile(job.latencies, 50),
         "p95_us": percentile(job.latencies, 95),
         "p99_us": percentile(job.latencies, 99),

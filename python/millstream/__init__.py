@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from millstream._client import AsyncClient, Client
 from millstream._limits import RateLimiter
-from millstream._millstream import BUILD_PROFILE, VERSION, ChatCompletion, ChatCompletionChunk, Endpoint, Reservation
+from millstream._millstream import (
+    BUILD_PROFILE,
+    VERSION,
+    BatchResult,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Endpoint,
+    Reservation,
+)
 from millstream._not_given import NOT_GIVEN
 from millstream._raw import RawResponse
 from millstream._stream import AsyncEventStream, AsyncMergedStream, AsyncStream, EventStream, MergedStream, Stream
@@ -49,7 +57,12 @@ if TYPE_CHECKING:
     from millstream._batch_policy import AdaptiveBatchPolicy
     from millstream._config import CompletionConfig, Timeout
     from millstream._create import create_client, create_from_config
+    from millstream._prices import Price, Prices
+    from millstream._processor import BatchProcessor
+    from millstream._progress import Progress
+    from millstream._results import BatchResults, BatchSummary
     from millstream._retry import RetryPolicy, retry_with_backoff, retrying
+    from millstream._run import AsyncBatchStream, BatchStream
     from millstream._structured import ResponseFormat
     from millstream._vendor_batches import BatchJob, VendorBatches
     from millstream.types import ClientStats, ModelList
@@ -57,9 +70,17 @@ else:
     _LATER = {
         "AdaptiveBatchPolicy": "_batch_policy",
         "BatchJob": "_vendor_batches",
+        "AsyncBatchStream": "_run",
+        "BatchProcessor": "_processor",
+        "BatchResults": "_results",
+        "BatchStream": "_run",
+        "BatchSummary": "_results",
         "ClientStats": "types",
         "CompletionConfig": "_config",
         "ModelList": "types",
+        "Price": "_prices",
+        "Prices": "_prices",
+        "Progress": "_progress",
         "ResponseFormat": "_structured",
         "RetryPolicy": "_retry",
         "Timeout": "_config",
@@ -90,6 +111,7 @@ __all__ = [
     "APIStatusError",
     "APITimeoutError",
     "AdaptiveBatchPolicy",
+    "AsyncBatchStream",
     "AsyncClient",
     "AsyncEventStream",
     "AsyncMergedStream",
@@ -97,7 +119,12 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "BatchJob",
+    "BatchProcessor",
+    "BatchResult",
+    "BatchResults",
     "BatchStoppedError",
+    "BatchStream",
+    "BatchSummary",
     "ChatCompletion",
     "ChatCompletionChunk",
     "Client",
@@ -122,6 +149,9 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "PermissionDeniedError",
+    "Price",
+    "Prices",
+    "Progress",
     "QueueTimeoutError",
     "RateLimitError",
     "RateLimiter",

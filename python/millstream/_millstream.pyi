@@ -9,6 +9,7 @@ from typing_extensions import disjoint_base
 
 from millstream._config import Timeout
 from millstream._settings import Hidden
+from millstream.exceptions import MillstreamError
 from millstream.testing import Answer, Limits, Streaming
 from millstream.types import Record
 
@@ -16,6 +17,7 @@ __all__ = [
     "BUILD_PROFILE",
     "VERSION",
     "BatchOutcomes",
+    "BatchResult",
     "ChatCompletion",
     "ChatCompletionChunk",
     "ChatMessage",
@@ -34,7 +36,9 @@ __all__ = [
     "MockServer",
     "MockStats",
     "NativeAdaptiveBatchPolicy",
+    "NativeBatch",
     "NativeClient",
+    "NativeManner",
     "NativeRateLimiter",
     "NativeRetryPolicy",
     "NativeStream",
@@ -52,6 +56,7 @@ __all__ = [
     "after_fork_in_child",
     "chat_answer",
     "chat_body",
+    "check_rules",
     "check_timeout",
     "echo",
     "is_secret_header",
@@ -101,6 +106,105 @@ class Pending:
     def __new__(cls, port: Port, future: Future[Any]) -> Pending: ...
     def abort(self) -> None: ...
     def detach(self) -> None: ...
+
+# A prompt alone, or the input, its id, the prompt (or why there is none) and its manner.
+_Entry: TypeAlias = str | tuple[Any, str | None, Any, NativeManner | None]
+
+# `max_errors`, `max_error_rate`, whether fatal errors stop it, `deadline`, `budget_tokens`, `budget_usd`.
+_Rules: TypeAlias = tuple[int | None, float | None, bool, float | None, int | None, float | None]
+
+def check_rules(rules: _Rules) -> None: ...
+
+@final
+class NativeManner:
+    """How one kind of a run's items is asked."""
+
+@final
+class NativeBatch:
+    """A run: the engine's side of `millstream.BatchProcessor`."""
+
+    def manner(self, system: str | None, options: _Options, dollars: tuple[float, float] | None) -> NativeManner: ...
+    def submit(self, page: list[_Entry]) -> int | None: ...
+    def again(self, result: BatchResult, prompt: Any, manner: NativeManner | None) -> bool: ...
+    def reject(self) -> None: ...
+    def give_up(self, page: list[_Entry]) -> list[BatchResult]: ...
+    def close(self) -> None: ...
+    def room(self, pending: Pending) -> None: ...
+    def ready(self, pending: Pending) -> None: ...
+    def take(self, most: int) -> list[BatchResult] | None: ...
+    def progress(self) -> tuple[int, int, int, int, int, float, int]: ...
+    def stop(self, grace: float) -> None: ...
+    def abort(self) -> None: ...
+    @property
+    def stopped(self) -> str | None: ...
+
+@final
+class BatchResult:
+    """What became of one item of a run. Frozen and picklable."""
+
+    @property
+    def index(self) -> int:
+        """The item's place among all that were read, from 0."""
+
+    @property
+    def custom_id(self) -> str | None:
+        """The item's own id, if it has one."""
+
+    @property
+    def input(self) -> Any:
+        """The item as it was handed in."""
+
+    @property
+    def text(self) -> str | None:
+        """The first choice's text, empty if it has none; None if the item failed."""
+
+    @property
+    def response(self) -> ChatCompletion | None:
+        """The whole answer, if there is one."""
+
+    @property
+    def error(self) -> MillstreamError | None:
+        """Why it failed."""
+
+    @property
+    def parsed(self) -> Any:
+        """With ``response_model``: the value."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens that were paid for its last answer; None for another item's answer."""
+
+    @property
+    def attempts(self) -> int:
+        """HTTP requests made for it, the first included."""
+
+    @property
+    def queue_time(self) -> float:
+        """Seconds from its turn to its admission."""
+
+    @property
+    def latency(self) -> float:
+        """Seconds from its admission to its end, all attempts and the waits between them included."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether it has the answer of another item, which asked the same; then it took nothing itself."""
+
+    @property
+    def key_id(self) -> str | None:
+        """The fingerprint of the key that was used, never the key."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was answered."""
+
+    def _judged(self, *, parsed: Any, error: MillstreamError | None, earlier: list[BatchResult]) -> BatchResult: ...
+    def _silenced(self) -> BatchResult: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __reduce__(self) -> tuple[Any, tuple[Any]]: ...
+    @staticmethod
+    def _restore(parts: Any) -> BatchResult: ...
 
 @final
 class NativeAdaptiveBatchPolicy:
@@ -247,6 +351,17 @@ class NativeClient:
         switches: tuple[bool, bool, bool, bool, bool],
         rules: tuple[int | None, float | None, bool, float | None, int | None, float | None],
     ) -> NativeFileRun: ...
+    def bulk(
+        self,
+        system: str | None,
+        options: _Options,
+        *,
+        max_concurrent: int | None,
+        rules: _Rules,
+        dollars: tuple[float, float] | None,
+        dedupe: bool | None,
+        prefix: bool,
+    ) -> NativeBatch: ...
     def chat_stream(
         self, prompt: Any, system: str | None, options: _Options, *, text_only: bool, with_usage: bool
     ) -> NativeStream: ...

@@ -289,6 +289,21 @@ impl Error {
         self
     }
 
+    /// The same for another item of the batch, which asked the same; what caused it stays with the first.
+    #[must_use]
+    pub fn twin(&self, index: usize) -> Self {
+        let inner = &*self.0;
+        Self(Box::new(Inner {
+            index: Some(index),
+            source: None,
+            summary: inner.summary.clone(),
+            http: inner.http.clone(),
+            key_id: inner.key_id.clone(),
+            partial: inner.partial.clone(),
+            ..*inner
+        }))
+    }
+
     /// With more said in its text.
     #[must_use]
     pub fn context(mut self, text: &str) -> Self {

@@ -17,6 +17,7 @@ use pyo3::types::{PyBool, PyDict, PyList, PyMapping, PyString, PyTuple};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::batch::{self, NativeBatch};
 use super::bridge::{Pending, dispatch};
 use super::endpoint::Endpoint;
 use super::errors::{self, OrRaise};
@@ -31,7 +32,7 @@ use super::runtime::Runtime;
 use super::service::service;
 use super::stats;
 use super::stream::{NativeStream, Whole};
-use crate::engine::batch::{Batch, ChatCalls, OnError};
+use crate::engine::batch::{Batch, ChatCalls, OnError, Order};
 use crate::engine::config::{self, Timeouts};
 use crate::engine::error::Error;
 use crate::engine::jobs::Defaults;
@@ -403,6 +404,28 @@ impl NativeClient {
         NativeFileRun::new(pipeline, defaults, paths, switches, rules).or_raise(py)
     }
 
+    /// A run of any length: the rules that stop it, dollars per token of prompt and answer, whether identical requests are sent once,
+    /// and whether those that begin alike are sent one after another.
+    #[pyo3(signature = (system, options, *, max_concurrent, rules, dollars, dedupe, prefix))]
+    #[expect(clippy::too_many_arguments, reason = "one for each option of the Python class")]
+    fn bulk(
+        &self,
+        py: Python<'_>,
+        system: Option<&Bound<'_, PyString>>,
+        options: Options,
+        max_concurrent: Option<i64>,
+        rules: batch::Rules,
+        dollars: Option<(f64, f64)>,
+        dedupe: Option<bool>,
+        prefix: bool,
+    ) -> PyResult<NativeBatch> {
+        let rules = batch::stop_rules(rules).or_raise(py)?;
+        let order = if prefix { Order::Prefix } else { Order::Arrival };
+        let is_exact = options.is_exact();
+        let batch = self.batch(py, system, options, max_concurrent)?;
+        Ok(NativeBatch::new(batch, rules, order, dollars, dedupe, is_exact, self.fallback_models.clone()))
+    }
+
     /// Asks `path`; a record of that kind. The options' fields are the body, with their model, if they have one, as its first.
     fn post(
         &self,
@@ -739,7 +762,7 @@ fn shared<T>(
 
 /// What one call can be told: `(model, fields, timeout, hidden, queue timeout, priority, retries)`, or the model alone.
 #[derive(Default)]
-struct Options {
+pub(super) struct Options {
     model: Option<String>,
     fields: String,
     max_tokens: Option<u64>,
@@ -755,6 +778,7 @@ struct Options {
     priority: Priority,
     /// `None`: the client's.
     max_retries: Option<i64>,
+    temperature: Option<f64>,
 }
 
 impl<'py> FromPyObject<'_, 'py> for Options {
@@ -776,6 +800,7 @@ impl<'py> FromPyObject<'_, 'py> for Options {
         let (model, fields, timeout, hidden, queue_timeout, priority, max_retries): Parts<'py> = options.extract()?;
         let limit = |name| fields.get_item(name).ok().flatten().and_then(|value| value.extract::<u64>().ok());
         let limits = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
+        let temperature = fields.get_item("temperature").ok().flatten().and_then(|value| value.extract().ok());
         let (max_tokens, fields) = if fields.is_empty() {
             (None, String::new())
         } else {
@@ -794,6 +819,7 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             headers,
             query,
             key,
+            temperature,
         })
     }
 }
@@ -812,6 +838,7 @@ impl Options {
             queue_timeout,
             priority,
             max_retries,
+            temperature: _,
         } = self;
         query.is_empty()
             && key.is_none()
@@ -821,6 +848,16 @@ impl Options {
             && headers.is_none()
             && queue_timeout.is_none()
             && *priority == Priority::default()
+    }
+
+    /// Whether the same answer is asked for each time.
+    pub(super) fn is_exact(&self) -> bool {
+        self.temperature == Some(0.0)
+    }
+
+    /// The timeouts, of which those that are not set are `usual`.
+    pub(super) fn timeouts_over(&self, usual: Timeouts) -> Timeouts {
+        self.timeout.as_ref().map_or(usual, |timeout| timeout.over(usual))
     }
 
     /// The call's headers, its key's among them.
@@ -840,7 +877,7 @@ impl Options {
         Ok(headers)
     }
 
-    fn calls(
+    pub(super) fn calls(
         self,
         py: Python<'_>,
         keys: &Keys,
@@ -961,7 +998,7 @@ fn to_prompts(prompts: &Bound<'_, PyList>) -> PyResult<Vec<Prompt>> {
     numbered.map(|(index, prompt)| to_prompt(&prompt, || format!("prompts[{index}]"))).collect()
 }
 
-fn to_prompt(prompt: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<Prompt> {
+pub(super) fn to_prompt(prompt: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<Prompt> {
     if let Ok(text) = prompt.cast::<PyString>() {
         return text
             .to_str()

@@ -5,6 +5,7 @@
 
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands arguments over by value")]
 
+mod batch;
 mod batch_policy;
 mod bridge;
 mod chunks;
@@ -17,6 +18,7 @@ mod jobs;
 mod json;
 mod limiter;
 mod mock;
+mod outcome;
 mod process;
 mod receipt;
 mod records;
@@ -30,6 +32,8 @@ mod vendor;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {
+    #[pymodule_export]
+    use super::batch::{NativeBatch, NativeManner, check_rules};
     #[pymodule_export]
     use super::batch_policy::NativeAdaptiveBatchPolicy;
     #[pymodule_export]
@@ -52,6 +56,8 @@ mod _millstream {
     use super::limiter::{NativeRateLimiter, Reservation};
     #[pymodule_export]
     use super::mock::{KeyStats, MockServer, MockStats, RecordedRequest};
+    #[pymodule_export]
+    use super::outcome::BatchResult;
     #[pymodule_export]
     use super::process::after_fork_in_child;
     #[pymodule_export]

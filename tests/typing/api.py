@@ -10,9 +10,15 @@ from millstream import (
     AdaptiveBatchPolicy,
     APIError,
     APIStatusError,
+    AsyncBatchStream,
     AsyncClient,
     AsyncEventStream,
     BatchJob,
+    BatchProcessor,
+    BatchResult,
+    BatchResults,
+    BatchStream,
+    BatchSummary,
     ChatCompletion,
     Client,
     ClientStats,
@@ -21,6 +27,7 @@ from millstream import (
     EventStream,
     MillstreamError,
     ModelList,
+    Progress,
     RateLimiter,
     RateLimitError,
     RawResponse,
@@ -394,3 +401,34 @@ async def surface_async(flag: bool) -> None:
     assert_type(await (await client.completions.create(prompt="hi", stream=True)).get_final(), Completion)
     assert_type(await client.embeddings.create(input=[1, 2]), CreateEmbeddingResponse)
     assert_type(await client.responses.with_raw_response.create(input="hi"), RawResponse[Response])
+
+
+async def bulk(client: AsyncClient, blocking: Client) -> None:
+    """Runs of any length."""
+    processor = BatchProcessor(client, template="{text}", budget_usd=1.0, prices={"m": (1.0, 2.0)}, temperature=0)
+    results = await processor.process_all(["a", {"prompt": "b"}])
+    assert_type(results, BatchResults)
+    assert_type(results[0], BatchResult)
+    assert_type(results[0].text, str | None)
+    assert_type(results[0].error, MillstreamError | None)
+    assert_type(results[0].response, ChatCompletion | None)
+    assert_type(results[0].usage, Usage | None)
+    assert_type(results.texts(), list[str | None])
+    assert_type(results.errors, dict[int, MillstreamError])
+    assert_type(results.raise_first(), BatchResults)
+    assert_type(results.summary(), BatchSummary)
+    assert_type(results.summary().cost, float | None)
+    assert_type(processor.stream("items.jsonl"), AsyncBatchStream)
+    async for result in processor.as_completed(iter(["a"])):
+        assert_type(result, BatchResult)
+    assert_type(await processor.map(lambda item: item["text"], [{"text": "a"}]), BatchResults)
+    assert_type(await processor.process_in_batches(["a"], 10, delay=0.5), BatchResults)
+    assert_type(processor.create_batches(["a"]), list[list[str]])
+    assert_type(processor.metrics, list[BatchMetrics])
+    assert_type(processor.progress(), Progress)
+    blocked = BatchProcessor(blocking, adaptive=AdaptiveBatchPolicy(), on_error="skip", order="prefix")
+    assert_type(blocked.process_all_blocking(["a"]), BatchResults)
+    assert_type(blocked.stream_blocking(["a"]), BatchStream)
+    assert_type(blocked.process_item_blocking("a"), BatchResult)
+    blocked.stop(grace=1)
+    BatchProcessor(client, on_error="ignore")  # type: ignore[arg-type]

@@ -232,12 +232,42 @@ impl Control {
             Err(_) => state.progress.failed += 1,
             Ok(usage) => state.progress.count(usage, price),
         }
-        state.look_back(outcome.is_err(), self.rules.window);
-        let reason = self.broken(&state, outcome.err());
+        self.judge(state, outcome.is_err(), outcome.err());
+    }
+
+    /// Stops the run if its rules say so, now that one more item has ended.
+    fn judge(&self, mut state: MutexGuard<'_, State>, has_failed: bool, error: Option<&Error>) {
+        state.look_back(has_failed, self.rules.window);
+        let reason = self.broken(&state, error);
         drop(state);
         if let Some(reason) = reason {
             self.stop(reason, GRACE);
         }
+    }
+
+    /// An item has ended as another did that asked the same: nothing was paid for it.
+    pub(super) fn share(&self, outcome: Result<(), &Error>) {
+        let mut state = self.lock();
+        match outcome {
+            Err(error) if error.kind() == Kind::Stopped => return,
+            Err(_) => state.progress.failed += 1,
+            Ok(()) => state.progress.succeeded += 1,
+        }
+        self.judge(state, outcome.is_err(), outcome.err());
+    }
+
+    /// An item that was answered has failed after all: its answer is not what was asked for.
+    pub fn reject(&self) {
+        let mut state = self.lock();
+        state.progress.succeeded = state.progress.succeeded.saturating_sub(1);
+        state.progress.failed += 1;
+        self.judge(state, true, None);
+    }
+
+    /// An item that was answered is asked again.
+    pub fn reopen(&self) {
+        let mut state = self.lock();
+        state.progress.succeeded = state.progress.succeeded.saturating_sub(1);
     }
 
     /// Counts what was done before this run, as if it were a part of it: budgets hold over all.
