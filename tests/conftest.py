@@ -38,9 +38,10 @@ def real_server(real_server_available: None) -> Iterator[RealServer]:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, server or proxy of whoever runs the tests."""
+    """No key, server, price or proxy of whoever runs the tests."""
+    of_users = ("OPENAI_", "ANTHROPIC_", "MISTRAL_", "AZURE_OPENAI_", "MILLSTREAM_PRICES")
     for name in list(os.environ):
-        if name.startswith(("OPENAI_", "ANTHROPIC_", "MISTRAL_", "AZURE_OPENAI_")) or name.lower().endswith("_proxy"):
+        if name.startswith(of_users) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from millstream._batch_policy import AdaptiveBatchPolicy
     from millstream._config import CompletionConfig, Timeout
     from millstream._create import create_client, create_from_config
+    from millstream._prices import Price, Prices
     from millstream._retry import RetryPolicy, retry_with_backoff, retrying
     from millstream._structured import ResponseFormat
     from millstream.types import ClientStats, ModelList
@@ -57,6 +58,8 @@ else:
         "ClientStats": "types",
         "CompletionConfig": "_config",
         "ModelList": "types",
+        "Price": "_prices",
+        "Prices": "_prices",
         "ResponseFormat": "_structured",
         "RetryPolicy": "_retry",
         "Timeout": "_config",
@@ -116,6 +119,8 @@ __all__ = [
     "NotFoundError",
     "OverloadedError",
     "PermissionDeniedError",
+    "Price",
+    "Prices",
     "QueueTimeoutError",
     "RateLimitError",
     "RateLimiter",
