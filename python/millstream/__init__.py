@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from millstream._config import CompletionConfig, Timeout
     from millstream._create import create_client, create_from_config
     from millstream._prices import Price, Prices
+    from millstream._progress import Progress
     from millstream._retry import RetryPolicy, retry_with_backoff, retrying
     from millstream._structured import ResponseFormat
     from millstream.types import ClientStats, ModelList
@@ -60,6 +61,7 @@ else:
         "ModelList": "types",
         "Price": "_prices",
         "Prices": "_prices",
+        "Progress": "_progress",
         "ResponseFormat": "_structured",
         "RetryPolicy": "_retry",
         "Timeout": "_config",
@@ -121,6 +123,7 @@ __all__ = [
     "PermissionDeniedError",
     "Price",
     "Prices",
+    "Progress",
     "QueueTimeoutError",
     "RateLimitError",
     "RateLimiter",

@@ -45,7 +45,7 @@ class Progress:
         skipped: Items of them that an earlier run had done.
         prompt_tokens: Tokens of prompts, as the servers counted them.
         completion_tokens: Tokens of answers, likewise.
-        cost: Dollars for the tokens whose price is known; None if no price is known.
+        cost: Dollars for the tokens whose price is known, those of an earlier run included; None if no price is known.
         unpriced: Answers whose price is not known, so that they are not in ``cost``.
         elapsed: Seconds since the run began.
         items_per_second: Items that ended, over the last 15 s.
@@ -93,18 +93,17 @@ class Meter:
 
     __slots__ = ("_clock", "_seen", "_start", "_stats")
 
-    def __init__(
-        self, stats: Callable[[], ClientStats] | None = None, clock: Callable[[], float] = monotonic
-    ) -> None:
+    def __init__(self, stats: Callable[[], ClientStats] | None = None, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._start = clock()
         self._stats = stats
-        self._seen: deque[tuple[float, int, int]] = deque([(self._start, 0, 0)])
+        self._seen: deque[tuple[float, int, int]] = deque()
 
     def measure(self, counters: Progress) -> Progress:
         """The counters and what follows from them."""
         now = self._clock()
         tokens = counters.prompt_tokens + counters.completion_tokens
+        # The first look is where speeds begin: tokens of an earlier run may be in it.
         self._seen.append((now, counters.ended, tokens))
         while len(self._seen) > 2 and self._seen[1][0] <= now - _WINDOW_S:
             self._seen.popleft()
@@ -124,10 +123,10 @@ class Meter:
 
 
 def _projected(counters: Progress) -> float | None:
-    left = counters.left
-    if left is None or counters.cost is None or counters.unpriced or not counters.ended:
+    left, ended = counters.left, counters.ended + counters.skipped
+    if left is None or counters.cost is None or counters.unpriced or not ended:
         return None
-    return counters.cost * (1 + left / counters.ended)
+    return counters.cost * (1 + left / ended)
 
 
 def wait_cause(stats: ClientStats) -> WaitCause | None:
@@ -145,6 +144,7 @@ def wait_cause(stats: ClientStats) -> WaitCause | None:
 # ---- what is shown ----
 
 Show: TypeAlias = "bool | Callable[[Progress], object] | None"
+"""What ``progress=`` takes, see `Watch`."""
 
 
 class Watch:
@@ -234,7 +234,10 @@ class _Callback:
     """A function of the user's."""
 
     def __init__(self, function: Callable[[Progress], object]) -> None:
-        self.show = function
+        self._function = function
+
+    def show(self, progress: Progress) -> None:
+        self._function(progress)
 
     def close(self) -> None:
         pass
@@ -246,11 +249,11 @@ class _RichLine:
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
-        # The text alone says everything: a narrow terminal cuts the bar first.
         self._bars = Progress(
             BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=Console(stderr=True),
             auto_refresh=False,
             redirect_stdout=False,
@@ -260,9 +263,7 @@ class _RichLine:
 
     def show(self, progress: Progress) -> None:
         ended = progress.ended + progress.skipped
-        self._bars.update(
-            self._bar, total=progress.total, completed=ended, description=str(progress).replace("[", r"\[")
-        )
+        self._bars.update(self._bar, total=progress.total, completed=ended, description=str(progress))
         self._bars.refresh()
 
     def close(self) -> None:
@@ -359,10 +360,9 @@ _CAUSES = {"rate": "waits for the rate limit", "concurrency": "full window", "se
 
 def _parts(progress: Progress) -> list[str]:
     ended = progress.ended + progress.skipped
+    parts = [f"{ended:,}"]
     if progress.total:
         parts = [f"{ended:,}/{progress.total:,} ({100 * ended // progress.total} %)"]
-    else:
-        parts = [f"{ended:,}"]
     if progress.skipped:
         parts.append(f"{progress.skipped:,} before")
     if progress.failed:
