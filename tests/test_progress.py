@@ -118,7 +118,8 @@ def test_the_line_says_all_that_is_known() -> None:
         (duration, 3725.4, "1:02:05"),
         (quantity, 0.424, "0.42"),
         (quantity, 999.4, "999"),
-        (quantity, 8_100, "8100"),
+        (quantity, 8_100.0, "8100"),
+        (quantity, 8_100, "8,100"),
         (quantity, 3_210_000, "3.2M"),
         (dollars, None, "unknown"),
         (dollars, 0, "$0.00"),
@@ -138,7 +139,7 @@ def test_numbers_in_words(function: Callable[[Any], str], value: float, words: s
 @pytest.mark.parametrize(
     ("cause", "server", "client"),
     [
-        ("rate", {}, {"rate_limiter": lambda: RateLimiter(requests_per_minute=60, burst=1)}),
+        ("rate", {}, {"rate_limiter": lambda: RateLimiter(requests_per_minute=300, burst=1)}),
         ("concurrency", {"latency": 0.5}, {"max_concurrency": lambda: 2}),
         ("server", {"outage": True}, {"retry": lambda: RetryPolicy(max_retries=1, base_delay=0.5, max_delay=0.5)}),
         (None, {"latency": 0.5}, {"max_concurrency": lambda: 100}),
