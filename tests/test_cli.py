@@ -448,13 +448,14 @@ def test_check_estimates_the_time_from_the_limits(
 
 
 def test_check_names_bad_lines_by_their_number_and_counts_the_others(write: Callable[..., Path]) -> None:
-    bad = ["nope", "[1]", {"custom_id": 3, "prompt": "x"}, {"body": 3}, {"url": "x", "body": {}}, {"x": 1}]
-    bad += [{"prompt": "x", "base_url": "http://evil"}, {"prompt": "x", "api_key": "k"}, {"method": "GET", "body": {}}]
+    bad = ["nope", "[1]", {"custom_id": 3, "prompt": "x"}, {"body": 3}, {"url": "http://x", "body": {}}, {"x": 1}]
+    bad += [{"prompt": "x", "base_url": "http://evil"}, {"prompt": "x", "API_KEY": "k"}, {"method": "GET", "body": {}}]
+    bad += [{"custom_id": "", "prompt": "x"}, {"prompt": []}, {"body": {"model": "m"}}, {"prompt": "x", "model": 3}]
     file = write("in.jsonl", {"prompt": "fine"}, *bad)
     done = call("check", file, "--model", "mine")
     assert done.returncode == 1
     assert re.findall(rf"^{re.escape(str(file))}:(\d+): \S", done.stdout, re.MULTILINE) == [
-        str(number) for number in range(2, 11)
+        str(number) for number in range(2, 15)
     ]
     assert re.search(r"requests +1\n", done.stdout)
     assert call("check", file, "--model", "mine", "--strict").returncode == 2

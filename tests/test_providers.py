@@ -482,7 +482,7 @@ def test_a_mapping_does_as_well_and_arguments_go_over_it(mock_server: MockServer
         ({"api": {"RATE_LIMIT_DELAY": -1}}, r"api\.RATE_LIMIT_DELAY"),
         ({"api": 3}, "api must be"),
         ({"api_key": KEY, "api_key_env": "PATH"}, "api_key_env"),
-        ("config.json", r"\.toml"),
+        ("config.ini", r"\.toml"),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_its_key(config: Any, named: str) -> None:

@@ -10,13 +10,13 @@ import sys
 import threading
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO, TypeAlias
 
 if TYPE_CHECKING:
     from asyncio import Task
-    from collections.abc import Callable
     from types import TracebackType
 
     from millstream.types import ClientStats
@@ -143,7 +143,7 @@ def wait_cause(stats: ClientStats) -> WaitCause | None:
 
 # ---- what is shown ----
 
-Show: TypeAlias = "bool | Callable[[Progress], object] | None"
+Show: TypeAlias = bool | Callable[[Progress], object] | None
 """What ``progress=`` takes, see `Watch`."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,25 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
-_CHAT = "/v1/chat/completions"
+_CHAT = "/chat/completions"
+_MESSAGES = "/messages"
+_PATHS = {"messages": _CHAT, "input": "/embeddings", "prompt": "/completions"}
+"""Where a whole request without a url goes, by what it has."""
+
 _PROMPTS = ("messages", "prompt", "input", "system", "instructions", "tools", "functions")
 _ANSWERS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_FORBIDDEN = ("base_url", "api_key")
+_FORBIDDEN = {
+    "base_url",
+    "api_base",
+    "api_key",
+    "api-key",
+    "x-api-key",
+    "authorization",
+    "headers",
+    "extra_headers",
+    "default_headers",
+}
+"""What would change where a request goes, or as whom."""
 
 # A message is a few tokens more than its text.
 _MESSAGE_BYTES = 16
@@ -42,6 +58,11 @@ class Request:
             return self
         extra = {} if system is None else {"instructions": system}
         return replace(self, body={**fields, **extra, **self.body})
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it cannot be sent without one."""
+        return self.url.endswith((_CHAT, _MESSAGES))
 
     @property
     def prompt_tokens(self) -> int:
@@ -78,32 +99,40 @@ def _request(line: bytes) -> Request | str:
         return f"not JSON: {getattr(error, 'msg', 'nested too deeply')}"
     if not isinstance(content, dict):
         return "not a JSON object"
-    for name in _FORBIDDEN:
-        if name in content:
-            return f"a line may not set {name}"
+    if forbidden := [name for name in content if name.lower() in _FORBIDDEN]:
+        return f"a line may not set {forbidden[0]}"
     custom_id = content.get("custom_id")
     if custom_id is not None and not isinstance(custom_id, str):
         return "custom_id must be a string"
-    if "body" in content:
-        return _whole(custom_id, content, "body", _CHAT)
-    if "params" in content:
-        return _whole(custom_id, content, "params", "/v1/messages")
-    if isinstance(content.get("messages"), list):
+    if custom_id == "":
+        return "custom_id must not be empty"
+    if content.get("body") is not None:
+        if content.get("method", "POST") != "POST":
+            return 'method must be "POST"'
+        return _whole(custom_id, content["body"], content.get("url"))
+    if content.get("params") is not None:
+        return _whole(custom_id, content["params"], _MESSAGES)
+    has_model = content.get("model") is not None
+    prompt, messages = content.get("prompt"), content.get("messages")
+    if (prompt is not None and messages is None) or (messages is not None and not has_model):
+        given = prompt if messages is None else messages
+        if not given if isinstance(given, list) else not isinstance(given, str):
+            return "the prompt must be a string or a list of messages"
         return Request(custom_id, _CHAT, content, True)
-    if isinstance(content.get("prompt"), str):
-        return Request(custom_id, _CHAT, content, True)
-    if "model" in content and "input" in content:
-        return Request(custom_id, "/v1/embeddings", content, True)
-    return "neither a body, nor params, messages or a prompt"
+    if not has_model:
+        return "neither a body, nor params, messages, a prompt or a model"
+    return _whole(custom_id, content, content.get("url"))
 
 
-def _whole(custom_id: str | None, content: Mapping[str, Any], name: str, usual_url: str) -> Request | str:
-    body, url = content[name], content.get("url", usual_url)
+def _whole(custom_id: str | None, body: Any, url: Any) -> Request | str:
+    """A request that is sent as it stands."""
     if not isinstance(body, dict):
-        return f"{name} must be an object"
-    if content.get("method", "POST") != "POST":
-        return "method must be POST"
-    if not isinstance(url, str) or not url.startswith("/"):
+        return "the request must be a JSON object"
+    if url is None:
+        url = next((path for name, path in _PATHS.items() if body.get(name) is not None), None)
+        if url is None:
+            return "it has no url, and neither messages nor input that would tell what it asks for"
+    if not isinstance(url, str) or "://" in url or url.startswith("//") or ".." in re.split(r"[/?\\]", url):
         return "url must be a path such as /v1/chat/completions"
     return Request(custom_id, url, body, False)
 

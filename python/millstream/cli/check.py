@@ -109,8 +109,10 @@ def _look(
     for number, request in _lines.read(file):
         if isinstance(request, _lines.Request):
             request = request.with_fields(params, system)
-            name = request.body.get("model", model)
-            if not isinstance(name, str):
+            name = request.body.get("model") or model
+            if not isinstance(name, str | None):
+                request = "model must be a string"
+            elif name is None and request.needs_model:
                 request = "no model: give --model"
         if isinstance(request, str):
             found.bad += 1
@@ -123,7 +125,7 @@ def _look(
             if first != number:
                 found.duplicates += 1
                 found.note(number, f"custom_id {request.custom_id!r} is that of line {first}")
-        _count(found, request, str(name), answer_tokens, prices)
+        _count(found, request, name or "no model", answer_tokens, prices)
     return found
 
 
