@@ -22,6 +22,7 @@ from helpers import KEY, last_request, until
 from millstream import Prices
 from millstream.cli import main
 from millstream.cli._app import app
+from millstream.cli._options import leaves
 from millstream.testing import Answer, MockServer
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def commands() -> dict[str, click.Command]:
-    return dict(app.commands)
+    return dict(leaves(app))
 
 
 def test_the_commands_are_those_we_think() -> None:
@@ -120,9 +121,9 @@ def test_the_examples_of_the_help_name_options_that_there_are(name: str) -> None
     found = examples(text.partition("Examples:")[2])
     assert found
     for arguments in found:
-        command = commands()[arguments[0]]
-        context = click.Context(command, info_name=arguments[0])
-        command.make_parser(context).parse_args(arguments[1:])
+        (called,) = [each for each in commands() if arguments[: len(each.split())] == each.split()]
+        command = commands()[called]
+        command.make_parser(click.Context(command)).parse_args(arguments[len(called.split()) :])
 
 
 def test_every_option_says_what_it_does() -> None:

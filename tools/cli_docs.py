@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from millstream.cli._app import app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 WIDTH = 100
@@ -80,19 +84,21 @@ What a prompt cache saves is not in them.
 def page() -> str:
     """The whole page."""
     root = click.Context(app, info_name="millstream", terminal_width=WIDTH, **app.context_settings)
-    parts = [BEFORE, section("millstream", app, root)]
-    for name in app.list_commands(root):
-        command = app.get_command(root, name)
-        if command is not None:
-            context = click.Context(command, info_name=name, parent=root, terminal_width=WIDTH)
-            parts.append(section(f"millstream {name}", command, context))
-    return "\n".join(parts)
+    return "\n".join([BEFORE, *sections(root)])
 
 
-def section(title: str, command: click.Command, context: click.Context) -> str:
+def sections(context: click.Context) -> Iterator[str]:
+    """The help of a command and, after it, of those below it."""
+    yield section(context)
+    if isinstance(context.command, click.Group):
+        for name, command in sorted(context.command.commands.items()):
+            yield from sections(click.Context(command, info_name=name, parent=context, terminal_width=WIDTH))
+
+
+def section(context: click.Context) -> str:
     """One help text."""
-    lines = (line.rstrip() for line in command.get_help(context).splitlines())
-    return f"## {title}\n\n```text\n" + "\n".join(lines) + "\n```\n"
+    lines = (line.rstrip() for line in context.get_help().splitlines())
+    return f"## {context.command_path}\n\n```text\n" + "\n".join(lines) + "\n```\n"
 
 
 def main() -> int:

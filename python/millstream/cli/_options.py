@@ -18,7 +18,7 @@ from millstream.cli._exit import refusing
 from millstream.cli._types import COUNT, COUNT_OR_AUTO, FIELDS, SECONDS, fields_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
@@ -66,14 +66,21 @@ def _configure(context: click.Context, given: dict[str, Any]) -> None:
 
 
 def _option_names(context: click.Context) -> set[str]:
-    group = context.find_root().command
-    commands = group.commands.values() if isinstance(group, click.Group) else [context.command]
     return {
         option.name
-        for command in commands
+        for _, command in leaves(context.find_root().command)
         for option in command.params
-        if isinstance(option, click.Option) and option.name not in (None, "config", "profile")
+        if isinstance(option, click.Option) and option.name and option.name not in ("config", "profile")
     }
+
+
+def leaves(command: click.Command, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    """The commands that do something, by their names below ``command``."""
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    for each, below in sorted(command.commands.items()):
+        yield from leaves(below, f"{name} {each}".lstrip())
 
 
 _FILE = (
