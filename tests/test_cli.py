@@ -347,6 +347,18 @@ def test_api_options_of_the_file_hold_and_the_command_line_goes_over_them(
     assert json.loads(last_request(mock_server).body)["max_tokens"] == 7
 
 
+@pytest.mark.tree
+def test_the_configuration_files_of_the_page_and_of_the_help_are_valid(write: Callable[..., Path]) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    (of_page,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    of_help = re.split("A configuration file:", commands()["run"].help or "")[1].partition("\b")[0]
+    in_file = write("in.jsonl", {"prompt": "x"})
+    for text in (of_page, of_help):
+        done = call("check", in_file, "--config", write("c.toml", text), "--profile", "local")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert "by 500 requests/min" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -357,7 +369,7 @@ def test_api_options_of_the_file_hold_and_the_command_line_goes_over_them(
         ({"options": 3}, "options must be a section"),
         ({"options": {"param": 3}}, "options.param must be a section"),
         ({"profiles": {"q": {}}}, "profile 'p' is not there; profiles are q"),
-        ({"profiles": {"p": 3}}, "profiles.p must be a section"),
+        ({"profiles": {"p": 3}}, "profiles must be a section of sections"),
         ({"model": 3}, "model must be a str"),
         ("[1]", "must hold a mapping"),
         ("{", "is not JSON"),

@@ -101,7 +101,6 @@ def create_from_config(
     """
     given = dict(config) if isinstance(config, Mapping) else _read(os.fspath(config))
     del config
-    _mask(given)
     _mask(options)
     _check_names("create_from_config", options)
     given = _profiled(given, profile)
@@ -132,18 +131,18 @@ def _check_names(owner: str, options: Mapping[str, Any]) -> None:
 
 def _profiled(given: dict[str, Any], profile: str | None) -> dict[str, Any]:
     """The keys of a file with those of one profile over them; sections are laid over each other, too."""
+    _mask(given)
     profiles = given.pop("profiles", None) or {}
-    if not isinstance(profiles, Mapping):
-        raise ConfigurationError("profiles must be a section of sections")
+    if not isinstance(profiles, Mapping) or not all(isinstance(each, Mapping) for each in profiles.values()):
+        raise ConfigurationError("profiles must be a section of sections, each with the keys of one profile")
+    profiles = {name: dict(each) for name, each in profiles.items()}
+    for each in profiles.values():
+        _mask(each)
     if profile is None:
         return given
     if profile not in profiles:
         raise ConfigurationError(f"profile {profile!r} is not there; profiles are {', '.join(profiles) or 'none'}")
     over = profiles[profile]
-    if not isinstance(over, Mapping):
-        raise ConfigurationError(f"profiles.{profile} must be a section of keys")
-    over = dict(over)
-    _mask(over)
     for key, other in (("api_key", "api_key_env"), ("api_key_env", "api_key")):
         if key in over:
             given.pop(other, None)
