@@ -422,6 +422,13 @@ def test_check_bounds_the_cost_by_what_answers_may_be(write: Callable[..., Path]
     assert guessed["cost_usd"] == pytest.approx(price.cost(10_000, 1000))
 
 
+def test_a_vendors_batch_costs_half(write: Callable[..., Path]) -> None:
+    file, out = write("in.jsonl", *LINES[1:3]), write("out.jsonl", answered(1))
+    for command in (["check", file], ["stats", out]):
+        whole, half = (json.loads(call(*command, "--json", *extra).stdout)["cost_usd"] for extra in ([], ["--batch"]))
+        assert 0 < half == pytest.approx(whole / 2)
+
+
 def test_check_says_what_it_cannot_know(write: Callable[..., Path]) -> None:
     file = write("in.jsonl", {"prompt": "hi"})
     done = call("check", file, "--model", "mine")

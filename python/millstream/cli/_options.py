@@ -148,6 +148,17 @@ _PRICES = (
     ),
 )
 
+_HALF = (
+    click.option(
+        "--batch",
+        "price_factor",
+        flag_value=0.5,
+        default=1.0,
+        show_default=False,
+        help="Half the prices, as for `millstream batch`.",
+    ),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
@@ -237,6 +248,11 @@ def request_options(function: Function) -> Function:
 def price_options(function: Function) -> Function:
     """``--prices``; the command gets a `Prices` as ``prices``."""
     return _with(_PRICES)(function)
+
+
+def half_price_option(function: Function) -> Function:
+    """``--batch``; the command gets ``price_factor``."""
+    return _with(_HALF)(function)
 
 
 def _with(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Function], Function]:

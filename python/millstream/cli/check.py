@@ -13,7 +13,14 @@ import click
 from millstream._progress import dollars, duration, quantity
 from millstream.cli import _lines, _table
 from millstream.cli._exit import DONE, FAILED, REFUSED
-from millstream.cli._options import Configured, Server, price_options, request_options, server_options
+from millstream.cli._options import (
+    Configured,
+    Server,
+    half_price_option,
+    price_options,
+    request_options,
+    server_options,
+)
 from millstream.cli._types import COUNT, SECONDS
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ _SHOWN = 20
 @click.option("--latency", type=SECONDS, help="Seconds of a usual answer, for the time at --max-concurrency.")
 @click.option("--strict", is_flag=True, help="Exit code 2 also for bad lines, as run --strict would refuse them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@half_price_option
 @request_options
 @server_options()
 @price_options
@@ -42,6 +50,7 @@ def check(
     system: str | None,
     params: dict[str, Any],
     prices: Prices,
+    price_factor: float,
 ) -> int:
     """Validate a file of requests; estimate its tokens, cost and time. Sends nothing and needs no key.
 
@@ -62,6 +71,8 @@ def check(
       2  run would refuse the file: a custom_id twice, or with --strict a bad line
     """
     found = _look(file, server.model_name, system, params, answer_tokens, prices)
+    found.prompt_cost *= price_factor
+    found.answer_cost *= price_factor
     seconds = _seconds(found, server, latency)
     if as_json:
         click.echo(json.dumps(_facts(found, seconds), indent=2))

@@ -14,7 +14,7 @@ import click
 from millstream._progress import dollars, quantity
 from millstream.cli import _table
 from millstream.cli._exit import DONE
-from millstream.cli._options import price_options
+from millstream.cli._options import half_price_option, price_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,8 +28,9 @@ _BINS = 12
 @click.command()
 @click.argument("files", metavar="OUT.jsonl...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@half_price_option
 @price_options
-def stats(files: Sequence[str], as_json: bool, prices: Prices) -> int:
+def stats(files: Sequence[str], as_json: bool, prices: Prices, price_factor: float) -> int:
     """Show what became of a run: outcomes, error codes, latencies, tokens and cost.
 
     Give its output, and the file of --errors if it had one. A run that is still going may be looked at, too.
@@ -46,6 +47,7 @@ def stats(files: Sequence[str], as_json: bool, prices: Prices) -> int:
             for line in lines:
                 if line.strip():
                     figures.take(line, prices)
+    figures.cost *= price_factor
     if as_json:
         click.echo(json.dumps(figures.facts(), indent=2))
     else:
