@@ -243,6 +243,17 @@ def test_in_a_terminal_there_is_a_line_with_whatever_is_installed(
     assert shown(monkeypatch, Terminal(), False) == ""
 
 
+def test_a_narrow_terminal_gets_all_of_it_in_several_lines_or_one_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    text = " ".join(shown(monkeypatch, Terminal(), True).split())
+    assert "3/10" in text
+    assert "flight" in text
+    without(monkeypatch, "rich", "rich.console", "tqdm", "tqdm.auto")
+    lines = shown(monkeypatch, Terminal(), True).replace("\x1b[K", "").split("\r")
+    assert len(lines) > 2
+    assert all(len(line.rstrip("\n")) < 30 for line in lines)
+
+
 def test_outside_of_a_terminal_nothing_is_shown_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, io.StringIO(), None) == ""
     assert re.fullmatch(r"3/10 \(30 %\) · 4 in flight.*\n", shown(monkeypatch, io.StringIO(), True))

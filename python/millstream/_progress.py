@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from shutil import get_terminal_size
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO, TypeAlias
 
@@ -256,8 +257,9 @@ class _RichLine:
         from rich.table import Column
 
         self._bars = Progress(
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=12),
+            # In a narrow terminal it goes on in the next line.
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=False)),
             console=Console(stderr=True),
             auto_refresh=False,
             redirect_stdout=False,
@@ -299,7 +301,9 @@ class _PlainLine:
         self._out = out
 
     def show(self, progress: Progress) -> None:
-        self._out.write(f"\r{progress}\x1b[K")
+        # A line that is longer than the terminal would be written under itself.
+        width = get_terminal_size().columns - 1
+        self._out.write(f"\r{str(progress)[:width]}\x1b[K")
         self._out.flush()
 
     def close(self) -> None:
