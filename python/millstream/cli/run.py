@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +122,7 @@ def run(
             budget_tokens=budget_tokens,
             budget_usd=budget_usd,
             prices=prices,
-            progress=sys.stderr.isatty() if progress is None else progress,
+            progress=progress,
             **params,
         )
     how = {
