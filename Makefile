@@ -24,7 +24,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(wildcard LICENSE*) \
 
 step = @printf '\n== %s %s\n' "$$(date +%T)" $(1)
 
-.PHONY: help demo test check bench wheel clean \
+.PHONY: help demo test check bench wheel clean cli-docs \
 	format-check lint engine-test python-test rust-test doc ruff types fast-test pythons tidy
 
 help: ## list the targets
@@ -114,6 +114,9 @@ clean: ## remove everything that was built
 	rm -rf $(VENV) $(REAL) $(BENCH) dist target .pytest_cache .mypy_cache .ruff_cache
 	rm -f python/millstream/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+cli-docs: $(VENV)/.dev $(VENV)/.installed ## write docs/cli.md from the program's own help
+	$(PYTHON) tools/cli_docs.py
 
 tidy: $(VENV)/.dev ## format and apply the safe fixes
 	cargo fmt

@@ -118,7 +118,8 @@ def test_the_line_says_all_that_is_known() -> None:
         (duration, 3725.4, "1:02:05"),
         (quantity, 0.424, "0.42"),
         (quantity, 999.4, "999"),
-        (quantity, 8_100, "8100"),
+        (quantity, 8_100.0, "8100"),
+        (quantity, 8_100, "8,100"),
         (quantity, 3_210_000, "3.2M"),
         (dollars, None, "unknown"),
         (dollars, 0, "$0.00"),
@@ -138,7 +139,7 @@ def test_numbers_in_words(function: Callable[[Any], str], value: float, words: s
 @pytest.mark.parametrize(
     ("cause", "server", "client"),
     [
-        ("rate", {}, {"rate_limiter": lambda: RateLimiter(requests_per_minute=60, burst=1)}),
+        ("rate", {}, {"rate_limiter": lambda: RateLimiter(requests_per_minute=300, burst=1)}),
         ("concurrency", {"latency": 0.5}, {"max_concurrency": lambda: 2}),
         ("server", {"outage": True}, {"retry": lambda: RetryPolicy(max_retries=1, base_delay=0.5, max_delay=0.5)}),
         (None, {"latency": 0.5}, {"max_concurrency": lambda: 100}),
@@ -240,6 +241,17 @@ def test_in_a_terminal_there_is_a_line_with_whatever_is_installed(
         assert "3/10" in text
         assert "4 in flight" in text
     assert shown(monkeypatch, Terminal(), False) == ""
+
+
+def test_a_narrow_terminal_gets_all_of_it_in_several_lines_or_one_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    text = " ".join(shown(monkeypatch, Terminal(), True).split())
+    assert "3/10" in text
+    assert "flight" in text
+    without(monkeypatch, "rich", "rich.console", "tqdm", "tqdm.auto")
+    lines = shown(monkeypatch, Terminal(), True).replace("\x1b[K", "").split("\r")
+    assert len(lines) > 2
+    assert all(len(line.rstrip("\n")) < 30 for line in lines)
 
 
 def test_outside_of_a_terminal_nothing_is_shown_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

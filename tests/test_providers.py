@@ -472,9 +472,39 @@ def test_a_mapping_does_as_well_and_arguments_go_over_it(mock_server: MockServer
     assert isinstance(create_from_config(config), AsyncClient)
 
 
+def test_a_profile_goes_over_the_file_section_by_section(
+    mock_server: MockServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = {
+        "base_url": mock_server.base_url,
+        "model": "a",
+        "api_key": "sk-of-the-file-0123",
+        "api": {"MAX_TOKENS": 5, "TEMPERATURE": 1},
+        "options": {"rpm": 5},
+        "profiles": {"p": {"model": "b", "api_key_env": "THEIR_KEY", "api": {"TEMPERATURE": 0}}, "q": {}},
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setenv("THEIR_KEY", KEY)
+    for source in (config, path):
+        with create_from_config(source, profile="p", async_mode=False) as client:
+            client.complete("hi")
+        sent = last_request(mock_server)
+        body = sent.json()
+        assert (body["model"], body["max_tokens"], body["temperature"]) == ("b", 5, 0)
+        assert sent.header("authorization") == f"Bearer {KEY}"
+        with create_from_config(source, async_mode=False) as client:
+            client.complete("hi")
+        assert last_request(mock_server).json()["model"] == "a"
+    with pytest.raises(ConfigurationError, match="profile 'x' is not there; profiles are p, q"):
+        create_from_config(config, profile="x")
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
+        ({"profiles": 3}, "profiles must be"),
+        ({"profiles": {"p": 3}}, "profiles must be"),
         ({"modle": "m"}, "modle"),
         ({"api": {"RETRIES": 3}}, r"api\.RETRIES"),
         ({"api": {"TIMEOUT": "30"}}, r"api\.TIMEOUT"),
@@ -482,7 +512,7 @@ def test_a_mapping_does_as_well_and_arguments_go_over_it(mock_server: MockServer
         ({"api": {"RATE_LIMIT_DELAY": -1}}, r"api\.RATE_LIMIT_DELAY"),
         ({"api": 3}, "api must be"),
         ({"api_key": KEY, "api_key_env": "PATH"}, "api_key_env"),
-        ("config.json", r"\.toml"),
+        ("config.ini", r"\.toml"),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_its_key(config: Any, named: str) -> None:
@@ -535,6 +565,7 @@ def test_no_traceback_of_a_refused_configuration_shows_the_key() -> None:
     for shown in (
         refused(lambda: create_from_config({"api_key": key, "provider": "gemini"})),
         refused(lambda: create_from_config({}, api_key=[key], provider="gemini")),
+        refused(lambda: create_from_config({"api_key": key, "profiles": {"p": {"api_key": key}}}, profile="q")),
         refused(lambda: create_client("gemini", api_key=key)),  # type: ignore[arg-type]
     ):
         assert key not in shown

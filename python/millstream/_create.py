@@ -45,23 +45,40 @@ def create_client(provider: Provider, *, async_mode: bool = True, **options: Any
 
 @overload
 def create_from_config(
-    config: Mapping[str, Any] | str | os.PathLike[str], *, async_mode: Literal[True] = True, **options: Any
+    config: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    profile: str | None = None,
+    async_mode: Literal[True] = True,
+    **options: Any,
 ) -> AsyncClient: ...
 @overload
 def create_from_config(
-    config: Mapping[str, Any] | str | os.PathLike[str], *, async_mode: Literal[False], **options: Any
+    config: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    profile: str | None = None,
+    async_mode: Literal[False],
+    **options: Any,
 ) -> Client: ...
 @overload
 def create_from_config(
-    config: Mapping[str, Any] | str | os.PathLike[str], *, async_mode: bool, **options: Any
+    config: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    profile: str | None = None,
+    async_mode: bool,
+    **options: Any,
 ) -> AsyncClient | Client: ...
 def create_from_config(
-    config: Mapping[str, Any] | str | os.PathLike[str], *, async_mode: bool = True, **options: Any
+    config: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    profile: str | None = None,
+    async_mode: bool = True,
+    **options: Any,
 ) -> AsyncClient | Client:
-    """Make a client from a mapping, or from a YAML or TOML file.
+    """Make a client from a mapping, or from a TOML, JSON or YAML file.
 
     Args:
-        config: A mapping, or the path of a file that ends in ``.toml``, ``.yaml`` or ``.yml`` (which needs PyYAML).
+        config: A mapping, or the path of a file that ends in ``.toml``, ``.json``, ``.yaml`` or ``.yml`` (which needs
+            PyYAML).
             Its keys are ``provider``, ``model``, ``api_key``, ``api_key_env`` (the environment variable that holds
             the key), ``base_url``, ``api_version``, ``auth``, ``max_concurrency`` and ``fallback_models``, each as the
             client's argument of that name, and a section ``api`` with any of
@@ -71,6 +88,10 @@ def create_from_config(
             - ``BASE_DELAY``: seconds, most before the first retry
             - ``TIMEOUT``: seconds for a request over all its attempts
             - ``MAX_TOKENS``, ``TEMPERATURE``: fields of every request that does not set them
+
+            A section ``profiles`` holds sections of the same keys by name; a section ``options`` is for the command
+            line and not looked at.
+        profile: The one of ``profiles`` whose keys go over the others. Default: none.
         async_mode: An `AsyncClient`, else a `Client`.
         **options: Arguments of the client, over those of the file.
 
@@ -80,9 +101,10 @@ def create_from_config(
     """
     given = dict(config) if isinstance(config, Mapping) else _read(os.fspath(config))
     del config
-    _mask(given)
     _mask(options)
     _check_names("create_from_config", options)
+    given = _profiled(given, profile)
+    given.pop("options", None)
     api = given.pop("api", None) or {}
     if not isinstance(api, Mapping):
         raise ConfigurationError("api must be a section of keys")
@@ -105,6 +127,29 @@ def _check_names(owner: str, options: Mapping[str, Any]) -> None:
         from millstream._misspelt import refused_call  # not at the top: it is not cheap
 
         raise refused_call(owner, unknown[0], known)
+
+
+def _profiled(given: dict[str, Any], profile: str | None) -> dict[str, Any]:
+    """The keys of a file with those of one profile over them; sections are laid over each other, too."""
+    _mask(given)
+    profiles = given.pop("profiles", None) or {}
+    if not isinstance(profiles, Mapping) or not all(isinstance(each, Mapping) for each in profiles.values()):
+        raise ConfigurationError("profiles must be a section of sections, each with the keys of one profile")
+    profiles = {name: dict(each) for name, each in profiles.items()}
+    for each in profiles.values():
+        _mask(each)
+    if profile is None:
+        return given
+    if profile not in profiles:
+        raise ConfigurationError(f"profile {profile!r} is not there; profiles are {', '.join(profiles) or 'none'}")
+    over = profiles[profile]
+    for key, other in (("api_key", "api_key_env"), ("api_key_env", "api_key")):
+        if key in over:
+            given.pop(other, None)
+    for name, value in over.items():
+        below = given.get(name)
+        given[name] = {**below, **value} if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return given
 
 
 class _Masked(str):
@@ -187,8 +232,17 @@ def _read(path: str) -> dict[str, Any]:
                 return tomllib.load(file)
             except tomllib.TOMLDecodeError as error:
                 raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    if kind == ".json":
+        import json
+
+        with open(path, encoding="utf-8") as file:
+            try:
+                loaded = json.load(file)
+            except ValueError as error:
+                raise ConfigurationError(f"{path} is not JSON: {error}") from error
+        return _mapping(loaded, path)
     if kind not in (".yaml", ".yml"):
-        raise ConfigurationError(f"config must be a mapping or a .toml, .yaml or .yml file, not {path!r}")
+        raise ConfigurationError(f"config must be a mapping or a .toml, .json, .yaml or .yml file, not {path!r}")
     from importlib import import_module
 
     try:
@@ -200,6 +254,10 @@ def _read(path: str) -> dict[str, Any]:
             loaded = yaml.safe_load(file)
         except yaml.YAMLError as error:
             raise ConfigurationError(f"{path} is not YAML: {error}") from error
+    return _mapping(loaded, path)
+
+
+def _mapping(loaded: object, path: str) -> dict[str, Any]:
     if not isinstance(loaded, Mapping):
         raise ConfigurationError(f"{path} must hold a mapping of keys")
     return dict(loaded)

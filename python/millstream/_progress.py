@@ -6,17 +6,18 @@ an item costs nothing. The line is rich's or tqdm's, whichever is there, else on
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import threading
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from shutil import get_terminal_size
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TextIO, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from asyncio import Task
     from types import TracebackType
 
     from millstream.types import ClientStats
@@ -143,7 +144,7 @@ def wait_cause(stats: ClientStats) -> WaitCause | None:
 
 # ---- what is shown ----
 
-Show: TypeAlias = "bool | Callable[[Progress], object] | None"
+Show: TypeAlias = bool | Callable[[Progress], object] | None
 """What ``progress=`` takes, see `Watch`."""
 
 
@@ -167,7 +168,7 @@ class Watch:
         self._meter = Meter(stats)
         self._view = _view(show)
         self._stop = threading.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._task: Task[None] | None = None
         self._thread: threading.Thread | None = None
 
     def tick(self) -> None:
@@ -189,7 +190,9 @@ class Watch:
 
     async def __aenter__(self) -> Self:
         if self._view is not None:
-            self._task = asyncio.get_running_loop().create_task(self._tick_in_loop())
+            from asyncio import get_running_loop  # not at the top, see `millstream._bridge._running_loop`
+
+            self._task = get_running_loop().create_task(self._tick_in_loop())
         return self
 
     async def __aexit__(
@@ -216,9 +219,11 @@ class Watch:
         self.close()
 
     async def _tick_in_loop(self) -> None:
+        from asyncio import sleep
+
         while self._view is not None:
             self.tick()
-            await asyncio.sleep(INTERVAL_S)
+            await sleep(INTERVAL_S)
 
     def _tick_in_thread(self) -> None:
         while not self._stop.wait(INTERVAL_S):
@@ -252,8 +257,9 @@ class _RichLine:
         from rich.table import Column
 
         self._bars = Progress(
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=12),
+            # In a narrow terminal it goes on in the next line.
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=False)),
             console=Console(stderr=True),
             auto_refresh=False,
             redirect_stdout=False,
@@ -295,7 +301,9 @@ class _PlainLine:
         self._out = out
 
     def show(self, progress: Progress) -> None:
-        self._out.write(f"\r{progress}\x1b[K")
+        # A line that is longer than the terminal would be written under itself.
+        width = get_terminal_size().columns - 1
+        self._out.write(f"\r{str(progress)[:width]}\x1b[K")
         self._out.flush()
 
     def close(self) -> None:
@@ -409,9 +417,11 @@ def duration(seconds: float) -> str:
 
 
 def quantity(number: float) -> str:
-    """A number of three digits or so: ``0.42``, ``41.2``, ``8.1k``, ``3.2M``."""
+    """A number of three digits or so: ``0.42``, ``41.2``, ``12.3k``, ``3.2M``; whole if it is an int."""
     for least, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= least:
             scale = 1e3 if unit == "k" else least
             return f"{number / scale:.1f}{unit}"
+    if isinstance(number, int):
+        return f"{number:,}"
     return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"

@@ -27,6 +27,8 @@ from millstream import (
     EventStream,
     MillstreamError,
     ModelList,
+    Price,
+    Prices,
     Progress,
     RateLimiter,
     RateLimitError,
@@ -341,7 +343,17 @@ def providers() -> None:
     assert_type(create_client("anthropic", model="m"), AsyncClient)
     assert_type(create_client("mistral", async_mode=False), Client)
     assert_type(create_from_config({"model": "m"}), AsyncClient)
-    assert_type(create_from_config("config.toml", async_mode=False), Client)
+    assert_type(create_from_config("config.toml", profile="local", async_mode=False), Client)
+
+
+def prices_and_progress(progress: Progress) -> None:
+    prices = Prices({"a": (1, 2), "b": {"input": 1, "output": 2}, "c": Price(1, 2), "d": None})
+    assert_type(prices.of("a"), Price | None)
+    assert_type(Price(input=1, output=2.5).cost(1, 2), float)
+    assert_type(Prices("prices.json").date, str)
+    assert_type(progress.left, int | None)
+    assert_type(progress.projected_cost, float | None)
+    assert_type(progress.waiting, Literal["rate", "concurrency", "server"] | None)
     client = Client(provider="azure", auth="bearer", api_version="2024-10-21")
     assert_type(client.provider, str)
     assert_type(client.test_connection(), bool)

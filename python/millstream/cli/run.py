@@ -1,0 +1,201 @@
+"""``millstream run``: a file of requests in, a file of answers out."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from millstream._progress import dollars, duration, quantity
+from millstream.cli._exit import DONE, FAILED, INTERRUPTED, Refused, refusing
+from millstream.cli._options import Configured, Server, price_options, request_options, server_options
+from millstream.cli._types import COUNT, SECONDS
+
+if TYPE_CHECKING:
+    from millstream import BatchProcessor, Prices  # type: ignore[attr-defined]
+    from millstream.types import RunSummary  # type: ignore[attr-defined]
+
+_SHOWN = 20
+"""Problems that are listed; all are in the output."""
+
+
+@click.command(cls=Configured)
+@click.argument("file", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False))
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="Where the answers go.")
+@click.option("--errors", type=click.Path(dir_okay=False), help="Where failures go.  [default: the output]")
+@click.option("--ordered", is_flag=True, help="Write in the order of the input, not in that of the answers.")
+@click.option("--resume/--no-resume", default=True, help="Go on with an output that is there, or refuse it.")
+@click.option("--retry-failed", is_flag=True, help="Ask again for what failed in an earlier run.")
+@click.option("--strict", is_flag=True, help="Refuse the whole file if one line of it is bad.")
+@click.option("--bare", is_flag=True, help='Leave the key "millstream" (attempts, latency) out of the output.')
+@click.option("--max-errors", type=click.IntRange(1), help="Stop after so many failures.")
+@click.option(
+    "--max-error-rate", type=click.FloatRange(0, 1, min_open=True), help="Stop at such a share of the last 100."
+)
+@click.option(
+    "--stop-on-fatal/--no-stop-on-fatal", default=True, help="Stop when the key is refused or a quota used up."
+)
+@click.option("--deadline", type=SECONDS, help="Stop after so long.")
+@click.option("--budget-tokens", type=COUNT, help="Stop once so many tokens are used.")
+@click.option("--budget-usd", type=COUNT, help="Stop once so many dollars are spent.")
+@click.option("--grace", type=SECONDS, default="30s", help="How long Ctrl-C waits for what is on the wire.")
+@click.option("--progress/--no-progress", default=None, help="Show how far it is.  [default: in a terminal]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
+@request_options
+@server_options()
+@price_options
+def run(
+    server: Server,
+    file: str,
+    output: str,
+    errors: str | None,
+    ordered: bool,
+    resume: bool,
+    retry_failed: bool,
+    strict: bool,
+    bare: bool,
+    max_errors: int | None,
+    max_error_rate: float | None,
+    stop_on_fatal: bool,
+    deadline: float | None,
+    budget_tokens: int | None,
+    budget_usd: float | None,
+    grace: float,
+    progress: bool | None,
+    as_json: bool,
+    system: str | None,
+    params: dict[str, Any],
+    prices: Prices,
+) -> int:
+    """Send every request of a file and write every answer, exactly once.
+
+    A line of IN.jsonl is a line of OpenAI's Batch API ({"custom_id", "method", "url", "body"}), of Mistral's or
+    Anthropic's, or short: {"prompt": "..."} or {"messages": [...]}, with any request fields beside it. A line of the
+    output is one of OpenAI's Batch API; its custom_id says whose answer it is.
+
+    The output is also the journal: the same command again goes on where the last one ended, however it ended, and asks
+    for nothing that is there already. Ctrl-C lets what is on the wire end (--grace); a second one stops at once.
+
+    \b
+    Examples:
+      millstream run prompts.jsonl -o answers.jsonl --model gpt-4o-mini
+      millstream run prompts.jsonl -o answers.jsonl --rpm 500 --tpm 200k --budget-usd 5
+      millstream run prompts.jsonl -o answers.jsonl --errors failed.jsonl --max-error-rate 0.5
+      millstream run prompts.jsonl -o answers.jsonl --retry-failed
+      millstream run prompts.jsonl -o answers.jsonl --config millstream.toml --profile local
+      millstream run prompts.jsonl -o answers.jsonl --base-url http://127.0.0.1:8080/v1 --model any
+
+    \b
+    A configuration file:
+      model = "gpt-4o-mini"
+      api_key_env = "MY_KEY"
+      [options]                      # of the command line
+      rpm = 500
+      [profiles.local]               # with --profile local
+      base_url = "http://127.0.0.1:8080/v1"
+      [profiles.local.options]
+      max-concurrency = 4
+
+    \b
+    Exit codes:
+      0    every request was answered
+      1    some failed, or a rule ended the run early
+      2    bad usage or input; nothing was sent
+      130  interrupted (143 by SIGTERM)
+    """
+    if budget_usd is not None and server.model_name is not None and prices.of(server.model_name) is None:
+        raise Refused(f"--budget-usd needs the price of {server.model_name}: give one with --prices FILE")
+    from millstream import BatchProcessor  # type: ignore[attr-defined]
+
+    client = server.client(async_mode=True)
+    with refusing(TypeError):
+        processor = BatchProcessor(
+            client,
+            system=system,
+            max_errors=max_errors,
+            max_error_rate=max_error_rate,
+            stop_on_fatal=stop_on_fatal,
+            deadline=deadline,
+            budget_tokens=budget_tokens,
+            budget_usd=budget_usd,
+            prices=prices,
+            progress=progress,
+            **params,
+        )
+    how = {
+        "errors": errors,
+        "ordered": ordered,
+        "resume": resume,
+        "retry_failed": retry_failed,
+        "strict": strict,
+        "bare": bare,
+    }
+
+    async def carry() -> tuple[RunSummary, int | None]:
+        async with client:
+            interruptions = _interruptions(processor, grace)
+            return await processor.run_file(file, output, **how), interruptions[0] if interruptions else None
+
+    import asyncio  # not at the top: the other commands need none of it
+
+    summary, interruption = asyncio.run(carry())
+    _report(summary, as_json)
+    if summary.stopped == "interrupted":
+        return INTERRUPTED if interruption is None else 128 + interruption
+    return FAILED if summary.stopped or summary.failed or summary.bad_lines else DONE
+
+
+def _interruptions(processor: BatchProcessor, grace: float) -> list[int]:
+    """Make the first Ctrl-C or SIGTERM drain the run and the second end it; the signals that came, as they come."""
+    from asyncio import get_running_loop
+
+    loop = get_running_loop()
+    seen: list[int] = []
+
+    def interrupt(number: int) -> None:
+        seen.append(number)
+        if len(seen) == 1 and grace > 0:
+            click.echo(f"\nstopping: what is on the wire has {duration(grace)} to end; again stops at once", err=True)
+        processor.stop(grace if len(seen) == 1 else 0.0)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt, int(number))
+    return seen
+
+
+_REASONS = {
+    "max_errors": "stopped: as many failures as --max-errors allows",
+    "error_rate": "stopped: as large a share of failures as --max-error-rate allows",
+    "fatal": "stopped: no request can succeed, see the last errors",
+    "deadline": "stopped: --deadline is over",
+    "budget": "stopped: the budget is used up",
+    "interrupted": "interrupted; the same command again goes on from here",
+}
+
+
+def _report(summary: RunSummary, as_json: bool) -> None:
+    for file, line, reason in summary.problems[:_SHOWN]:
+        click.echo(f"{file}:{line}: {reason}", err=True)
+    if len(summary.problems) > _SHOWN:
+        click.echo(f"and {len(summary.problems) - _SHOWN:,} more", err=True)
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    else:
+        click.echo(_in_words(summary), err=True)
+    if summary.stopped:
+        click.echo(_REASONS.get(summary.stopped, f"stopped: {summary.stopped}"), err=True)
+
+
+def _in_words(summary: RunSummary) -> str:
+    parts = [f"{summary.ok:,} answered", f"{summary.failed:,} failed"]
+    if summary.skipped:
+        parts.append(f"{summary.skipped:,} done before")
+    if summary.bad_lines:
+        parts.append(f"{summary.bad_lines:,} bad lines")
+    parts.append(f"{quantity(summary.prompt_tokens)} + {quantity(summary.completion_tokens)} tokens")
+    parts.append(f"cost {dollars(summary.cost)}")
+    parts.append(duration(summary.elapsed))
+    return " · ".join(parts)

@@ -1,0 +1,612 @@
+"""The command ``millstream``, as a shell runs it: processes of their own against a mock server."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import click
+import pytest
+from helpers import KEY, last_request, until
+from millstream import Prices
+from millstream.cli import main
+from millstream.cli._app import app
+from millstream.cli._options import leaves
+from millstream.testing import Answer, MockServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Cli = subprocess.CompletedProcess[str]
+COMMAND = [sys.executable, "-m", "millstream.cli"]
+PATIENCE_S = 60
+
+
+def run(*arguments: str | Path, stdin: str | None = None, **environment: str) -> Cli:
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        **given,
+    )
+
+
+def call(*arguments: str | Path, **environment: str) -> Cli:
+    """The same in this process, for what takes no signals: an interpreter's start takes half a second."""
+    texts = [str(each) for each in arguments]
+    out, error = io.StringIO(), io.StringIO()
+    with mock.patch.dict(os.environ, environment), redirect_stdout(out), redirect_stderr(error):
+        code = main(texts)
+    return subprocess.CompletedProcess(texts, code, out.getvalue(), error.getvalue())
+
+
+def take_interrupts() -> None:
+    """Whoever started the tests may have told them to ignore Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def started(*arguments: str | Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=take_interrupts,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def here(mock_server: MockServer) -> list[str]:
+    return ["--base-url", mock_server.base_url, "--model", "m"]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str, *lines: Any) -> Path:
+        path = tmp_path / name
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        return path
+
+    return write
+
+
+# ---- help ----
+
+
+def commands() -> dict[str, click.Command]:
+    return dict(leaves(app))
+
+
+def test_the_commands_are_those_we_think() -> None:
+    assert commands().keys() == {"ask", "check", "completion", "run", "serve-mock", "stats"}
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(f"  {name} " in done.stdout for name in commands())
+
+
+def examples(text: str) -> list[list[str]]:
+    return [
+        shlex.split(found) for found in re.findall(r"^.*?(?<!\S)millstream (\w.*?)(?: [|>].*)?$", text, re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("name", ["", *commands()])
+def test_the_examples_of_the_help_name_options_that_there_are(name: str) -> None:
+    text = (commands()[name] if name else app).help or ""
+    assert "Examples:" in text
+    found = examples(text.partition("Examples:")[2])
+    assert found
+    for arguments in found:
+        (called,) = [each for each in commands() if arguments[: len(each.split())] == each.split()]
+        command = commands()[called]
+        command.make_parser(click.Context(command)).parse_args(arguments[len(called.split()) :])
+
+
+def test_every_option_says_what_it_does() -> None:
+    options = [
+        option for command in commands().values() for option in command.params if isinstance(option, click.Option)
+    ]
+    assert len(options) > 40
+    assert all(option.help for option in options)
+
+
+@pytest.mark.tree
+def test_the_page_is_what_the_help_says() -> None:
+    tool = Path(__file__).resolve().parent.parent / "tools" / "cli_docs.py"
+    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_click_one_line_says_what_to_install() -> None:
+    code = "import sys; sys.modules['click'] = None; from millstream.cli import main; sys.exit(main(['--help']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        "millstream: the command line needs click and rich: pip install 'millstream[cli]'"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_the_script_is_installed() -> None:
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name="millstream")
+    assert callable(script.load())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_complete(shell: str) -> None:
+    done = run("completion", shell)
+    assert done.returncode == 0
+    assert f"_MILLSTREAM_COMPLETE={shell}_complete" in done.stdout
+
+
+def test_commands_and_options_are_completed() -> None:
+    def completed(words: str) -> str:
+        number = str(len(words.split(" ")) - 1)
+        return run(_MILLSTREAM_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=number).stdout
+
+    assert "plain,serve-mock" in completed("millstream ser")
+    assert "plain,--budget-usd" in completed("millstream run --budg")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["ask", "x", "--retries", "many"],
+        ["ask", "x", "--timeout", "soon"],
+        ["ask", "x", "--rpm", "0"],
+        ["ask", "x", "--param", "novalue"],
+        ["ask", "x", "--stream", "--json"],
+        ["ask", "x", "--api-key", KEY],
+        ["ask", "x", "--profile", "p"],
+        ["ask", "x", "--config", "absent.toml"],
+        ["ask", "x", "--api-key-env", "ABSENT", "--model", "m"],
+        ["ask", "x", "--base-url", "ftp://x", "--model", "m"],
+        ["ask", "x", "--base-url", "http://127.0.0.1:1/v1"],
+        ["check", "absent.jsonl"],
+        ["stats"],
+        ["serve-mock", "--fault", "earthquake"],
+        ["serve-mock", "--fault", "200"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_two_and_says_why(arguments: list[str]) -> None:
+    done = call(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_there_is_no_option_for_a_key() -> None:
+    names = {name for command in commands().values() for option in command.params for name in option.opts}
+    assert not {name for name in names if "key" in name} - {"--api-key-env"}
+
+
+# ---- ask ----
+
+
+def test_ask_prints_the_answer(here: list[str]) -> None:
+    done = run("ask", "one two", *here)
+    assert (done.returncode, done.stdout) == (0, "echo: one two\n")
+
+
+def test_ask_reads_stdin(here: list[str]) -> None:
+    for arguments in (["ask"], ["ask", "-"]):
+        done = run(*arguments, *here, stdin="of a pipe")
+        assert (done.returncode, done.stdout) == (0, "echo: of a pipe\n")
+    for nothing in (None, " \n"):
+        assert run("ask", *here, stdin=nothing).returncode == 2
+
+
+def test_ask_streams(here: list[str], mock_server: MockServer) -> None:
+    done = run("ask", "one two", "--stream", *here)
+    assert (done.returncode, done.stdout) == (0, "echo: one two\n")
+    assert json.loads(last_request(mock_server).body)["stream"] is True
+
+
+def test_ask_sends_what_the_options_say(here: list[str], mock_server: MockServer) -> None:
+    more = ["--system", "Be brief.", "--param", "temperature=0", "--param", "user=me", "--param", 'stop=["x"]']
+    for extra in ([], ["--stream"]):
+        assert run("ask", "hi", *here, *more, *extra).returncode == 0
+        body = json.loads(last_request(mock_server).body)
+        assert (body["model"], body["temperature"], body["user"], body["stop"]) == ("m", 0, "me", ["x"])
+        assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+
+
+def test_ask_prints_the_whole_answer_as_json(here: list[str]) -> None:
+    done = run("ask", "hi", *here, "--json")
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "echo: hi"
+
+
+@pytest.mark.parametrize("extra", [[], ["--stream"]])
+def test_usage_tells_the_cost_and_an_unknown_price_is_unknown(here: list[str], extra: list[str]) -> None:
+    done = run("ask", "hi", *here, "--usage", *extra)
+    assert done.stdout == "echo: hi\n"
+    assert re.search(r"m · \d+ \+ \d+ tokens · cost unknown · .* s, attempts: 1", done.stderr)
+    assert "$" not in done.stderr
+    known = run("ask", "hi", *here[:2], "--model", "gpt-4o-mini", "--usage", *extra)
+    assert re.search(r"cost \$0\.0000\d", known.stderr)
+
+
+def test_ask_that_fails_is_one_and_shows_no_prompt(here: list[str], mock_server: MockServer) -> None:
+    mock_server.script(Answer(status=400))
+    done = run("ask", "the secret plan", *here)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("Error: 400 ")
+    assert "secret plan" not in done.stderr
+
+
+def test_retries_are_as_many_as_told(here: list[str], mock_server: MockServer) -> None:
+    mock_server.script(Answer(status=503, times=0))
+    assert run("ask", "hi", *here, "--retries", "1").returncode == 1
+    assert mock_server.stats.requests == 2
+
+
+def test_ctrl_c_ends_ask_with_130(here: list[str], mock_server: MockServer) -> None:
+    mock_server.script(Answer(fault="hang_before"))
+    with started("ask", "hi", *here) as process:
+        until(lambda: mock_server.stats.in_flight == 1, PATIENCE_S)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+# ---- keys and configuration files ----
+
+
+def key_of(server: MockServer) -> str | None:
+    return {name.lower(): value for name, value in last_request(server).headers}.get("authorization")
+
+
+def test_the_key_is_that_of_the_variable_that_is_named(here: list[str], mock_server: MockServer) -> None:
+    assert run("ask", "hi", *here, "--api-key-env", "MY_KEY", MY_KEY=KEY).returncode == 0
+    assert key_of(mock_server) == f"Bearer {KEY}"
+
+
+def test_the_vendors_key_goes_to_no_other_host(here: list[str], mock_server: MockServer) -> None:
+    assert run("ask", "hi", *here, OPENAI_API_KEY=KEY).returncode == 0
+    assert key_of(mock_server) is None
+
+
+def test_a_configuration_files_key_goes_to_its_own_server_alone(
+    write: Callable[..., Path], mock_server: MockServer
+) -> None:
+    own = write("c.json", {"base_url": mock_server.base_url, "model": "m", "api_key": KEY})
+    assert run("ask", "hi", "--config", own).returncode == 0
+    assert key_of(mock_server) == f"Bearer {KEY}"
+    with MockServer() as other:
+        assert run("ask", "hi", "--config", own, "--base-url", other.base_url).returncode == 0
+        assert key_of(other) is None
+        arguments = ["--config", own, "--base-url", other.base_url, "--api-key-env", "OTHER"]
+        assert run("ask", "hi", *arguments, OTHER="sk-other-0123").returncode == 0
+        assert key_of(other) == "Bearer sk-other-0123"
+
+
+def test_a_profile_goes_over_the_file_and_the_command_line_over_both(
+    write: Callable[..., Path], mock_server: MockServer
+) -> None:
+    file = write(
+        "c.toml",
+        f'base_url = "{mock_server.base_url}"',
+        'model = "of the file"',
+        '[options]\nsystem = "of the file"',
+        "[options.param]\ntemperature = 0",
+        '[profiles.p]\nmodel = "of the profile"',
+        '[profiles.p.options]\nsystem = "of the profile"',
+    )
+
+    def sent(*arguments: str, **environment: str) -> tuple[str, str, float]:
+        done = run("ask", "hi", *arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        body = json.loads(last_request(mock_server).body)
+        return body["model"], body["messages"][0]["content"], body["temperature"]
+
+    config = ["--config", str(file)]
+    assert sent(*config) == ("of the file", "of the file", 0)
+    assert sent(*config, "--profile", "p") == ("of the profile", "of the profile", 0)
+    over = ["--model", "x", "--system", "y", "--param", "temperature=1"]
+    assert sent("--profile", "p", *config, *over) == ("x", "y", 1)
+    assert sent(MILLSTREAM_CONFIG=str(file), MILLSTREAM_PROFILE="p") == ("of the profile", "of the profile", 0)
+
+
+def test_api_options_of_the_file_hold_and_the_command_line_goes_over_them(
+    write: Callable[..., Path], mock_server: MockServer
+) -> None:
+    file = write("c.json", {"base_url": mock_server.base_url, "model": "m", "api": {"MAX_RETRIES": 0, "MAX_TOKENS": 7}})
+    mock_server.script(Answer(status=503, times=3))
+    assert run("ask", "hi", "--config", file).returncode == 1
+    assert mock_server.stats.requests == 1
+    assert run("ask", "hi", "--config", file, "--retries", "2").returncode == 0
+    assert json.loads(last_request(mock_server).body)["max_tokens"] == 7
+
+
+@pytest.mark.tree
+def test_the_configuration_files_of_the_page_and_of_the_help_are_valid(write: Callable[..., Path]) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    (of_page,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    of_help = re.split("A configuration file:", commands()["run"].help or "")[1].partition("\b")[0]
+    in_file = write("in.jsonl", {"prompt": "x"})
+    for text in (of_page, of_help):
+        done = call("check", in_file, "--config", write("c.toml", text), "--profile", "local")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert "by 500 requests/min" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"modle": "m"}, "modle"),
+        ({"rpm": 5}, "put it into the section options"),
+        ({"options": {"rmp": 5}}, "options.rmp is not an option"),
+        ({"options": {"rpm": "many"}}, "'many' is no number"),
+        ({"options": 3}, "options must be a section"),
+        ({"options": {"param": 3}}, "options.param must be a section"),
+        ({"profiles": {"q": {}}}, "profile 'p' is not there; profiles are q"),
+        ({"profiles": {"p": 3}}, "profiles must be a section of sections"),
+        ({"model": 3}, "model must be a str"),
+        ("[1]", "must hold a mapping"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_what_is_wrong_in_a_configuration_file_is_named(
+    write: Callable[..., Path], content: dict[str, Any] | str, complaint: str
+) -> None:
+    done = call(
+        "ask", "hi", "--config", write("c.json", content), *(["--profile", "p"] if "profiles" in content else [])
+    )
+    assert done.returncode == 2
+    assert complaint in done.stderr
+
+
+# ---- check ----
+
+CHAT = {"messages": [{"role": "user", "content": "x" * 384}]}
+LINES = [
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini", **CHAT}},
+    {"custom_id": "b", "body": {"model": "gpt-4o-mini", **CHAT, "max_tokens": 50}},
+    {"custom_id": "c", "params": {"model": "claude-haiku-4-5", **CHAT, "max_tokens": 50}},
+    {"prompt": "x" * 400},
+    CHAT,
+    {"model": "gpt-4o-mini", **CHAT, "metadata": {}},
+    {"model": "text-embedding-3-small", "input": "x" * 400},
+]
+
+
+def test_check_takes_every_form_of_a_line_and_sends_nothing(
+    write: Callable[..., Path], here: list[str], mock_server: MockServer
+) -> None:
+    done = call("check", write("in.jsonl", *LINES, ""), *here[:2], "--model", "gpt-4o-mini", "--json")
+    facts = json.loads(done.stdout)
+    assert (done.returncode, facts["requests"], facts["bad_lines"], facts["problems"]) == (0, 7, 0, [])
+    assert facts["models"] == {"gpt-4o-mini": 5, "claude-haiku-4-5": 1, "text-embedding-3-small": 1}
+    assert facts["prompt_tokens"] == 700
+    assert mock_server.stats.connections == 0
+
+
+def test_check_bounds_the_cost_by_what_answers_may_be(write: Callable[..., Path]) -> None:
+    line = {"prompt": "x" * 4000, "max_tokens": 500}
+    file = write("in.jsonl", *[line] * 10)
+    facts = json.loads(call("check", file, "--model", "gpt-4o-mini", "--json").stdout)
+    price = Prices().of("gpt-4o-mini")
+    assert price is not None
+    assert facts["answer_tokens"] == 5000
+    assert facts["cost_usd"] == pytest.approx(price.cost(10_000, 5000))
+    guessed = json.loads(call("check", file, "--model", "gpt-4o-mini", "--json", "--answer-tokens", "100").stdout)
+    assert guessed["cost_usd"] == pytest.approx(price.cost(10_000, 1000))
+
+
+def test_a_vendors_batch_costs_half(write: Callable[..., Path]) -> None:
+    file, out = write("in.jsonl", *LINES[1:3]), write("out.jsonl", answered(1))
+    for command in (["check", file], ["stats", out]):
+        whole, half = (json.loads(call(*command, "--json", *extra).stdout)["cost_usd"] for extra in ([], ["--batch"]))
+        assert 0 < half == pytest.approx(whole / 2)
+
+
+def test_check_says_what_it_cannot_know(write: Callable[..., Path]) -> None:
+    file = write("in.jsonl", {"prompt": "hi"})
+    done = call("check", file, "--model", "mine")
+    assert done.returncode == 0
+    assert "unknown: no price of mine" in done.stdout
+    assert "unknown for 1 without max_tokens" in done.stdout
+    assert "unknown: give --rpm" in done.stdout
+    assert "$" not in done.stdout
+    facts = json.loads(call("check", file, "--model", "mine", "--json").stdout)
+    assert (facts["cost_usd"], facts["answer_tokens"], facts["seconds"]) == (None, None, None)
+
+
+def test_check_takes_prices_of_ones_own(write: Callable[..., Path]) -> None:
+    prices = write("p.json", {"mine*": {"input": 10, "output": 100}})
+    file = write("in.jsonl", {"prompt": "x" * 4_000_000, "max_tokens": 10_000})
+    for arguments, environment in ((["--prices", prices], {}), ([], {"MILLSTREAM_PRICES": str(prices)})):
+        done = call("check", file, "--model", "mine-1", *arguments, **environment)
+        assert "at most $11.00: prompts $10.00, answers $1.00" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"),
+    [
+        (["--rpm", "10"], 60 * 9),
+        (["--rpm", "100"], 0),
+        (["--tpm", "1k"], 60 * 49),
+        (["--max-concurrency", "4", "--latency", "2s"], 50),
+        (["--rpm", "10", "--tpm", "1k", "--max-concurrency", "4", "--latency", "2s"], 60 * 49),
+    ],
+)
+def test_check_estimates_the_time_from_the_limits(
+    write: Callable[..., Path], arguments: list[str], seconds: float
+) -> None:
+    file = write("in.jsonl", *[{"prompt": "hi", "max_tokens": 500}] * 100)
+    facts = json.loads(call("check", file, "--model", "mine", "--json", *arguments).stdout)
+    assert facts["seconds"] == pytest.approx(seconds)
+
+
+def test_check_names_bad_lines_by_their_number_and_counts_the_others(write: Callable[..., Path]) -> None:
+    bad = ["nope", "[1]", {"custom_id": 3, "prompt": "x"}, {"body": 3}, {"url": "http://x", "body": {}}, {"x": 1}]
+    bad += [{"prompt": "x", "base_url": "http://evil"}, {"prompt": "x", "API_KEY": "k"}, {"method": "GET", "body": {}}]
+    bad += [{"custom_id": "", "prompt": "x"}, {"prompt": []}, {"body": {"model": "m"}}, {"prompt": "x", "model": 3}]
+    file = write("in.jsonl", {"prompt": "fine"}, *bad)
+    done = call("check", file, "--model", "mine")
+    assert done.returncode == 1
+    assert re.findall(rf"^{re.escape(str(file))}:(\d+): \S", done.stdout, re.MULTILINE) == [
+        str(number) for number in range(2, 15)
+    ]
+    assert re.search(r"requests +1\n", done.stdout)
+    assert call("check", file, "--model", "mine", "--strict").returncode == 2
+
+
+def test_check_wants_a_model_for_lines_that_name_none(write: Callable[..., Path]) -> None:
+    done = call("check", write("in.jsonl", {"prompt": "x"}, {"prompt": "x", "model": "m"}))
+    assert done.returncode == 1
+    assert "in.jsonl:1: no model: give --model" in done.stdout
+
+
+def test_a_custom_id_twice_is_refused_with_both_lines(write: Callable[..., Path]) -> None:
+    done = call("check", write("in.jsonl", *[{"custom_id": name, "prompt": "x"} for name in "aba"]), "--model", "m")
+    assert done.returncode == 2
+    assert "in.jsonl:3: custom_id 'a' is that of line 1" in done.stdout
+
+
+def test_check_is_a_command_of_a_shell_too(write: Callable[..., Path]) -> None:
+    done = run("check", write("in.jsonl", "nope"), "--model", "m")
+    assert done.returncode == 1
+    assert "in.jsonl:1: not JSON" in done.stdout
+
+
+# ---- stats ----
+
+
+def answered(latency_ms: float, model: str = "gpt-4o-mini", **extra: Any) -> dict[str, Any]:
+    usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+    body = {"model": model, "usage": usage}
+    more = {"line": 1, "attempts": 2, "queue_ms": 1.0, "latency_ms": latency_ms, "cached": False, "key_id": "abcd"}
+    response = {"status_code": 200, "request_id": "r", "body": body}
+    return {"id": "1", "custom_id": "x", "response": response, "error": None, "millstream": {**more, **extra}}
+
+
+def failed(code: str) -> dict[str, Any]:
+    return {"id": "1", "custom_id": "x", "response": None, "error": {"code": code, "message": "no"}}
+
+
+def refused(status: int, **error: str) -> dict[str, Any]:
+    return {**failed(""), "error": None, "response": {"status_code": status, "body": {"error": error}}}
+
+
+def test_stats_count_outcomes_codes_tokens_cost_and_latencies(write: Callable[..., Path]) -> None:
+    file = write(
+        "out.jsonl",
+        *[answered(10.0 * number) for number in range(1, 101)],
+        failed("timeout"),
+        failed("timeout"),
+        refused(400, code="too_long"),
+        refused(500),
+        '{"torn',
+    )
+    facts = json.loads(call("stats", file, "--json").stdout)
+    assert (facts["answered"], facts["failed"], facts["unreadable_lines"]) == (100, 4, 1)
+    assert facts["error_codes"] == {"timeout": 2, "400 too_long": 1, "500": 1}
+    assert (facts["prompt_tokens"], facts["completion_tokens"], facts["attempts"]) == (100_000, 10_000, 200)
+    price = Prices().of("gpt-4o-mini")
+    assert price is not None
+    assert facts["cost_usd"] == pytest.approx(price.cost(100_000, 10_000))
+    expected = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
+    assert facts["latency_seconds"] == pytest.approx(expected)
+    assert facts["keys"] == {"abcd": 100}
+
+    text = call("stats", file).stdout
+    for said in ("answered", "timeout", "400 too_long", "p95", "0.950 s", "$0.02", "█"):
+        assert said in text
+    bars = re.findall(r"<= [\d.]+ m?s +(\d+) ", text)
+    assert sum(map(int, bars)) <= 100
+    assert len(bars) >= 10
+
+
+def test_stats_take_bare_lines_and_anthropics_words_and_several_files(write: Callable[..., Path]) -> None:
+    bare = answered(1)
+    del bare["millstream"]
+    bare["response"]["body"]["usage"] = {"input_tokens": 3, "output_tokens": 4}
+    files = [write("a.jsonl", bare), write("b.jsonl", failed("connection_error"))]
+    facts = json.loads(call("stats", *files, "--json").stdout)
+    assert (facts["answered"], facts["failed"], facts["prompt_tokens"], facts["completion_tokens"]) == (1, 1, 3, 4)
+    assert facts["latency_seconds"] == {}
+    assert call("stats", *files).returncode == 0
+
+
+def test_stats_show_an_unknown_price_as_unknown_and_not_as_nothing(write: Callable[..., Path]) -> None:
+    file = write("out.jsonl", answered(1, model="mine"))
+    assert json.loads(call("stats", file, "--json").stdout)["cost_usd"] is None
+    text = call("stats", file).stdout
+    assert "unknown for 1 answers of mine" in text
+    assert "$" not in text
+    mixed = call("stats", write("mixed.jsonl", answered(1, model="mine"), answered(1))).stdout
+    assert re.search(r"\$0\.\d+, unknown for 1 answers", mixed)
+
+
+def test_stats_of_an_empty_file_are_all_nothing(write: Callable[..., Path]) -> None:
+    done = call("stats", write("out.jsonl"))
+    assert done.returncode == 0
+    assert "answered" in done.stdout
+
+
+# ---- serve-mock ----
+
+
+def served(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    found = re.match(r"listening on (\S+)", process.stdout.readline())
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_mock_answers_until_it_is_told_to_stop(number: signal.Signals) -> None:
+    with started("serve-mock", "--port", "0", "--reply", "at your service") as process:
+        url = served(process)
+        assert run("ask", "hi", "--base-url", url, "--model", "m").stdout == "at your service\n"
+        process.send_signal(number)
+        assert process.wait(PATIENCE_S) == 0
+        assert process.stdout is not None
+        assert process.stdout.read().startswith("1 requests, 0 faults")
+
+
+def test_serve_mock_misbehaves_as_often_as_told() -> None:
+    with started("serve-mock", "--port", "0", "--fault-rate", "1", "--fault", "503", "--fault", "500") as process:
+        done = run("ask", "hi", "--base-url", served(process), "--model", "m", "--retries", "0")
+        assert done.returncode == 1
+        assert re.search("Error: 50[03]", done.stderr)
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("serve-mock", "--port", str(port))
+    assert done.returncode == 2
+    assert f"port {port} cannot be had" in done.stderr
