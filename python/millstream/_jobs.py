@@ -7,11 +7,13 @@ reading, asking and writing, happens there.
 from __future__ import annotations
 
 import os
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from millstream._arguments import FLAG, INTEGER, NUMBER, SECONDS, TEXT, check
 from millstream._bridge import block, wait
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._progress import Progress
 from millstream.types import RunSummary
 
 if TYPE_CHECKING:
@@ -121,6 +123,8 @@ class FileRun:
         )
         self._native: NativeFileRun | None = None
         self._stopped: float | None = None
+        self._begun = 0.0
+        self._ended: float | None = None
 
     async def run(self) -> RunSummary:
         """Carry the file through.
@@ -144,6 +148,8 @@ class FileRun:
             native.close()
             await _settle_awaiting(native)
             raise
+        finally:
+            self._ended = monotonic()
 
     def run_blocking(self) -> RunSummary:
         """The same, blocking. Ctrl-C aborts what is in flight; what was answered is written."""
@@ -158,15 +164,17 @@ class FileRun:
             native.close()
             _settle(native)
             raise
+        finally:
+            self._ended = monotonic()
 
     def stop(self, grace: float = 30.0) -> None:
         """Stop the run, from any thread: no further line is asked, and what is on the wire may end.
 
         Args:
-            grace: Seconds after which what is on the wire is aborted. A second call may shorten it.
+            grace: Seconds after which what is on the wire is aborted. A second call aborts it at once.
         """
         check({"grace": grace}, kinds={"grace": SECONDS})
-        self._stopped = grace
+        self._stopped = grace = grace if self._stopped is None else 0.0
         if self._native is not None:
             self._native.stop(grace)
 
@@ -180,6 +188,25 @@ class FileRun:
         """
         return {} if self._native is None else self._native.progress()
 
+    def counters(self) -> Progress:
+        """The same as `BatchProcessor.progress` gives it."""
+        now = self.progress()
+        if not now:
+            return Progress()
+        cost, unpriced = now["cost"], now["unpriced"]
+        return Progress(
+            done=now["succeeded"],
+            failed=now["failed"],
+            in_flight=now["in_flight"],
+            total=now["total"],
+            skipped=now["skipped"],
+            prompt_tokens=now["prompt_tokens"],
+            completion_tokens=now["completion_tokens"],
+            cost=cost if cost or not unpriced else None,
+            unpriced=unpriced,
+            elapsed=(self._ended or monotonic()) - self._begun,
+        )
+
     def _start(self) -> NativeFileRun:
         if self._native is not None:
             raise RuntimeError("a FileRun runs once; make another to go on")
@@ -191,7 +218,7 @@ class FileRun:
             switches=self._switches,
             rules=self._rules,
         )
-        self._native = native
+        self._native, self._begun = native, monotonic()
         if self._stopped is not None:
             native.stop(self._stopped)
         return native
@@ -207,8 +234,6 @@ class FileRun:
 
 def _settle(native: NativeFileRun) -> None:
     """Wait until what was answered is written."""
-    from time import monotonic, sleep
-
     until = monotonic() + _SETTLING_S
     while native.is_open and monotonic() < until:
         sleep(_LOOK_S)
@@ -216,7 +241,6 @@ def _settle(native: NativeFileRun) -> None:
 
 async def _settle_awaiting(native: NativeFileRun) -> None:
     import asyncio  # not at the top: it is most of what importing millstream would take
-    from time import monotonic
 
     until = monotonic() + _SETTLING_S
     while native.is_open and monotonic() < until:  # noqa: ASYNC110 - a run that was aborted tells nobody

@@ -15,14 +15,16 @@ from millstream._asks import Asker, formatter, timeout_of
 from millstream._base import Base
 from millstream._batch_policy import AdaptiveBatchPolicy
 from millstream._fields import REQUEST_FIELDS
+from millstream._jobs import FileRun
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._prices import Prices
-from millstream._progress import Progress
+from millstream._progress import Progress, Watch
 from millstream._results import BatchResults
 from millstream._run import AsyncBatchStream, BatchStream, Run, Validation, run_blocking
 from millstream._settings import Hidden
 from millstream._sources import Source, source_of
 from millstream._structured import _checked_retries, response_format
+from millstream._vendor_batches import VendorBatches
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from millstream._progress import Show
     from millstream._sources import Items
     from millstream._structured import ResponseModel
-    from millstream.types import BatchMetrics
+    from millstream._vendor_batches import BatchJob, Via
+    from millstream.types import BatchMetrics, RunSummary
 
 T = TypeVar("T")
 
@@ -182,8 +185,8 @@ class BatchProcessor:
         self._timeout = timeout
         self._priority = priority
         self._params = params
-        self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
-        self._last: Run | None = None
+        self._runs: weakref.WeakSet[Run | FileRun] = weakref.WeakSet()
+        self._last: Run | FileRun | None = None
         # What is wrong with the request's fields is said here, before anything is read.
         self._request(None, None)
 
@@ -422,6 +425,161 @@ class BatchProcessor:
         """As `stream`, blocking."""
         return BatchStream(self.stream(items))
 
+    # ---- files ----
+
+    async def run_file(
+        self,
+        input: str | os.PathLike[str],  # noqa: A002 - the word for it
+        output: str | os.PathLike[str],
+        *,
+        errors: str | os.PathLike[str] | None = None,
+        ordered: bool = False,
+        resume: bool = True,
+        retry_failed: bool = False,
+        strict: bool = False,
+        bare: bool = False,
+    ) -> RunSummary:
+        """Carry a file of requests through, into a file of answers; nothing of either is in Python.
+
+        The output is the journal: the same call again, however the last one ended, asks for nothing that stands in it.
+        One process at a time may write it. ``on_error``, ``dedupe`` and ``order`` are for items, not for files.
+
+        Args:
+            input: Requests, one a line: lines of OpenAI's Batch API, of Mistral's or Anthropic's, or ``{"prompt": …}``,
+                ``{"messages": […]}`` and whole request bodies. Read twice.
+            output: Results, one a line, as OpenAI's Batch API writes them. Made for its owner alone.
+            errors: Where failed requests go. Default: into ``output``, too.
+            ordered: Results in the order of the input rather than as they come.
+            resume: Go on with what ``output`` holds. False: it must be empty.
+            retry_failed: Ask again what failed in an earlier run.
+            strict: Refuse a file with a line that is no request, rather than report the line.
+            bare: Results without the key ``millstream`` (line, attempts, latency, key).
+
+        Returns:
+            What became of the lines.
+
+        Raises:
+            ConfigurationError: A file that cannot be read or written; two lines with one ``custom_id``; a line that
+                asks something else than what was answered; with ``strict`` a line that is no request; with
+                ``budget_usd`` a model of unknown price. Nothing was sent.
+            JournalError: Another run has the output, or it cannot be written any more.
+        """
+        run = self._file_run(input, output, errors, ordered, resume, retry_failed, strict, bare)
+        async with Watch(run.counters, self._show, stats=self._client.stats):
+            return await run.run()
+
+    def run_file_blocking(
+        self,
+        input: str | os.PathLike[str],  # noqa: A002 - the word for it
+        output: str | os.PathLike[str],
+        *,
+        errors: str | os.PathLike[str] | None = None,
+        ordered: bool = False,
+        resume: bool = True,
+        retry_failed: bool = False,
+        strict: bool = False,
+        bare: bool = False,
+    ) -> RunSummary:
+        """As `run_file`, blocking. Ctrl-C aborts what is in flight; what was answered is written."""
+        run = self._file_run(input, output, errors, ordered, resume, retry_failed, strict, bare)
+        with Watch(run.counters, self._show, stats=self._client.stats):
+            return run.run_blocking()
+
+    def _file_run(
+        self,
+        input: str | os.PathLike[str],  # noqa: A002 - the word for it
+        output: str | os.PathLike[str],
+        errors: str | os.PathLike[str] | None,
+        ordered: bool,
+        resume: bool,
+        retry_failed: bool,
+        strict: bool,
+        bare: bool,
+    ) -> FileRun:
+        if self._template is not None or self._form is not None:
+            raise ConfigurationError(
+                "run_file sends the lines of a file as they stand: template= and response_model= are for items, as in "
+                "process_all(path)"
+            )
+        max_errors, max_error_rate, stop_on_fatal, deadline, budget_tokens, budget_usd = self._rules
+        run = FileRun(
+            self._client,
+            input,
+            output,
+            errors=errors,
+            ordered=ordered,
+            resume=resume,
+            retry_failed=retry_failed,
+            strict=strict,
+            bare=bare,
+            system=self._system,
+            model=self._model,
+            config=self._config,
+            max_concurrent=self._max_concurrent,
+            max_errors=max_errors,
+            max_error_rate=max_error_rate,
+            stop_on_fatal=stop_on_fatal,
+            deadline=deadline,
+            budget_tokens=budget_tokens,
+            budget_usd=budget_usd,
+            price_of=self._price_of,
+            timeout=self._timeout,
+            priority=self._priority,
+            **self._params,
+        )
+        self._runs.add(run)
+        self._last = run
+        return run
+
+    def _price_of(self, model: str) -> tuple[float, float] | None:
+        price = self._prices.of(model)
+        if price is None and self._needs_price:
+            raise ConfigurationError(
+                f"budget_usd needs the price of every model, and that of {model!r} is not known: give it in prices="
+            )
+        return None if price is None else (price.input, price.output)
+
+    # ---- vendors' batch APIs ----
+
+    async def submit(
+        self,
+        items: str | os.PathLike[str] | Iterable[object],
+        *,
+        via: Via | None = None,
+        output: str | os.PathLike[str] | None = None,
+        strict: bool = False,
+    ) -> BatchJob:
+        """Submit items to a vendor's batch API: half the price, within a day. See `VendorBatches.submit`.
+
+        Args:
+            items: The path of a JSONL file, or prompts, lists of messages, request bodies and batch lines in any mix.
+            via: ``"openai"``, ``"anthropic"`` or ``"mistral"``. Default: the client's provider.
+            output: Where results will be; the job is kept beside it. Default: for ``IN.jsonl`` ``IN.out.jsonl``.
+            strict: Refuse everything if one line is bad. Otherwise bad lines are errors in the output.
+
+        Returns:
+            The job, which is asked, waited for, fetched and cancelled.
+
+        Raises:
+            ConfigurationError: Two items have one ``custom_id``, or an argument is not valid; nothing was sent.
+            APIError: The vendor refuses a batch, or cannot be asked.
+        """
+        return await self._vendor_batches().submit(items, via=via, output=output, strict=strict)
+
+    def submit_blocking(
+        self,
+        items: str | os.PathLike[str] | Iterable[object],
+        *,
+        via: Via | None = None,
+        output: str | os.PathLike[str] | None = None,
+        strict: bool = False,
+    ) -> BatchJob:
+        """As `submit`, blocking."""
+        return self._vendor_batches().submit_blocking(items, via=via, output=output, strict=strict)
+
+    def _vendor_batches(self) -> VendorBatches:
+        return VendorBatches(self._client, model=self._model, system=self._system, config=self._config, **self._params)
+
     # ---- while it runs ----
 
     def stop(self, grace: float = 30.0) -> None:
@@ -439,7 +597,7 @@ class BatchProcessor:
 
     def progress(self) -> Progress:
         """How far the run is that was begun last."""
-        return Progress() if self._last is None else self._last.progress()
+        return Progress() if self._last is None else self._last.counters()
 
     # ---- the parts of a run ----
 

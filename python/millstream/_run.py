@@ -96,7 +96,7 @@ class Run:
         self._on_error = on_error
         self._validation = validation
         self._has_prices = has_prices
-        self._watch = Watch(self.progress, show, stats=stats)
+        self._watch = Watch(self.counters, show, stats=stats)
         self._begun = monotonic()
         self._ended: float | None = None
         self._tally = Tally()
@@ -235,7 +235,7 @@ class Run:
         """Items that have ended."""
         return self._tally.total
 
-    def progress(self) -> Progress:
+    def counters(self) -> Progress:
         """How far it is."""
         done, failed, in_flight, prompt_tokens, completion_tokens, cost, unpriced = self._native.progress()
         return Progress(
@@ -252,7 +252,7 @@ class Run:
 
     def summary(self) -> BatchSummary:
         """What it came to so far."""
-        progress = self.progress()
+        progress = self.counters()
         return self._tally.summary(progress, progress.elapsed, self._native.stopped)
 
     def stop(self, grace: float) -> None:
