@@ -673,7 +673,7 @@ class AsyncClient(Base):
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         check({"path": path})
-        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, {})
         return await self._ask(options, self._native.get, path, options)
 
     async def upload(
@@ -720,7 +720,7 @@ class AsyncClient(Base):
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         check({"path": path})
-        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, {})
         form = form_of(file, fields, name, filename, content_type)
         return await self._ask(options, self._native.upload, path, options, file, form, False)
 
@@ -758,7 +758,7 @@ class AsyncClient(Base):
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         check({"path": path})
-        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, {})
         with replacing(file) as beside:
             await self._ask(options, self._native.download, path, options, beside)
 
@@ -1470,7 +1470,7 @@ class Client(Base):
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         check({"path": path})
-        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, {})
         return self._ask(options, self._native.get, path, options)
 
     def upload(
@@ -1517,7 +1517,7 @@ class Client(Base):
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         check({"path": path})
-        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, {})
         form = form_of(file, fields, name, filename, content_type)
         return self._ask(options, self._native.upload, path, options, file, form, False)
 
@@ -1555,7 +1555,7 @@ class Client(Base):
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         check({"path": path})
-        options = self._post_options(None, timeout, queue_timeout, priority, max_retries, hidden, {}, needs_model=False)
+        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, {})
         with replacing(file) as beside:
             self._ask(options, self._native.download, path, options, beside)
 

@@ -160,4 +160,4 @@ class Http:
         name: str | None = None,
     ) -> _Options:
         hidden = None if name is None else Hidden({"Idempotency-Key": name}, None)
-        return self._client._post_options(None, timeout, NOT_GIVEN, 0, None, hidden, json or {}, needs_model=False)
+        return self._client._post_options(None, None, timeout, NOT_GIVEN, 0, None, hidden, json or {})

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from millstream._fields import REQUEST_FIELDS, SERVERS_FIELDS
 from millstream._millstream import chat_answer, chat_body
-from millstream._settings import REQUEST_FIELDS
 
 Json = dict[str, Any]
 
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 MESSAGES = "/v1/messages"
+
+_FIELDS = REQUEST_FIELDS | SERVERS_FIELDS
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -129,7 +131,7 @@ def read_request(item: object, defaults: Defaults) -> Request:
     else:
         # Of a bare body every field is the server's; beside a prompt, what no server knows is the user's own.
         is_bare = "model" in rest and "prompt" not in rest
-        body = {name: rest.pop(name) for name in list(rest) if is_bare or name in REQUEST_FIELDS}
+        body = {name: rest.pop(name) for name in list(rest) if is_bare or name in _FIELDS}
         if "prompt" in rest:
             body["messages"] = _messages(rest.pop("prompt"), rest.pop("system", None))
         elif "system" in rest:
