@@ -15,8 +15,8 @@ from millstream.cli._options import Configured, Server, price_options, request_o
 from millstream.cli._types import COUNT, SECONDS
 
 if TYPE_CHECKING:
-    from millstream import BatchProcessor, Prices  # type: ignore[attr-defined]
-    from millstream.types import RunSummary  # type: ignore[attr-defined]
+    from millstream import BatchProcessor, Prices
+    from millstream.types import RunSummary
 
 _SHOWN = 20
 """Problems that are listed; all are in the output."""
@@ -108,7 +108,7 @@ def run(
     """
     if budget_usd is not None and server.model_name is not None and prices.of(server.model_name) is None:
         raise Refused(f"--budget-usd needs the price of {server.model_name}: give one with --prices FILE")
-    from millstream import BatchProcessor  # type: ignore[attr-defined]
+    from millstream import BatchProcessor
 
     client = server.client(async_mode=True)
     with refusing(TypeError):
@@ -125,19 +125,21 @@ def run(
             progress=progress,
             **params,
         )
-    how = {
-        "errors": errors,
-        "ordered": ordered,
-        "resume": resume,
-        "retry_failed": retry_failed,
-        "strict": strict,
-        "bare": bare,
-    }
 
     async def carry() -> tuple[RunSummary, int | None]:
         async with client:
             interruptions = _interruptions(processor, grace)
-            return await processor.run_file(file, output, **how), interruptions[0] if interruptions else None
+            summary = await processor.run_file(
+                file,
+                output,
+                errors=errors,
+                ordered=ordered,
+                resume=resume,
+                retry_failed=retry_failed,
+                strict=strict,
+                bare=bare,
+            )
+            return summary, interruptions[0] if interruptions else None
 
     import asyncio  # not at the top: the other commands need none of it
 
