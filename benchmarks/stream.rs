@@ -65,7 +65,7 @@ fn events(stream: &Bytes, read: usize, mut take: impl FnMut(Bytes) -> Outcome<()
     Ok(())
 }
 
-/// An answer of [`ANSWER`] bytes with all the fields of OpenAI's.
+/// An answer of [`ANSWER`] bytes with all the fields of `OpenAI`.
 fn answer() -> Bytes {
     let before = r#"{"id":"chatcmpl-B9MBs8CjcvOLm2izJPPV9HcGiBJ2T","object":"chat.completion","created":1741569952,"model":"gpt-4.1-2025-04-14","choices":[{"index":0,"message":{"role":"assistant","content":""#;
     let after = r#"","refusal":null,"annotations":[]},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":19,"completion_tokens":10,"total_tokens":29,"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,"audio_tokens":0,"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}},"service_tier":"default","system_fingerprint":"fp_a1b2c3"}"#;
