@@ -190,6 +190,30 @@ async def test_what_a_source_raises_ends_the_run_and_closes_the_connections(
     await until_async(lambda: mock_server.stats.in_flight == 0)
 
 
+async def test_a_source_that_raises_at_once_hangs_nobody(client: Client, mock_server: MockServer) -> None:
+    def broken() -> Iterator[str]:
+        raise RuntimeError("no disk")
+        yield ""
+
+    for read in (BatchProcessor(client).process_all, BatchProcessor(client).process_in_batches):
+        with pytest.raises(RuntimeError, match="no disk"):
+            await asyncio.wait_for(read(broken()), 5)
+    with pytest.raises(RuntimeError, match="no disk"):
+        await anext(BatchProcessor(client).stream(broken()))
+    assert mock_server.stats.connections == 0
+
+
+async def test_a_stop_does_not_wait_for_a_source_that_gives_nothing(client: Client) -> None:
+    empty: asyncio.Queue[str] = asyncio.Queue()
+    processor = BatchProcessor(client)
+    for read in (processor.process_all, processor.process_in_batches, processor.process_queue):
+        running = asyncio.create_task(read(empty))
+        await asyncio.sleep(0.02)
+        processor.stop()
+        results = await asyncio.wait_for(running, 5)
+        assert (len(results), results.stopped) == (0, "interrupted")
+
+
 async def test_a_blocking_source_is_read_by_one_thread_that_is_not_the_loops(client: Client) -> None:
     threads = set()
 

@@ -1,7 +1,6 @@
 """millstream, a run read as it completes: `BatchProcessor.stream`, each result handed to an `async for`.
 
-Beside the usual figures it reports the CPU time of the loop's thread: all that holds the GIL, since the engine's
-thread never does.
+The CPU time of the loop's thread is all that holds the GIL, since the engine's thread never does.
 """
 
 from collections.abc import AsyncIterator, Sequence

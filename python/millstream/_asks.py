@@ -6,18 +6,18 @@ import string
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from millstream._chat import Message
 from millstream._not_given import NOT_GIVEN
 from millstream._sources import Row
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from millstream._chat import Message
     from millstream._millstream import NativeBatch, NativeManner, _Entry, _Options
     from millstream._prices import Prices
     from millstream._prompts import Prompt
     from millstream._structured import ResponseFormat
 
-Template: TypeAlias = "str | list[Message] | Callable[[Any], Any]"
+Template: TypeAlias = str | list[Message] | Callable[[Any], Any]
 """What makes a request of an item: a text with ``{fields}``, messages with such texts, or a function."""
 
 # What a row of a table can say of a request; its other columns are data.

@@ -318,7 +318,7 @@ class BatchProcessor:
                 self._record(policy, len(batch), monotonic() - begun, after.ok - before.ok)
                 batch = await run.read(batch_size or self.batch_size)
                 if batch and pause:
-                    await run.pause(pause)
+                    await run.unless_over(asyncio.sleep(pause))
             run.close()
             while page := await run.page():
                 results += page
@@ -379,7 +379,12 @@ class BatchProcessor:
         async with await self._start(Source(), self._template) as run:
             is_over = False
             while not is_over:
-                batch, is_over = await _micro_batch(queue, size, linger)
+                batch: list[Any] = []
+                is_over = not await run.unless_over(_micro_batch(queue, size, linger, batch))
+                if batch and batch[-1] is None:
+                    queue.task_done()
+                    batch.pop()
+                    is_over = True
                 begun, ok = monotonic(), run.summary().ok
                 if batch:
                     is_over |= not await run.submit(batch)
@@ -697,20 +702,16 @@ def _policy(adaptive: AdaptiveBatchPolicy | bool | None, batch_size: int) -> Ada
     return AdaptiveBatchPolicy(initial_batch_size=batch_size, max_batch_size=max(50, batch_size))
 
 
-async def _micro_batch(queue: asyncio.Queue[Any], size: int, linger: float) -> tuple[list[Any], bool]:
-    """The next items, and whether they are the last."""
-    batch: list[Any] = []
+async def _micro_batch(queue: asyncio.Queue[Any], size: int, linger: float, batch: list[Any]) -> None:
+    """Fill ``batch`` with the next items, the last of which may be None."""
     loop = asyncio.get_running_loop()
     ends: float | None = None
     while len(batch) < size:
         try:
             async with asyncio.timeout_at(ends):
-                item = await queue.get()
+                batch.append(await queue.get())
         except TimeoutError:
-            break
-        if item is None:
-            queue.task_done()
-            return batch, True
-        batch.append(item)
+            return
+        if batch[-1] is None:
+            return
         ends = loop.time() + linger if ends is None else ends
-    return batch, False

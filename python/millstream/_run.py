@@ -127,10 +127,14 @@ class Run:
             self.close()
 
     async def read(self, count: int) -> list[Any]:
-        """So many items of the source; fewer at its end."""
+        """So many items of the source; fewer at its end, or if the run is over before."""
         items: list[Any] = []
-        while len(items) < count and (page := await self._source.read(count - len(items))):
-            items += page
+
+        async def fill() -> None:
+            while len(items) < count and (page := await self._source.read(count - len(items))):
+                items.extend(page)
+
+        await self.unless_over(fill())
         return items
 
     async def submit(self, items: list[Any]) -> bool:
@@ -215,10 +219,19 @@ class Run:
             results += page
         return results
 
-    async def pause(self, seconds: float) -> None:
-        """Wait; less if the run is over before."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(wait(self._native.ready), seconds)
+    async def unless_over(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Await ``work`` while no item is under way; False, and ``work`` is cancelled, if the run is over before."""
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(wait(self._native.ready))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                return False
+            await tasks[0]
+            return True
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _rest(self) -> None:
         """Read what is known of the source and never went in: each of its items has a result."""
@@ -275,6 +288,7 @@ class Run:
 
     async def __aenter__(self) -> Self:
         self._begun = monotonic()
+        self._native.start()
         await self._watch.__aenter__()
         return self
 
@@ -433,9 +447,10 @@ class Portal:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
-            for task in asyncio.all_tasks(self._loop):
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
                 task.cancel()
-            self._loop.run_until_complete(asyncio.sleep(0))
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         finally:
             self._loop.close()

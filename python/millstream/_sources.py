@@ -19,7 +19,7 @@ from millstream.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Items: TypeAlias = "Iterable[Any] | AsyncIterable[Any] | asyncio.Queue[Any] | str | os.PathLike[str]"
+Items: TypeAlias = Iterable[Any] | AsyncIterable[Any] | asyncio.Queue[Any] | str | os.PathLike[str]
 """What a run reads: an iterable of any kind, a queue that ends with None, or the path of a file."""
 
 # Items that a thread reads ahead of the loop.

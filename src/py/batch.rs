@@ -139,15 +139,6 @@ impl NativeBatch {
         }
     }
 
-    /// Starts it at its first use.
-    fn start(&self, py: Python<'_>) -> PyResult<()> {
-        if self.process != process::current() {
-            return Err(PyRuntimeError::new_err("the run is of the process that this one was forked from"));
-        }
-        let Some(job) = lock(&self.job).take() else { return Ok(()) };
-        Runtime::get().and_then(|runtime| runtime.start(vec![job])).or_raise(py)
-    }
-
     fn item(&self, py: Python<'_>, index: usize, prompt: &Bound<'_, PyAny>, manner: Option<&Py<NativeManner>>) -> Item {
         let prompt = if prompt.is_instance_of::<PyBaseException>() {
             Err(Error::configuration(prompt.to_string()))
@@ -208,6 +199,15 @@ fn read_prompt(py: Python<'_>, prompt: &Bound<'_, PyAny>) -> Result<Prompt, Erro
 
 #[pymethods]
 impl NativeBatch {
+    /// Starts it, unless it was started: it waits for items.
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        if self.process != process::current() {
+            return Err(PyRuntimeError::new_err("the run is of the process that this one was forked from"));
+        }
+        let Some(job) = lock(&self.job).take() else { return Ok(()) };
+        Runtime::get().and_then(|runtime| runtime.start(vec![job])).or_raise(py)
+    }
+
     /// A kind of items that are asked with these options; `dollars` per token of prompt and answer.
     fn manner(
         &self,

@@ -148,6 +148,16 @@ async fn a_reader_that_does_not_read_holds_the_source_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_is_dropped_before_it_began_is_over_and_its_items_are_given_up() {
+    let _traffic = Traffic::watch();
+    let run = Run::plain(&here(0), 4);
+    let engine = Arc::clone(&run.bulk).run(run.pipeline.clone());
+    run.bulk.submit([run.item(0, "one")].into_iter());
+    drop(engine);
+    assert_eq!((kinds(&run.read().await, Kind::Stopped), run.bulk.is_over()), (1, true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_gives_up_what_waits_at_once_and_lets_what_is_on_the_wire_end() {
     let _traffic = Traffic::watch();
     let server = here(2000);

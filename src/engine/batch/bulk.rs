@@ -270,22 +270,26 @@ impl<A, K: Clone> Bulk<A, K> {
 }
 
 /// Gives up the rest however a run ends, so that nobody waits for it for ever.
-struct Ends<'a, A, K: Clone>(&'a Bulk<A, K>);
+struct Ends<A, K: Clone>(Arc<Bulk<A, K>>);
 
-impl<A, K: Clone> Drop for Ends<'_, A, K> {
+impl<A, K: Clone> Drop for Ends<A, K> {
     fn drop(&mut self) {
         self.0.give_up();
     }
 }
 
 impl<A: Answer + 'static, K: Clone + Send + 'static> Bulk<A, K> {
-    /// Carries what comes in through `pipeline`, until it is closed and all have ended, or it is stopped.
+    /// Carries what comes in through `pipeline`, until it is closed and all have ended, or it is stopped. Dropping the future, even
+    /// one that was never polled, gives up the rest.
     ///
     /// # Errors
     /// A fault of the engine's own.
-    pub async fn run(self: Arc<Self>, pipeline: Pipeline) -> Result<(), Error> {
-        let _ends = Ends(&*self);
-        run::<A, _, _>(pipeline, Arc::clone(&self), Arc::clone(&self), Arc::clone(&self.control)).await
+    pub fn run(self: Arc<Self>, pipeline: Pipeline) -> impl Future<Output = Result<(), Error>> + Send {
+        let ends = Ends(Arc::clone(&self));
+        async move {
+            let _ends = ends;
+            run::<A, _, _>(pipeline, Arc::clone(&self), Arc::clone(&self), Arc::clone(&self.control)).await
+        }
     }
 }
 
