@@ -102,10 +102,12 @@ def commands() -> dict[str, click.Command]:
 
 
 def test_the_commands_are_those_we_think() -> None:
-    assert commands().keys() == {"ask", "check", "completion", "run", "serve-mock", "stats"}
-    done = run("--help")
-    assert done.returncode == 0
-    assert all(f"  {name} " in done.stdout for name in commands())
+    alone = {"ask", "check", "completion", "run", "serve-mock", "stats"}
+    assert commands().keys() == {*alone, *(f"batch {name}" for name in ("cancel", "fetch", "status", "submit"))}
+    for arguments, names in (([], {*alone, "batch"}), (["batch"], {"cancel", "fetch", "status", "submit"})):
+        done = run(*arguments, "--help")
+        assert done.returncode == 0
+        assert all(f"  {name} " in done.stdout for name in names)
 
 
 def examples(text: str) -> list[list[str]]:
@@ -137,7 +139,8 @@ def test_every_option_says_what_it_does() -> None:
 @pytest.mark.tree
 def test_the_page_is_what_the_help_says() -> None:
     tool = Path(__file__).resolve().parent.parent / "tools" / "cli_docs.py"
-    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True, timeout=PATIENCE_S)
+    command = [sys.executable, "-W", "ignore", str(tool), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -572,6 +575,321 @@ def test_stats_of_an_empty_file_are_all_nothing(write: Callable[..., Path]) -> N
     done = call("stats", write("out.jsonl"))
     assert done.returncode == 0
     assert "answered" in done.stdout
+
+
+# ---- run ----
+
+
+def prompts(count: int, **fields: Any) -> list[dict[str, Any]]:
+    return [{"custom_id": f"item-{index}", "prompt": f"number {index}", **fields} for index in range(count)]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def answers_of(path: Path) -> dict[str, str]:
+    return {
+        line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"]
+        for line in lines_of(path)
+        if line["response"] is not None and line["response"]["status_code"] == 200
+    }
+
+
+def expected(count: int) -> dict[str, str]:
+    return {f"item-{index}": f"echo: number {index}" for index in range(count)}
+
+
+def asked(server: MockServer) -> list[str]:
+    return [json.loads(request.body)["messages"][-1]["content"] for request in server.requests]
+
+
+def test_run_answers_every_line_and_says_so(write: Callable[..., Path], tmp_path: Path, here: list[str]) -> None:
+    out = tmp_path / "out.jsonl"
+    done = run("run", write("in.jsonl", *prompts(20)), "-o", out, *here)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert answers_of(out) == expected(20)
+    assert re.search(
+        r"20 answered · 0 failed · [\d,.k]+ \+ [\d,.k]+ tokens · cost unknown · \d+:\d\d$", done.stderr.strip()
+    )
+    assert "number" not in done.stderr
+
+
+def test_the_same_command_again_asks_for_nothing(
+    write: Callable[..., Path], tmp_path: Path, here: list[str], mock_server: MockServer
+) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments = ["run", write("in.jsonl", *prompts(5)), "-o", out, *here]
+    assert run(*arguments).returncode == 0
+    before = out.read_bytes()
+    done = run(*arguments)
+    assert done.returncode == 0
+    assert "0 answered · 0 failed · 5 done before" in done.stderr
+    assert out.read_bytes() == before
+    assert mock_server.stats.requests == 5
+    refused = run(*arguments, "--no-resume")
+    assert refused.returncode == 2
+    assert out.read_bytes() == before
+
+
+def test_run_sends_what_the_options_say(
+    write: Callable[..., Path], tmp_path: Path, here: list[str], mock_server: MockServer
+) -> None:
+    more = ["--system", "Be brief.", "--param", "temperature=0", "--ordered", "--bare"]
+    done = run("run", write("in.jsonl", *prompts(10)), "-o", tmp_path / "out.jsonl", *here, *more)
+    assert done.returncode == 0, done.stderr
+    for request in mock_server.requests:
+        body = json.loads(request.body)
+        assert (body["model"], body["temperature"], body["messages"][0]["content"]) == ("m", 0, "Be brief.")
+    lines = lines_of(tmp_path / "out.jsonl")
+    assert [line["custom_id"] for line in lines] == list(expected(10))
+    assert not any("millstream" in line for line in lines)
+
+
+def test_failures_are_one_go_to_their_file_and_are_asked_again_on_demand(
+    write: Callable[..., Path], tmp_path: Path, here: list[str], mock_server: MockServer
+) -> None:
+    mock_server.when("number 3", Answer(status=400))
+    out, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    arguments = ["run", write("in.jsonl", *prompts(5)), "-o", out, "--errors", errors, *here]
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert "4 answered · 1 failed" in done.stderr
+    assert len(answers_of(out)) == 4
+    assert [line["custom_id"] for line in lines_of(errors)] == ["item-3"]
+    assert run(*arguments, "--retry-failed").returncode == 0
+    assert answers_of(out) == expected(5)
+    assert lines_of(errors) == []
+
+
+def test_bad_lines_are_named_and_do_not_stop_the_others(
+    write: Callable[..., Path], tmp_path: Path, here: list[str], mock_server: MockServer
+) -> None:
+    file, out = write("in.jsonl", *prompts(3), "nope"), tmp_path / "out.jsonl"
+    refused = run("run", file, "-o", out, *here, "--strict")
+    assert refused.returncode == 2
+    assert mock_server.stats.requests == 0
+    done = run("run", file, "-o", out, *here)
+    assert done.returncode == 1
+    assert "in.jsonl:4: " in done.stderr
+    assert answers_of(out) == expected(3)
+
+
+def test_run_refuses_a_custom_id_twice_as_check_does(
+    write: Callable[..., Path], tmp_path: Path, here: list[str], mock_server: MockServer
+) -> None:
+    file = write("in.jsonl", *prompts(3), *prompts(1))
+    done = run("run", file, "-o", tmp_path / "out.jsonl", *here)
+    assert done.returncode == call("check", file, *here).returncode == 2
+    assert re.search(r"\b1 and .*\b4\b.*item-0", done.stderr), done.stderr
+    assert mock_server.stats.requests == 0
+
+
+def test_check_and_run_agree_on_what_is_a_bad_line(write: Callable[..., Path], tmp_path: Path, here: list[str]) -> None:
+    bad = ["nope", "[1]", {"custom_id": 3, "prompt": "x"}, {"body": 3}, {"url": "http://x", "body": {}}, {"x": 1}]
+    bad += [{"prompt": "x", "API_KEY": "k"}, {"custom_id": "", "prompt": "x"}, {"prompt": []}, {"body": {"model": "m"}}]
+    file = write("in.jsonl", *LINES[:2], *LINES[3:], *bad)
+    facts = json.loads(call("check", file, *here, "--json").stdout)
+    summary = json.loads(run("run", file, "-o", tmp_path / "out.jsonl", *here, "--json").stdout)
+    assert summary["bad_lines"] == facts["bad_lines"] == len(bad)
+    assert [line for _, line, _ in summary["problems"]] == [each["line"] for each in facts["problems"]]
+    assert summary["ok"] == facts["requests"] == 6
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_lets_what_is_on_the_wire_end_and_the_same_command_goes_on(
+    write: Callable[..., Path], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with MockServer(latency=0.3) as server:
+        arguments = ["run", write("in.jsonl", *prompts(60)), "-o", out, "--model", "m", "--max-concurrency", "4"]
+        arguments += ["--base-url", server.base_url]
+        with started(*arguments) as process:
+            until(lambda: server.stats.answered >= 4, PATIENCE_S)
+            process.send_signal(number)
+            assert process.wait(PATIENCE_S) == code
+            assert process.stderr is not None
+            said = process.stderr.read()
+        assert "stopping" in said
+        assert "interrupted; the same command again goes on from here" in said
+        # What was on the wire has ended and is written, nothing else was begun.
+        done = len(lines_of(out))
+        assert 4 <= done < 60
+        assert server.stats.requests == server.stats.answered == done
+        assert run(*arguments).returncode == 0
+        assert answers_of(out) == expected(60)
+        assert sorted(asked(server)) == sorted(f"number {index}" for index in range(60))
+
+
+def test_a_second_ctrl_c_does_not_wait(write: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with MockServer() as server:
+        server.when("number 3", Answer(fault="hang_before"))
+        arguments = ["run", write("in.jsonl", *prompts(5)), "-o", out, "--model", "m", "--base-url", server.base_url]
+        with started(*arguments, "--grace", "1h") as process:
+            until(lambda: server.stats.answered == 4 and server.stats.in_flight == 1, PATIENCE_S)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            while "stopping" not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 130
+    assert len(answers_of(out)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-errors", "2"], "as many failures as --max-errors allows"),
+        (["--max-error-rate", "0.5"], "as large a share of failures"),
+        (["--deadline", "200ms"], "--deadline is over"),
+        (["--budget-tokens", "1"], "the budget is used up"),
+        (["--budget-usd", "0.000001", "--model", "gpt-4o-mini"], "the budget is used up"),
+    ],
+)
+def test_a_rule_ends_the_run_with_one_and_says_which(
+    write: Callable[..., Path], tmp_path: Path, options: list[str], said: str
+) -> None:
+    with MockServer(latency=0.02) as server:
+        if "error" in options[0]:
+            server.outage(400)
+        where = ["--base-url", server.base_url, "--model", "m", "--max-concurrency", "2"]
+        done = run("run", write("in.jsonl", *prompts(400)), "-o", tmp_path / "out.jsonl", *where, *options)
+        assert done.returncode == 1, done.stderr
+        assert said in done.stderr
+        assert server.stats.requests < 400
+
+
+def test_a_refused_key_ends_the_run_unless_told_otherwise(write: Callable[..., Path], tmp_path: Path) -> None:
+    file = write("in.jsonl", *prompts(50))
+    with MockServer(api_key="sk-right-012345") as server:
+        where = ["--base-url", server.base_url, "--model", "m", "--max-concurrency", "1"]
+        done = run("run", file, "-o", tmp_path / "a.jsonl", *where)
+        assert done.returncode == 1
+        assert "no request can succeed" in done.stderr
+        assert server.stats.requests < 50
+
+
+def test_a_budget_in_dollars_needs_a_price(write: Callable[..., Path], tmp_path: Path, here: list[str]) -> None:
+    done = run("run", write("in.jsonl", *prompts(1)), "-o", tmp_path / "out.jsonl", *here, "--budget-usd", "1")
+    assert done.returncode == 2
+    assert "--budget-usd needs the price of m" in done.stderr
+
+
+def test_the_summary_as_json(write: Callable[..., Path], tmp_path: Path, here: list[str]) -> None:
+    done = run(
+        "run", write("in.jsonl", *prompts(3)), "-o", tmp_path / "o.jsonl", *here[:2], "--model", "gpt-4o-mini", "--json"
+    )
+    summary = json.loads(done.stdout)
+    assert (summary["total"], summary["ok"], summary["failed"], summary["stopped"]) == (3, 3, 0, None)
+    price = Prices().of("gpt-4o-mini")
+    assert price is not None
+    assert summary["cost"] == pytest.approx(price.cost(summary["prompt_tokens"], summary["completion_tokens"]))
+
+
+def test_an_output_that_cannot_be_written_is_an_error_in_words(
+    write: Callable[..., Path], tmp_path: Path, here: list[str]
+) -> None:
+    done = run("run", write("in.jsonl", *prompts(1)), "-o", tmp_path / "absent" / "out.jsonl", *here)
+    assert done.returncode in (1, 2)
+    assert "absent" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_progress_is_shown_in_a_terminal_and_elsewhere_on_demand(
+    write: Callable[..., Path], tmp_path: Path, here: list[str]
+) -> None:
+    file = write("in.jsonl", *prompts(7))
+    assert "7/7" not in run("run", file, "-o", tmp_path / "a.jsonl", *here).stderr
+    assert "7/7 (100 %)" in run("run", file, "-o", tmp_path / "b.jsonl", *here, "--progress").stderr
+    reader, writer = os.openpty()
+    try:
+        arguments = [*COMMAND, "run", str(file), "-o", str(tmp_path / "c.jsonl"), *here]
+        environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+        subprocess.run(arguments, stdin=subprocess.DEVNULL, stderr=writer, env=environment, timeout=PATIENCE_S)
+        assert "7/7 (100 %)" in os.read(reader, 100_000).decode()
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_what_a_run_wrote_is_what_stats_read(write: Callable[..., Path], tmp_path: Path, here: list[str]) -> None:
+    out = tmp_path / "out.jsonl"
+    summary = json.loads(run("run", write("in.jsonl", *prompts(10), "nope"), "-o", out, *here, "--json").stdout)
+    facts = json.loads(call("stats", out, "--json").stdout)
+    assert (facts["answered"], facts["failed"]) == (10, 1)
+    assert facts["error_codes"] == {"invalid_request_line": 1}
+    assert (facts["prompt_tokens"], facts["attempts"]) == (summary["prompt_tokens"], 10)
+    assert facts["latency_seconds"]["max"] < 60
+
+
+# ---- batch ----
+
+
+@pytest.mark.parametrize("via", ["openai", "anthropic", "mistral"])
+def test_a_file_goes_through_a_vendors_batch_api(
+    write: Callable[..., Path], tmp_path: Path, mock_server: MockServer, via: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    where = ["--base-url", mock_server.base_url, "--provider", via]
+    file = write("in.jsonl", *prompts(5, max_tokens=20))
+    submit = ["batch", "submit", file, "-o", out, *where, "--model", "m"]
+    done = call(*submit)
+    assert done.returncode == 0, done.stderr
+    assert str(out) in done.stdout
+    again = call(*submit)
+    assert again.stdout == done.stdout
+
+    waited = call("batch", "status", out, *where, "--wait", "--max-poll", "1s", "--json")
+    facts = json.loads(waited.stdout)
+    assert (facts["via"], facts["items"], facts["completed"], facts["done"]) == (via, 5, 5, True)
+    assert "5/5 · 0 failed" in waited.stderr
+
+    fetched = run("batch", "fetch", out, *where)
+    assert fetched.returncode == 0, fetched.stderr
+    assert "5 answered · 0 failed · 0 to come" in fetched.stdout
+    assert {line["custom_id"] for line in lines_of(out)} == set(expected(5))
+    assert json.loads(call("stats", out, "--json").stdout)["answered"] == 5
+    assert call("batch", "cancel", out, *where).returncode == 0
+
+
+def test_the_vendor_of_a_job_need_not_be_said_again(
+    write: Callable[..., Path], tmp_path: Path, mock_server: MockServer
+) -> None:
+    out = tmp_path / "out.jsonl"
+    where = ["--base-url", mock_server.base_url]
+    file = write("in.jsonl", *prompts(2, max_tokens=20))
+    assert call("batch", "submit", file, "-o", out, *where, "--provider", "anthropic", "--model", "m").returncode == 0
+    assert json.loads(call("batch", "status", out, *where, "--json").stdout)["via"] == "anthropic"
+
+
+def test_fetch_is_one_while_answers_are_missing_or_failed(
+    write: Callable[..., Path], tmp_path: Path, here: list[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert call("batch", "submit", write("in.jsonl", *prompts(2), "nope"), "-o", out, *here).returncode == 0
+    done = call("batch", "fetch", out, *here[:2], "--wait", "--json")
+    assert done.returncode == 1
+    facts = json.loads(done.stdout)
+    assert (facts["ok"], facts["failed"], facts["bad_lines"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("command", ["status", "fetch", "cancel"])
+def test_a_job_that_is_not_there_is_bad_usage(tmp_path: Path, here: list[str], command: str) -> None:
+    done = call("batch", command, tmp_path / "out.jsonl", *here[:2])
+    assert done.returncode == 2
+    assert "there is no batch job" in done.stderr
+
+
+def test_a_custom_id_twice_is_not_submitted(
+    write: Callable[..., Path], here: list[str], mock_server: MockServer
+) -> None:
+    done = call("batch", "submit", write("in.jsonl", *prompts(2), *prompts(1)), *here)
+    assert done.returncode == 2
+    assert "item-0" in done.stderr
+    assert mock_server.stats.requests == 0
 
 
 # ---- serve-mock ----

@@ -193,16 +193,16 @@ class FileRun:
         now = self.progress()
         if not now:
             return Progress()
-        cost, unpriced = now["cost"], now["unpriced"]
+        cost, unpriced, done = now["cost"], now["unpriced"], now["succeeded"]
         return Progress(
-            done=now["succeeded"],
-            failed=now["failed"],
+            done=done,
+            failed=now["failed"] + now["bad_lines"],
             in_flight=now["in_flight"],
             total=now["total"],
             skipped=now["skipped"],
             prompt_tokens=now["prompt_tokens"],
             completion_tokens=now["completion_tokens"],
-            cost=cost if cost or not unpriced else None,
+            cost=cost if cost or done > unpriced else None,
             unpriced=unpriced,
             elapsed=(self._ended or monotonic()) - self._begun,
         )

@@ -10,6 +10,7 @@ import click
 from millstream import __version__
 from millstream.cli._exit import FAILED, INTERRUPTED, REFUSED
 from millstream.cli.ask import ask
+from millstream.cli.batch import batch
 from millstream.cli.check import check
 from millstream.cli.completion import completion
 from millstream.cli.run import run as run_command
@@ -49,7 +50,7 @@ def app() -> None:
     """
 
 
-for _command in (run_command, ask, check, stats, serve_mock, completion):
+for _command in (run_command, ask, batch, check, stats, serve_mock, completion):
     app.add_command(_command)
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millstream._progress import dollars, duration, quantity
+from millstream._jobs import FileRun
+from millstream._progress import Watch, dollars, duration, quantity
 from millstream.cli._exit import DONE, FAILED, INTERRUPTED, Refused, refusing
 from millstream.cli._options import Configured, Server, price_options, request_options, server_options
 from millstream.cli._types import COUNT, SECONDS
 
 if TYPE_CHECKING:
-    from millstream import BatchProcessor, Prices
+    from millstream import Prices
     from millstream.types import RunSummary
 
 _SHOWN = 20
@@ -108,12 +109,18 @@ def run(
     """
     if budget_usd is not None and server.model_name is not None and prices.of(server.model_name) is None:
         raise Refused(f"--budget-usd needs the price of {server.model_name}: give one with --prices FILE")
-    from millstream import BatchProcessor
-
     client = server.client(async_mode=True)
     with refusing(TypeError):
-        processor = BatchProcessor(
+        job = FileRun(
             client,
+            file,
+            output,
+            errors=errors,
+            ordered=ordered,
+            resume=resume,
+            retry_failed=retry_failed,
+            strict=strict,
+            bare=bare,
             system=system,
             max_errors=max_errors,
             max_error_rate=max_error_rate,
@@ -121,25 +128,15 @@ def run(
             deadline=deadline,
             budget_tokens=budget_tokens,
             budget_usd=budget_usd,
-            prices=prices,
-            progress=progress,
+            price_of=lambda model: _dollars(prices, model),
             **params,
         )
 
     async def carry() -> tuple[RunSummary, int | None]:
-        async with client:
-            interruptions = _interruptions(processor, grace)
-            summary = await processor.run_file(
-                file,
-                output,
-                errors=errors,
-                ordered=ordered,
-                resume=resume,
-                retry_failed=retry_failed,
-                strict=strict,
-                bare=bare,
-            )
-            return summary, interruptions[0] if interruptions else None
+        interruptions = _interruptions(job, grace)
+        async with client, Watch(job.counters, progress, stats=client.stats):
+            summary = await job.run()
+        return summary, interruptions[0] if interruptions else None
 
     import asyncio  # not at the top: the other commands need none of it
 
@@ -150,7 +147,12 @@ def run(
     return FAILED if summary.stopped or summary.failed or summary.bad_lines else DONE
 
 
-def _interruptions(processor: BatchProcessor, grace: float) -> list[int]:
+def _dollars(prices: Prices, model: str) -> tuple[float, float] | None:
+    price = prices.of(model)
+    return None if price is None else (price.input, price.output)
+
+
+def _interruptions(job: FileRun, grace: float) -> list[int]:
     """Make the first Ctrl-C or SIGTERM drain the run and the second end it; the signals that came, as they come."""
     from asyncio import get_running_loop
 
@@ -161,7 +163,7 @@ def _interruptions(processor: BatchProcessor, grace: float) -> list[int]:
         seen.append(number)
         if len(seen) == 1 and grace > 0:
             click.echo(f"\nstopping: what is on the wire has {duration(grace)} to end; again stops at once", err=True)
-        processor.stop(grace if len(seen) == 1 else 0.0)
+        job.stop(grace if len(seen) == 1 else 0.0)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupt, int(number))
@@ -198,6 +200,14 @@ def _in_words(summary: RunSummary) -> str:
     if summary.bad_lines:
         parts.append(f"{summary.bad_lines:,} bad lines")
     parts.append(f"{quantity(summary.prompt_tokens)} + {quantity(summary.completion_tokens)} tokens")
-    parts.append(f"cost {dollars(summary.cost)}")
+    parts.append(_cost(summary))
     parts.append(duration(summary.elapsed))
     return " · ".join(parts)
+
+
+def _cost(summary: RunSummary) -> str:
+    if not summary.unpriced:
+        return f"cost {dollars(summary.cost or 0.0)}"
+    if not summary.cost:
+        return "cost unknown"
+    return f"cost {dollars(summary.cost)} and unknown for {summary.unpriced:,} answers"
