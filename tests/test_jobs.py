@@ -391,7 +391,7 @@ RUN = """
     from millstream._jobs import FileRun
 
     url, file, out = sys.argv[1:]
-    with Client(base_url=url, api_key="sk-0123456789", model="m", timeout=60) as client:
+    with Client(base_url=url, api_key="sk-0123456789", model="m", timeout=60, max_retries=9) as client:
         summary = FileRun(client, file, out, max_concurrent=64).run_blocking()
     print(summary.ok, summary.skipped, summary.failed)
 """

@@ -80,7 +80,7 @@ fn defaults(pipeline: &Pipeline) -> Defaults {
 
 async fn run(pipeline: Pipeline, job: Job, control: Arc<Control>, counts: Arc<Counts>) -> Result<Summary, Error> {
     let prepared = jobs::prepare(job, defaults(&pipeline), counts).await?;
-    jobs::carry(prepared, bulk(pipeline, 8), HashMap::new(), control).await
+    jobs::carry(prepared, bulk(pipeline, 8), Vec::new(), control).await
 }
 
 async fn carry(pipeline: Pipeline, job: Job) -> Result<Summary, Error> {

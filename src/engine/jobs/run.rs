@@ -91,11 +91,11 @@ pub async fn prepare(job: Job, defaults: Defaults, counts: Arc<Counts>) -> Resul
 pub async fn carry(
     prepared: Prepared,
     pipeline: Pipeline,
-    prices: HashMap<String, Price>,
+    prices: Vec<(String, Price)>,
     control: Arc<Control>,
 ) -> Result<Summary, Error> {
     let Prepared { mut reader, writer, counts, began, open, .. } = prepared;
-    reader.prices_are(prices);
+    reader.prices_are(prices.into_iter().collect());
     let (lines, feed) = async_channel::bounded(READ_AHEAD);
     let (finished, outcomes) = unbounded_channel();
     let bounds = Arc::new(Bounds::default());
