@@ -251,6 +251,17 @@ SCENARIOS = (
         ("millstream_100k",),
     ),
     Scenario(
+        "file",
+        "A file of requests into a file of answers, 64 in flight",
+        # The same number of requests for both.
+        (FLOOR_REQWEST, _peer("millstream_file", FLOOR_REQWEST.speed)),
+        ("millstream_file",),
+        note=(
+            "`millstream_file` reads and checks the file before the first request, and writes what a later run needs "
+            "to go on; the floor does nothing with an answer. A million lines: `--scenario file --requests 1000000`."
+        ),
+    ),
+    Scenario(
         "bridge",
         "100,000 gathered futures",
         (
@@ -391,6 +402,11 @@ def value(metric: str, name: str) -> Callable[[Rounds], list[float]]:
 
 
 TARGETS = (
+    Target(
+        "file", "millstream_file ÷ floor_reqwest, requests/s", ratio("rps", "millstream_file", "floor_reqwest"), 0.75
+    ),
+    Target("file", "peak RSS of millstream_file", value("peak_rss_mb", "millstream_file"), at_most=300, unit=" MB"),
+    Target("file", "share of the CPU time for files", value("files_share", "millstream_file"), at_most=0.15),
     *_chat_targets("chat_64"),
     *_chat_targets("chat_256"),
     Target(

@@ -34,6 +34,7 @@ __all__ = [
     "MockStats",
     "NativeAdaptiveBatchPolicy",
     "NativeClient",
+    "NativeFileRun",
     "NativeRateLimiter",
     "NativeRetryPolicy",
     "NativeStream",
@@ -175,6 +176,16 @@ class Endpoint:
     def __reduce__(self) -> NoReturn: ...
 
 @final
+class NativeFileRun:
+    def prepare(self, pending: Pending | None) -> list[str]: ...
+    def run(self, pending: Pending | None, dollars: dict[str, tuple[float, float]]) -> dict[str, Any]: ...
+    def stop(self, grace: float) -> None: ...
+    def progress(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+    @property
+    def is_open(self) -> bool: ...
+
+@final
 class NativeClient:
     def __new__(
         cls,
@@ -222,6 +233,16 @@ class NativeClient:
         stop_on_error: bool,
         text_only: bool,
     ) -> BatchOutcomes: ...
+    def file_run(
+        self,
+        system: str | None,
+        options: _Options,
+        paths: tuple[str, str, str | None],
+        *,
+        max_concurrent: int | None,
+        switches: tuple[bool, bool, bool, bool, bool],
+        rules: tuple[int | None, float | None, bool, float | None, int | None, float | None],
+    ) -> NativeFileRun: ...
     def chat_stream(
         self, prompt: Any, system: str | None, options: _Options, *, text_only: bool, with_usage: bool
     ) -> NativeStream: ...

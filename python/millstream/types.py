@@ -49,6 +49,7 @@ __all__ = [
     "Record",
     "Reply",
     "Response",
+    "RunSummary",
     "StreamEvent",
     "TimingStats",
     "ToolCall",
@@ -277,6 +278,40 @@ def _on_lines(stats: _Stats, more: list[str]) -> str:
     short = [each for each in said if not each.endswith(">")]
     lines = [", ".join(short), *(each for each in said if each not in short), *more]
     return "\n".join([f"{type(stats).__name__}(", *(f"    {line}" for line in filter(None, lines)), ")"])
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run over a file ended. Every line of the input is one of ok, failed, skipped and bad, or was not reached.
+
+    Attributes:
+        total: Lines of the input that are not blank.
+        ok: Answered by this run.
+        failed: Failed for good in this run.
+        skipped: Done by an earlier run.
+        bad_lines: Lines that are no requests.
+        prompt_tokens: Tokens of the prompts that were answered, as far as servers count them.
+        completion_tokens: Tokens of the answers.
+        cost: Dollars for the answers whose price is known; None if it is of none.
+        unpriced: Answers whose price is not known.
+        elapsed: Seconds from the start until everything was on the disk.
+        stopped: What ended the run before its lines did: ``"interrupted"``, ``"deadline"``, ``"budget"``,
+            ``"max_errors"``, ``"error_rate"`` or ``"fatal"``; None if nothing did.
+        problems: What was wrong with lines: of each the file, the line from 1, and the reason. The first thousand.
+    """
+
+    total: int
+    ok: int
+    failed: int
+    skipped: int
+    bad_lines: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    unpriced: int
+    elapsed: float
+    stopped: str | None
+    problems: list[tuple[str, int, str]]
 
 
 @dataclass(frozen=True, slots=True)

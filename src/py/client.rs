@@ -1,6 +1,7 @@
 //! The client: arguments in, a call of the engine, records out. What the arguments may be is `engine::config`'s to say.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::bridge::{Pending, dispatch};
 use super::endpoint::Endpoint;
 use super::errors::{self, OrRaise};
+use super::jobs::{self, NativeFileRun};
 use super::json::{Objects, to_fields, to_json, to_python, to_text};
 use super::limiter::{self, NativeRateLimiter};
 use super::process::PerProcess;
@@ -31,6 +33,7 @@ use super::stream::{NativeStream, Whole};
 use crate::engine::batch::{Batch, ChatCalls, OnError};
 use crate::engine::config::{self, Timeouts};
 use crate::engine::error::Error;
+use crate::engine::jobs::Defaults;
 use crate::engine::keys::{Keys, Lanes, Route, UpstreamConfig};
 use crate::engine::limit::{AutoConcurrency, Window};
 use crate::engine::metrics::Metrics;
@@ -372,6 +375,33 @@ impl NativeClient {
         Ok(NativeStream::new(feed, None, async move { work.await.map(|()| None) }))
     }
 
+    /// A run over a file: input, output and where failed items go; what it is to do; and the rules that stop it.
+    #[pyo3(signature = (system, options, paths, *, max_concurrent, switches, rules))]
+    #[expect(clippy::too_many_arguments, reason = "one for each option of the Python class")]
+    fn file_run(
+        &self,
+        py: Python<'_>,
+        system: Option<String>,
+        options: Options,
+        paths: (PathBuf, PathBuf, Option<PathBuf>),
+        max_concurrent: Option<i64>,
+        switches: jobs::Switches,
+        rules: jobs::Rules,
+    ) -> PyResult<NativeFileRun> {
+        let pipeline = self.bulk_pipeline(&options, max_concurrent).or_raise(py)?;
+        let defaults = Defaults {
+            keys: Arc::clone(&pipeline.keys),
+            headers: options.headers(&pipeline.keys).or_raise(py)?.map(Arc::new),
+            model: options.model,
+            system,
+            fields: options.fields,
+            query: options.query.into(),
+            fallbacks: self.fallback_models.clone(),
+            priority: options.priority,
+        };
+        NativeFileRun::new(pipeline, defaults, paths, switches, rules).or_raise(py)
+    }
+
     /// Asks `path`; a record of that kind. The options' fields are the body, with their model, if they have one, as its first.
     fn post(
         &self,
@@ -466,8 +496,15 @@ impl NativeClient {
         options: Options,
         max_concurrent: Option<i64>,
     ) -> PyResult<Batch> {
-        let max_concurrent = config::concurrency("max_concurrent", max_concurrent).or_raise(py)?;
-        let mut pipeline = self.pipeline(&options).or_raise(py)?;
+        let pipeline = self.bulk_pipeline(&options, max_concurrent).or_raise(py)?;
+        let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
+        Ok(Batch { pipeline, calls })
+    }
+
+    /// What the items of a batch go through.
+    fn bulk_pipeline(&self, options: &Options, max_concurrent: Option<i64>) -> Result<Pipeline, Error> {
+        let max_concurrent = config::concurrency("max_concurrent", max_concurrent)?;
+        let mut pipeline = self.pipeline(options)?;
         if max_concurrent.is_some() && self.max_concurrency == Concurrency::Default {
             // The default gives way to what is asked for.
             pipeline.window = None;
@@ -479,8 +516,7 @@ impl NativeClient {
         }
         let window = max_concurrent.map(|size| Runtime::on_its_clock(|| Window::fixed(size)));
         pipeline.bulk = Some(Bulk { window, holds_on, parking: Arc::default(), stopped: CancellationToken::new() });
-        let calls = options.calls(py, &pipeline.keys, &self.fallback_models, system)?;
-        Ok(Batch { pipeline, calls })
+        Ok(pipeline)
     }
 
     fn posted(&self, py: Python<'_>, path: &str, options: Options) -> PyResult<(Pipeline, Call)> {

@@ -13,6 +13,7 @@ mod clock;
 mod endpoint;
 mod errors;
 mod events;
+mod jobs;
 mod json;
 mod limiter;
 mod mock;
@@ -42,6 +43,8 @@ mod _millstream {
     use super::endpoint::Endpoint;
     #[pymodule_export]
     use super::events::StreamEvent;
+    #[pymodule_export]
+    use super::jobs::NativeFileRun;
     #[pymodule_export]
     use super::limiter::{NativeRateLimiter, Reservation};
     #[pymodule_export]

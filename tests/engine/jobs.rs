@@ -9,7 +9,7 @@ use std::time::Duration;
 use millstream::engine::batch::{Control, StopReason, StopRules};
 use millstream::engine::config::Endpoint;
 use millstream::engine::error::{Error, Kind};
-use millstream::engine::jobs::{Counts, Defaults, Job, Layout, Summary, run};
+use millstream::engine::jobs::{self, Counts, Defaults, Job, Layout, Summary};
 use millstream::engine::keys::UpstreamConfig;
 use millstream::engine::limit::Window;
 use millstream::engine::pipeline::{Bulk, Pipeline};
@@ -75,13 +75,16 @@ fn defaults(pipeline: &Pipeline) -> Defaults {
         query: Arc::new([]),
         fallbacks: Vec::new(),
         priority: 0,
-        prices: Arc::default(),
     }
 }
 
+async fn run(pipeline: Pipeline, job: Job, control: Arc<Control>, counts: Arc<Counts>) -> Result<Summary, Error> {
+    let prepared = jobs::prepare(job, defaults(&pipeline), counts).await?;
+    jobs::carry(prepared, bulk(pipeline, 8), Vec::new(), control).await
+}
+
 async fn carry(pipeline: Pipeline, job: Job) -> Result<Summary, Error> {
-    let defaults = defaults(&pipeline);
-    run(bulk(pipeline, 8), defaults, job, Arc::default(), Arc::default()).await
+    run(pipeline, job, Arc::default(), Arc::default()).await
 }
 
 fn server() -> MockServer {
@@ -222,8 +225,7 @@ async fn a_stopped_run_writes_what_was_on_the_wire_and_the_next_does_the_rest() 
     let pipeline_of = || pipeline(&server);
     let carried = {
         let (pipeline, control, counts) = (pipeline_of(), Arc::clone(&control), Arc::clone(&counts));
-        let defaults = defaults(&pipeline);
-        tokio::spawn(run(bulk(pipeline, 8), defaults, job.clone(), control, counts))
+        tokio::spawn(run(pipeline, job.clone(), control, counts))
     };
     while counts.written() < 20 {
         tokio::task::yield_now().await;
@@ -248,8 +250,7 @@ async fn a_dropped_run_gives_its_output_back_with_what_was_answered() {
     let counts: Arc<Counts> = Arc::default();
     let carried = {
         let pipeline = pipeline(&server);
-        let defaults = defaults(&pipeline);
-        tokio::spawn(run(bulk(pipeline, 8), defaults, job.clone(), Arc::default(), Arc::clone(&counts)))
+        tokio::spawn(run(pipeline, job.clone(), Arc::default(), Arc::clone(&counts)))
     };
     while counts.written() < 20 {
         tokio::task::yield_now().await;

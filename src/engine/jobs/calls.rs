@@ -4,6 +4,7 @@
 //! differ a chat request goes through the same template as the client's own, so a file works with every provider. What a line
 //! leaves open (the model; of a shorthand also the system message and the settings) the run's [`Defaults`] say.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -40,11 +41,19 @@ pub struct Defaults {
     pub fallbacks: Vec<String>,
     /// Who goes first.
     pub priority: Priority,
-    /// What models cost; one that is missing has no known price.
-    pub prices: Arc<HashMap<String, Price>>,
 }
 
 impl Defaults {
+    /// The model that `entry` names.
+    pub(super) fn model_of(entry: &Entry<'_>) -> Option<String> {
+        let of_object = |json: &str| string(Members::read(json).ok()?.get("model")?).map(Cow::into_owned);
+        match &entry.ask {
+            Ask::Prompt { settings, .. } => string(settings.get("model")?).map(Cow::into_owned),
+            Ask::Body(body) => of_object(body),
+            Ask::Anthropic(params) => of_object(params),
+        }
+    }
+
     /// What `entry` takes from here, as text: a run with other defaults makes another request of the same line.
     pub(super) fn used_by(&self, entry: &Entry<'_>) -> String {
         let model = self.model.as_deref().unwrap_or_default();
@@ -68,11 +77,13 @@ struct Model {
 }
 
 /// Models that are remembered; a file that names more of them has the rest looked up each time.
-const MOST_MODELS: usize = 64;
+pub(super) const MOST_MODELS: usize = 64;
 
 /// Builds calls.
 #[derive(Debug)]
 pub(super) struct Calls {
+    /// What models cost.
+    pub(super) prices: HashMap<String, Price>,
     defaults: Arc<Defaults>,
     models: HashMap<String, Model>,
     /// Of shorthands that say nothing but their prompt.
@@ -84,7 +95,7 @@ pub(super) type Priced = (Call, Option<Price>);
 
 impl Calls {
     pub(super) fn new(defaults: Arc<Defaults>) -> Self {
-        Self { defaults, models: HashMap::new(), plain: None }
+        Self { prices: HashMap::new(), defaults, models: HashMap::new(), plain: None }
     }
 
     /// The call of a line.
@@ -234,11 +245,11 @@ impl Calls {
         if let Some(known) = self.models.get(name) {
             return known.clone();
         }
-        let Defaults { keys, fallbacks, prices, .. } = &*self.defaults;
+        let Defaults { keys, fallbacks, .. } = &*self.defaults;
         let model = Model {
             lanes: keys.lanes(name),
             fallbacks: fallbacks.iter().filter(|other| *other != name).map(|other| keys.lanes(other)).collect(),
-            price: prices.get(name).copied(),
+            price: self.prices.get(name).copied(),
         };
         if self.models.len() < MOST_MODELS {
             self.models.insert(name.to_owned(), model.clone());

@@ -28,4 +28,4 @@ pub use self::calls::Defaults;
 pub use self::hash::RequestHash;
 pub use self::output::Layout;
 pub use self::report::{Counts, Problem, Summary};
-pub use self::run::{Job, run};
+pub use self::run::{Job, Prepared, carry, prepare};

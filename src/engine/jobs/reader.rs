@@ -73,6 +73,11 @@ impl Reader {
         })
     }
 
+    /// What models cost; one that is missing has no known price.
+    pub(super) fn prices_are(&mut self, prices: HashMap<String, Price>) {
+        self.calls.prices = prices;
+    }
+
     /// The next lines without an answer; none at the end of the input.
     pub(super) fn chunk(&mut self) -> Result<Vec<Next>, Error> {
         let mut chunk = Vec::with_capacity(CHUNK);

@@ -1,8 +1,9 @@
 //! What a run tells at its end.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::lines::Line;
@@ -58,10 +59,33 @@ pub struct Counts {
     pub(super) skipped: AtomicU64,
     pub(super) bad_lines: AtomicU64,
     pub(super) written: AtomicU64,
+    is_open: AtomicBool,
     problems: Mutex<Vec<Problem>>,
 }
 
+/// Says that the output is open, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Open(Arc<Counts>);
+
+impl Open {
+    pub(super) fn new(counts: &Arc<Counts>) -> Self {
+        counts.is_open.store(true, Release);
+        Self(Arc::clone(counts))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.is_open.store(false, Release);
+    }
+}
+
 impl Counts {
+    /// Whether the output is open: of a run that was dropped it is until what was answered is written.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Acquire)
+    }
+
     /// Lines of the input that are not blank; zero until they are counted.
     pub fn total(&self) -> u64 {
         self.total.load(Relaxed)

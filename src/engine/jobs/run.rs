@@ -22,10 +22,10 @@ use super::journal::{Journal, refuse_results};
 use super::output::{Item, Layout};
 use super::reader::{Next, Reader};
 use super::reply::Reply;
-use super::report::{Counts, Summary};
-use super::survey::{open, survey};
+use super::report::{Counts, Open, Summary};
+use super::survey;
 use super::writer::{Finished, Outcome, Space, Writer, Written, with_lost};
-use crate::engine::batch::{self, Control, Sink, Source, Work};
+use crate::engine::batch::{self, Control, Price, Sink, Source, Work};
 use crate::engine::error::{Error, Kind};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::types::{self, Receipt};
@@ -63,25 +63,39 @@ pub struct Job {
     pub layout: Layout,
 }
 
-/// Carries the file through; what it holds is asked as `defaults` and `pipeline` say.
+/// A file whose input was looked at and whose output is locked and repaired.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The models that lines name, and the run's own; the first of them, if they are many.
+    pub models: Vec<String>,
+    reader: Reader,
+    writer: Writer,
+    counts: Arc<Counts>,
+    began: Instant,
+    open: Open,
+}
+
+/// Opens the files of `job` and looks at all that can be refused before anything is sent. Lines will be asked as `defaults` say.
 ///
 /// # Errors
-/// A configuration error for files and lines that cannot be used, found before anything is sent; a journal error for an output
-/// that another run has, or that can no more be written. Dropping the future aborts what is in flight; what was answered is
+/// A configuration error for files and lines that cannot be used; a journal error for an output that another run has.
+pub async fn prepare(job: Job, defaults: Defaults, counts: Arc<Counts>) -> Result<Prepared, Error> {
+    blocking(move || look(job, Arc::new(defaults), counts)).await?
+}
+
+/// Carries the file through, with what models cost.
+///
+/// # Errors
+/// A journal error for an output that can no more be written. Dropping the future aborts what is in flight; what was answered is
 /// written all the same.
-pub async fn run(
+pub async fn carry(
+    prepared: Prepared,
     pipeline: Pipeline,
-    defaults: Defaults,
-    job: Job,
+    prices: Vec<(String, Price)>,
     control: Arc<Control>,
-    counts: Arc<Counts>,
 ) -> Result<Summary, Error> {
-    let began = Instant::now();
-    let prepared = {
-        let counts = Arc::clone(&counts);
-        blocking(move || prepare(job, Arc::new(defaults), counts)).await??
-    };
-    let Prepared { reader, writer } = prepared;
+    let Prepared { mut reader, writer, counts, began, open, .. } = prepared;
+    reader.prices_are(prices.into_iter().collect());
     let (lines, feed) = async_channel::bounded(READ_AHEAD);
     let (finished, outcomes) = unbounded_channel();
     let bounds = Arc::new(Bounds::default());
@@ -96,7 +110,7 @@ pub async fn run(
         counts: Arc::clone(&counts),
     });
     // Not aborted with this future: what was answered is written.
-    let mut writing = tokio::spawn(write(writer, outcomes, bounds, Arc::clone(&counts)));
+    let mut writing = tokio::spawn(write(open, writer, outcomes, bounds, Arc::clone(&counts)));
     let carried = batch::run::<Reply, _, _>(pipeline, Arc::clone(&desk), Arc::clone(&desk), Arc::clone(&control));
     let (carried, failed) = tokio::select! {
         carried = carried => (carried, None),
@@ -136,19 +150,16 @@ pub async fn run(
     })
 }
 
-struct Prepared {
-    reader: Reader,
-    writer: Writer,
-}
-
 /// Everything that can be refused is refused here, before anything is sent.
-fn prepare(job: Job, defaults: Arc<Defaults>, counts: Arc<Counts>) -> Result<Prepared, Error> {
+fn look(job: Job, defaults: Arc<Defaults>, counts: Arc<Counts>) -> Result<Prepared, Error> {
+    let began = Instant::now();
     let Job { input, output, errors, ordered, resume, retry_failed, strict, layout } = job;
-    open(&input, None)?;
+    survey::open(&input, None)?;
     let outputs = || [Some(&output), errors.as_ref()].into_iter().flatten();
     if outputs().any(|path| are_one(&input, path)) {
         return Err(Error::configuration(format!("{} is the input, too", input.display())));
     }
+    let open = Open::new(&counts);
     let mut main = Held::open(&output)?;
     if errors.as_ref().is_some_and(|errors| are_one(&output, errors)) {
         return Err(Error::configuration(format!("{} is the output, too: leave errors out", output.display())));
@@ -162,12 +173,13 @@ fn prepare(job: Job, defaults: Arc<Defaults>, counts: Arc<Counts>) -> Result<Pre
             refuse_results(file)?;
         }
     }
-    let mut survey = survey(&input, &output, &journal, &defaults, strict)?;
+    let mut survey = survey::survey(&input, &output, &journal, &defaults, strict)?;
     counts.total.store(survey.total, Relaxed);
     counts.add(std::mem::take(&mut journal.problems));
     counts.add(std::mem::take(&mut survey.problems));
-    let reader = Reader::new(input, &mut survey, journal, defaults, counts)?;
-    Ok(Prepared { reader, writer: Writer::new(main, errors, layout, ordered) })
+    let models = std::mem::take(&mut survey.models).into_iter().chain(defaults.model.clone()).collect();
+    let reader = Reader::new(input, &mut survey, journal, defaults, Arc::clone(&counts))?;
+    Ok(Prepared { models, reader, writer: Writer::new(main, errors, layout, ordered), counts, began, open })
 }
 
 /// What is read and not yet written.
@@ -238,6 +250,8 @@ async fn read(mut reader: Reader, lines: Sender<Next>, bounds: Arc<Bounds>) -> R
 
 /// Writes outcomes until nobody sends any more.
 async fn write(
+    // First, so that it is dropped last: the output is closed before it.
+    _open: Open,
     mut writer: Writer,
     mut outcomes: UnboundedReceiver<Finished>,
     bounds: Arc<Bounds>,

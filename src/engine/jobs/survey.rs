@@ -4,13 +4,13 @@
 //! and the lines they stand in.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Take};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::calls::{Calls, Defaults};
+use super::calls::{Calls, Defaults, MOST_MODELS};
 use super::files::failed;
 use super::hash::{RequestHash, key_of};
 use super::input::{BadLine, Entry};
@@ -73,6 +73,8 @@ pub(super) struct Survey {
     pub(super) length: u64,
     /// Names made of content that more than one line has.
     pub(super) repeated: HashSet<u64>,
+    /// Models that lines name, the first of them.
+    pub(super) models: BTreeSet<String>,
     /// Lines that are no requests.
     pub(super) problems: Vec<Problem>,
 }
@@ -105,6 +107,11 @@ pub(super) fn survey(
         let identity = || request_hash(&entry, text, defaults).identity(&custom_id).short();
         if !journal.is_empty() && journal.knows(&custom_id, identity) == Known::Changed {
             return Err(changed(path, line.number, &custom_id, output));
+        }
+        if found.models.len() < MOST_MODELS
+            && let Some(model) = entry.as_ref().ok().and_then(Defaults::model_of)
+        {
+            found.models.insert(model);
         }
         let wrong = match (entry, &mut calls) {
             (Ok(entry), Some(calls)) => calls.build(&entry).err(),

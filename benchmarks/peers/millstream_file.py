@@ -1,0 +1,104 @@
+"""millstream, a whole file: requests in one JSONL file, answers in another, with all that resuming needs.
+
+The file is written before the measuring begins, line by line, so that the memory is the run's own. `files_share` is the
+share of the CPU time that the threads take which read, hash and write. A million lines:
+
+    python benchmarks/run.py --scenario file --requests 1000000 --repeats 3
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from _common import (
+    API_KEY,
+    MODEL,
+    TEXT,
+    TIMEOUT_S,
+    Job,
+    chat_body,
+    cpu_seconds,
+    make_prompt,
+    parse_arguments,
+    print_result,
+    reset_peak_rss,
+    rss_mb,
+)
+from millstream import Client
+from millstream._jobs import FileRun
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def write_requests(path: Path, count: int) -> None:
+    text = " ".join(TEXT.split() * 200)
+    with path.open("w") as file:
+        for index in range(count):
+            body = chat_body(make_prompt(index, 100 + index * 7919 % 301, text))
+            line = {"custom_id": f"request-{index}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(line) + "\n")
+
+
+def cpu_of_files() -> float:
+    """CPU seconds of the engine's threads for what may wait for a disk."""
+    seconds = 0.0
+    for thread in Path("/proc/self/task").iterdir():
+        if (thread / "comm").read_text().startswith("millstream-"):
+            after_name = (thread / "stat").read_text().rpartition(")")[2].split()
+            seconds += (int(after_name[11]) + int(after_name[12])) / TICKS_PER_S
+    return seconds
+
+
+def carry(client: Client, job: Job, folder: Path, count: int) -> None:
+    summary = FileRun(client, folder / "in", folder / "out", max_concurrent=job.concurrency).run_blocking()
+    if summary.ok != count:
+        raise SystemExit(f"{count} lines did not give {count} answers: {summary}")
+
+
+def main() -> None:
+    job = parse_arguments("asyncio")
+    client = Client(
+        api_key=API_KEY,
+        base_url=job.base_url,
+        model=MODEL,
+        max_concurrency=job.concurrency,
+        timeout=TIMEOUT_S,
+        max_retries=0,
+    )
+    with tempfile.TemporaryDirectory() as place, client:
+        folder = Path(place)
+        write_requests(folder / "in", job.warmup)
+        carry(client, job, folder, job.warmup)
+        (folder / "out").unlink()
+        write_requests(folder / "in", job.requests)
+        reset_peak_rss()
+        baseline_mb, files_before = rss_mb("VmRSS"), cpu_of_files()
+        cpu_before, start = cpu_seconds(), time.perf_counter()
+        carry(client, job, folder, job.requests)
+        seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_before
+        files = cpu_of_files() - files_before
+    result = {
+        "requests": job.requests,
+        "concurrency": job.concurrency,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "rps": job.requests / seconds,
+        "cpu_us_per_request": cpu * 1e6 / job.requests,
+        "files_share": files / cpu,
+        "baseline_rss_mb": baseline_mb,
+        "peak_rss_mb": rss_mb("VmHWM"),
+        "answers_mb": 0.0,
+        "p50_us": None,
+        "p95_us": None,
+        "p99_us": None,
+    }
+    versions = {"millstream": version("millstream")}
+    print_result({"peer": Path(sys.argv[0]).stem, "loop": job.loop, "versions": versions, **result})
+
+
+if __name__ == "__main__":
+    main()
