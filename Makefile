@@ -96,7 +96,8 @@ wheel: dist/.built ## build the release wheel into dist/
 
 # --- what people run ----------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.installed $(REAL)/.packages ## a real language model on this machine answers a batch (DEMO_ARGS=...)
+demo: $(VENV)/.installed $(REAL)/.packages ## a real language model on this machine answers a file of prompts, in two runs (DEMO_ARGS=...)
+	$(PYTHON) -m pip install --quiet "$$(echo dist/*.whl)[cli]"
 	$(call step,"demo")
 	MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) examples/demo.py $(DEMO_ARGS)
 

@@ -270,14 +270,6 @@ impl Control {
         state.progress.succeeded = state.progress.succeeded.saturating_sub(1);
     }
 
-    /// Counts what was done before this run, as if it were a part of it: budgets hold over all.
-    pub fn resume(&self, usage: Usage, cost: Option<f64>) {
-        let mut state = self.lock();
-        state.progress.prompt_tokens += usage.prompt_tokens;
-        state.progress.completion_tokens += usage.completion_tokens;
-        state.progress.cost += cost.unwrap_or(0.0);
-    }
-
     fn broken(&self, state: &State, error: Option<&Error>) -> Option<StopReason> {
         let (rules, progress) = (&self.rules, &state.progress);
         let tokens = progress.prompt_tokens.saturating_add(progress.completion_tokens);

@@ -5,7 +5,7 @@
 //! do not slow the others down.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use tokio::task::JoinSet;
 
@@ -70,6 +70,8 @@ struct Shared<S, K> {
     sink: Arc<K>,
     control: Arc<Control>,
     pullers: AtomicUsize,
+    /// The source has no more: nobody need look again.
+    is_drained: AtomicBool,
 }
 
 impl<S: Source, K> Shared<S, K> {
@@ -105,9 +107,9 @@ impl<S: Source, K> Shared<S, K> {
             if stopped.is_cancelled() {
                 break;
             }
-            let Some(Some(Work { index, call, timeouts, price })) =
-                stopped.run_until_cancelled(self.source.next()).await
-            else {
+            let Some(next) = stopped.run_until_cancelled(self.source.next()).await else { break };
+            let Some(Work { index, call, timeouts, price }) = next else {
+                self.is_drained.store(true, Relaxed);
                 break;
             };
             self.control.begin();
@@ -133,6 +135,9 @@ impl<S: Source, K> Shared<S, K> {
     where
         K: Sink<A>,
     {
+        if self.is_drained.load(Relaxed) {
+            return;
+        }
         let missing = self.wanted().saturating_sub(self.pullers.load(Relaxed)).min(self.source.left());
         for _ in 0..missing {
             self.pullers.fetch_add(1, Relaxed);
@@ -156,8 +161,14 @@ pub async fn run<A: Answer + 'static, S: Source, K: Sink<A>>(
     if let Some(bulk) = &mut pipeline.bulk {
         bulk.stopped = control.stopped().clone();
     }
-    let shared =
-        Arc::new(Shared { pipeline, source, sink, control: Arc::clone(&control), pullers: AtomicUsize::new(0) });
+    let shared = Arc::new(Shared {
+        pipeline,
+        source,
+        sink,
+        control: Arc::clone(&control),
+        pullers: AtomicUsize::new(0),
+        is_drained: AtomicBool::new(false),
+    });
     let mut tasks = JoinSet::new();
     let mut over = std::pin::pin!(control.over());
     loop {
