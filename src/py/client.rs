@@ -28,6 +28,7 @@ use super::process::PerProcess;
 use super::records::{Answer, ChatCompletion};
 use super::replies::{self, CreateEmbeddingResponse};
 use super::retry::{NativeRetryPolicy, TimeoutArgument};
+use super::rules::{Rules, stop_rules};
 use super::runtime::Runtime;
 use super::service::service;
 use super::stats;
@@ -388,7 +389,7 @@ impl NativeClient {
         paths: (PathBuf, PathBuf, Option<PathBuf>),
         max_concurrent: Option<i64>,
         switches: jobs::Switches,
-        rules: jobs::Rules,
+        rules: Rules,
     ) -> PyResult<NativeFileRun> {
         let pipeline = self.bulk_pipeline(&options, max_concurrent).or_raise(py)?;
         let defaults = Defaults {
@@ -414,12 +415,12 @@ impl NativeClient {
         system: Option<&Bound<'_, PyString>>,
         options: Options,
         max_concurrent: Option<i64>,
-        rules: batch::Rules,
+        rules: Rules,
         dollars: Option<(f64, f64)>,
         dedupe: Option<bool>,
         prefix: bool,
     ) -> PyResult<NativeBatch> {
-        let rules = batch::stop_rules(rules).or_raise(py)?;
+        let rules = stop_rules(rules).or_raise(py)?;
         let order = if prefix { Order::Prefix } else { Order::Arrival };
         let is_exact = options.is_exact();
         let batch = self.batch(py, system, options, max_concurrent)?;

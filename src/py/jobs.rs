@@ -11,34 +11,15 @@ use pyo3::types::PyDict;
 
 use super::bridge::{Pending, dispatch};
 use super::errors::OrRaise;
+use super::rules::{Rules, stop_rules};
 use super::runtime::Runtime;
-use crate::engine::batch::{Control, Price, StopReason, StopRules};
-use crate::engine::config;
+use crate::engine::batch::{Control, Price, StopReason};
 use crate::engine::error::Error;
 use crate::engine::jobs::{self, Counts, Defaults, Job, Layout, Prepared, Summary};
 use crate::engine::pipeline::Pipeline;
 
-/// `max_errors`, `max_error_rate`, whether fatal errors stop it, `deadline`, `budget_tokens`, `budget_usd`.
-pub(super) type Rules = (Option<i64>, Option<f64>, bool, Option<f64>, Option<i64>, Option<f64>);
-
 /// `ordered`, `resume`, `retry_failed`, `strict`, `bare`.
 pub(super) type Switches = (bool, bool, bool, bool, bool);
-
-/// The rules, if they can be kept.
-pub(super) fn stop_rules(rules: Rules) -> Result<StopRules, Error> {
-    let (max_errors, max_error_rate, fatal, deadline, max_tokens, max_cost) = rules;
-    let count = |name, value: Option<i64>| value.map(|value| config::count(name, value, 1)).transpose();
-    StopRules {
-        max_errors: count("max_errors", max_errors)?.map(|count| count as u64),
-        max_error_rate,
-        fatal,
-        deadline: config::positive_seconds("deadline", deadline)?,
-        max_tokens: count("budget_tokens", max_tokens)?.map(|count| count as u64),
-        max_cost,
-        ..StopRules::default()
-    }
-    .validated()
-}
 
 enum Stage {
     New(Job, Defaults),

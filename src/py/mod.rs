@@ -24,6 +24,7 @@ mod receipt;
 mod records;
 mod replies;
 mod retry;
+mod rules;
 mod runtime;
 mod service;
 mod stats;
@@ -33,7 +34,7 @@ mod vendor;
 #[pyo3::pymodule(gil_used = false)]
 mod _millstream {
     #[pymodule_export]
-    use super::batch::{NativeBatch, NativeManner, check_rules};
+    use super::batch::{NativeBatch, NativeManner};
     #[pymodule_export]
     use super::batch_policy::NativeAdaptiveBatchPolicy;
     #[pymodule_export]
@@ -66,6 +67,8 @@ mod _millstream {
     use super::replies::{Completion, CreateEmbeddingResponse, Embedding, Reply, Response};
     #[pymodule_export]
     use super::retry::{NativeRetryPolicy, check_timeout};
+    #[pymodule_export]
+    use super::rules::check_rules;
     #[pymodule_export]
     use super::stream::NativeStream;
     #[pymodule_export]
