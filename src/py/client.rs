@@ -17,7 +17,7 @@ use pyo3::types::{PyBool, PyDict, PyList, PyMapping, PyString, PyTuple};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::batch::{self, NativeBatch};
+use super::batch::NativeBatch;
 use super::bridge::{Pending, dispatch};
 use super::endpoint::Endpoint;
 use super::errors::{self, OrRaise};

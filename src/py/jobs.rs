@@ -14,6 +14,7 @@ use super::errors::OrRaise;
 use super::rules::{Rules, stop_rules};
 use super::runtime::Runtime;
 use crate::engine::batch::{Control, Price, StopReason};
+use crate::engine::config;
 use crate::engine::error::Error;
 use crate::engine::jobs::{self, Counts, Defaults, Job, Layout, Prepared, Summary};
 use crate::engine::pipeline::Pipeline;
@@ -22,8 +23,8 @@ use crate::engine::pipeline::Pipeline;
 pub(super) type Switches = (bool, bool, bool, bool, bool);
 
 enum Stage {
-    New(Job, Defaults),
-    Prepared(Prepared),
+    New(Box<(Job, Defaults)>),
+    Prepared(Box<Prepared>),
 }
 
 /// One run over a file.
@@ -47,7 +48,7 @@ impl NativeFileRun {
         let (ordered, resume, retry_failed, strict, bare) = switches;
         let job = Job { input, output, errors, ordered, resume, retry_failed, strict, layout: Layout { bare } };
         Ok(Self {
-            stage: Arc::new(Mutex::new(Some(Stage::New(job, defaults)))),
+            stage: Arc::new(Mutex::new(Some(Stage::New(Box::new((job, defaults)))))),
             pipeline,
             control: Arc::new(Control::new(stop_rules(rules)?)),
             counts: Arc::default(),
@@ -63,12 +64,13 @@ impl NativeFileRun {
 impl NativeFileRun {
     /// Opens and checks the files; the models that will be asked.
     fn prepare(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
-        let Some(Stage::New(job, defaults)) = self.take() else { return Err(out_of_turn()) };
+        let Some(Stage::New(asked)) = self.take() else { return Err(out_of_turn()) };
+        let (job, defaults) = *asked;
         let (stage, counts) = (Arc::clone(&self.stage), Arc::clone(&self.counts));
         let work = async move {
             let prepared = jobs::prepare(job, defaults, counts).await?;
             let models = prepared.models.clone();
-            *stage.lock().unwrap_or_else(PoisonError::into_inner) = Some(Stage::Prepared(prepared));
+            *stage.lock().unwrap_or_else(PoisonError::into_inner) = Some(Stage::Prepared(Box::new(prepared)));
             Ok(models)
         };
         dispatch(py, pending, work, |py, models| models.into_py_any(py))
@@ -83,7 +85,7 @@ impl NativeFileRun {
     ) -> PyResult<Py<PyAny>> {
         let Some(Stage::Prepared(prepared)) = self.take() else { return Err(out_of_turn()) };
         let prices = dollars.into_iter().map(|(model, (input, output))| (model, Price { input, output })).collect();
-        let work = Box::pin(jobs::carry(prepared, self.pipeline.clone(), prices, Arc::clone(&self.control)));
+        let work = Box::pin(jobs::carry(*prepared, self.pipeline.clone(), prices, Arc::clone(&self.control)));
         dispatch(py, pending, work, |py, summary| to_dict(py, &summary)?.into_py_any(py))
     }
 
