@@ -864,3 +864,60 @@ async def test_progress_counts_and_is_handed_to_a_function(client: Client) -> No
     assert (seen[-1].done, seen[-1].total, seen[-1].in_flight) == (50, 50, 0)
     assert processor.progress().done == 50
     assert processor.progress().prompt_tokens == seen[-1].prompt_tokens > 0
+
+
+# ---- files and vendors ----
+
+
+async def test_a_file_is_carried_by_the_processors_fields_rules_and_progress(
+    client: Client, mock_server: MockServer, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"custom_id": "i{n}", "prompt": "p{n}"}}\n' for n in range(30)))
+    seen: list[Progress] = []
+    processor = BatchProcessor(client, system="Be brief.", max_tokens=7, progress=seen.append)
+    summary = await processor.run_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    again = await asyncio.to_thread(processor.run_file_blocking, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+
+    assert (summary.ok, summary.failed, again.ok, again.skipped) == (30, 0, 0, 30)
+    assert seen[-1].total == 30
+    assert {request.json()["max_tokens"] for request in mock_server.requests} == {7}
+    assert {request.json()["messages"][0]["content"] for request in mock_server.requests} == {"Be brief."}
+    assert prompts_seen(mock_server) == Counter(f"p{n}" for n in range(30))
+
+
+async def test_a_processor_stops_its_file_and_goes_on_with_it(
+    client: Client, mock_server: MockServer, tmp_path: Path
+) -> None:
+    mock_server.script(Answer(latency=0.02, times=0))
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"custom_id": "i{n}", "prompt": "p{n}"}}\n' for n in range(400)))
+    processor = BatchProcessor(client, max_concurrent=4)
+    going = asyncio.create_task(processor.run_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl"))
+    await until_async(lambda: processor.progress().done >= 20)
+    processor.stop(grace=10)
+    stopped = await going
+    rest = await BatchProcessor(client).run_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+
+    assert stopped.stopped == "interrupted"
+    assert 20 <= stopped.ok < 400
+    assert (rest.ok, rest.skipped, rest.stopped) == (400 - stopped.ok, stopped.ok, None)
+    assert prompts_seen(mock_server) == Counter(f"p{n}" for n in range(400))
+
+
+async def test_what_a_file_cannot_have_is_refused_before_anything_is_sent(
+    client: Client, mock_server: MockServer, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "hi"}\n')
+    paths = (tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    with pytest.raises(ConfigurationError, match="template"):
+        await BatchProcessor(client, template="Summarize: {text}").run_file(*paths)
+    with pytest.raises(ConfigurationError, match="budget_usd needs the price"):
+        await BatchProcessor(client, budget_usd=1.0).run_file(*paths)
+    assert not mock_server.requests
+
+
+async def test_items_go_to_a_vendors_batch_api(client: Client, tmp_path: Path) -> None:
+    processor = BatchProcessor(client, max_tokens=7)
+    job = await processor.submit(["a", "b"], output=tmp_path / "out.jsonl")
+    await job.wait(poll=0.05)
+    answers = [line["response"]["body"]["choices"][0]["message"]["content"] for line in await job.results()]
+    assert answers == ["echo: a", "echo: b"]

@@ -38,6 +38,7 @@ __all__ = [
     "NativeAdaptiveBatchPolicy",
     "NativeBatch",
     "NativeClient",
+    "NativeFileRun",
     "NativeManner",
     "NativeRateLimiter",
     "NativeRetryPolicy",
