@@ -22,6 +22,7 @@ _THEIRS: dict[str, str] = {
     "ConfigurationError": "OpenAIError",
     "ClientClosedError": "OpenAIError",
     "InternalError": "OpenAIError",
+    "JournalError": "OpenAIError",
     "RefusalError": "OpenAIError",
 } | {
     name: name
