@@ -921,3 +921,114 @@ async def test_items_go_to_a_vendors_batch_api(client: Client, tmp_path: Path) -
     await job.wait(poll=0.05)
     answers = [line["response"]["body"]["choices"][0]["message"]["content"] for line in await job.results()]
     assert answers == ["echo: a", "echo: b"]
+
+
+# ---- what is in hand when something ends ----
+
+
+async def test_a_stopped_run_has_a_result_for_items_that_wait_for_room(client: Client, mock_server: MockServer) -> None:
+    large = [f"{number} " + "x" * 40_000 for number in range(900)]
+    processor = BatchProcessor(client, budget_tokens=100_000)
+    indexes = []
+    async for result in processor.stream(large):
+        indexes.append(result.index)
+        # A consumer that works on each.
+        sum(range(20_000))
+    assert sorted(indexes) == list(range(900))
+
+
+async def test_a_template_is_not_called_again_for_an_answer_that_fits(client: Client, mock_server: MockServer) -> None:
+    mock_server.script(Answer(text='{"city": "Rome"}', times=0))
+    called: Counter[str] = Counter()
+
+    def once(item: str) -> str:
+        called[item] += 1
+        if called[item] > 1:
+            raise RuntimeError("it was called again")
+        return item
+
+    processor = BatchProcessor(client, template=once, response_model={"type": "object", "title": "City"})
+    results = await processor.process_all(items(20))
+    assert results.parsed == [{"city": "Rome"}] * 20
+    assert set(called.values()) == {1}
+
+
+async def test_a_template_that_fails_the_second_time_fails_its_item_alone(
+    client: Client, mock_server: MockServer
+) -> None:
+    mock_server.when("<item 3>", Answer(text="no JSON", times=0))
+    mock_server.script(Answer(text="{}", times=0))
+    called: Counter[str] = Counter()
+
+    def once(item: str) -> str:
+        called[item] += 1
+        if called[item] > 1:
+            raise RuntimeError("it was called again")
+        return item
+
+    results = await BatchProcessor(client, template=once, response_model={"type": "object"}).process_all(items(9))
+    assert {index: str(error) for index, error in results.errors.items()} == {
+        3: "the item cannot be asked: RuntimeError: it was called again"
+    }
+
+
+async def test_what_was_answered_beside_the_first_error_goes_out_before_it(
+    client: Client, mock_server: MockServer
+) -> None:
+    mock_server.when("<item 7>", Answer(status=400, body={"error": {"message": "no"}}, latency=0.1, times=0))
+    stream = BatchProcessor(client, on_error="raise").stream(items(8))
+    seen = [(await anext(stream)).index for _ in range(7)]
+    with pytest.raises(BadRequestError):
+        await anext(stream)
+    assert sorted(seen) == list(range(7))
+
+
+async def test_a_line_that_is_no_text_fails_alone_and_says_where_it_stands(client: Client, tmp_path: Path) -> None:
+    for suffix, lines in (
+        (".jsonl", [b'{"prompt": "a"}', b'{"prompt": "\xff"}', b'{"prompt": "c"}']),
+        (".txt", [b"a", b"\xff", b"c"]),
+        (".csv", [b"prompt", b"a", b"\xff", b"c"]),
+    ):
+        path = tmp_path / f"items{suffix}"
+        path.write_bytes(b"\n".join(lines))
+        results = await BatchProcessor(client).process_all(path)
+        assert [result.text for result in results] == ["echo: a", None, "echo: c"], suffix
+        number = 3 if suffix == ".csv" else 2
+        assert f"{path}, line {number}: is not UTF-8" in str(results[1].error)
+
+
+async def test_cells_of_a_table_are_numbers_where_a_request_wants_them_and_empty_ones_say_nothing(
+    client: Client, mock_server: MockServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(
+        f"prompt,system,deadline,priority,model\na,,5,1,\nb,Be brief.,,,n\nc,,soon,,\n{'x' * 200_000},,,,\n"
+    )
+    results = await BatchProcessor(client).process_all(path)
+    assert [result.ok for result in results] == [True, True, False, True]
+    assert "column deadline: 'soon' is no number" in str(results[2].error)
+    sent = {request.json()["messages"][-1]["content"][:3]: request.json() for request in mock_server.requests}
+    assert (sent["a"]["model"], len(sent["a"]["messages"])) == ("m", 1)
+    assert (sent["b"]["model"], sent["b"]["messages"][0]["content"]) == ("n", "Be brief.")
+
+
+async def test_a_handler_that_raises_leaves_nobody_waiting_for_the_queue(client: Client) -> None:
+    queue = queued(items(5))
+
+    def handle(results: BatchResults) -> None:
+        raise RuntimeError("no room for results")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        await BatchProcessor(client).process_queue(queue, batch_size=10, linger=0.05, handle=handle)
+    async with asyncio.timeout(5):
+        await queue.join()
+
+
+async def test_to_stop_what_has_ended_changes_nothing(client: Client) -> None:
+    processor = BatchProcessor(client)
+    stream = processor.stream(items(3))
+    assert len([result async for result in stream]) == 3
+    processor.stop()
+    summary = stream.summary()
+    assert summary is not None
+    assert summary.stopped is None

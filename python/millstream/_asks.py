@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Mapping
+from math import isnan
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from millstream._chat import Message
@@ -116,6 +117,8 @@ def ask_of(item: Any, template: Callable[[Any], Any] | None) -> Ask:
     if isinstance(item, Exception):
         raise item
     custom_id = item.get("custom_id") if isinstance(item, Mapping) else None
+    if isinstance(item, Row):
+        custom_id = _cell("custom_id", custom_id)
     custom_id = None if custom_id is None else str(custom_id)
     request = item if template is None else template(item)
     if isinstance(request, (str, list, tuple)):
@@ -125,7 +128,8 @@ def ask_of(item: Any, template: Callable[[Any], Any] | None) -> Ask:
         raise ConfigurationError(f"{what} must be a str, a list of messages or a request, not {type(request).__name__}")
     fields = dict(request)
     if isinstance(request, Row):
-        fields = {name: fields[name] for name in _REQUEST_COLUMNS if fields.get(name) is not None}
+        cells = {name: _cell(name, fields.get(name)) for name in _REQUEST_COLUMNS}
+        fields = {name: value for name, value in cells.items() if value is not None}
     if isinstance(body := fields.get("body"), Mapping):
         del fields["body"]
         fields = {name: value for name, value in fields.items() if name not in _LINE} | dict(body)
@@ -145,6 +149,18 @@ def ask_of(item: Any, template: Callable[[Any], Any] | None) -> Ask:
         fields.pop("priority", None),
         fields,
     )
+
+
+def _cell(column: str, value: Any) -> Any:
+    """What a table says in a column of a request; None where it says nothing."""
+    if value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and isnan(value)):
+        return None
+    if column not in ("deadline", "priority") or not isinstance(value, str):
+        return value
+    try:
+        return float(value) if column == "deadline" else int(value)
+    except ValueError:
+        raise ConfigurationError(f"column {column}: {value!r} is no number") from None
 
 
 class Asker:
@@ -185,9 +201,17 @@ class Asker:
         return ask.prompt if self._form is None else self._form._prompt(ask.prompt)
 
     def again(self, item: Any, native: NativeBatch) -> tuple[Prompt, NativeManner | None]:
-        """The prompt of an item that was asked, without what a format adds, and how it is asked."""
-        ask = ask_of(item, self._template)
-        return ask.prompt, self._manner(ask, native)
+        """The prompt of an item that was asked, without what a format adds, and how it is asked.
+
+        Raises:
+            ConfigurationError: The template makes no request of it any more.
+        """
+        try:
+            ask = ask_of(item, self._template)
+            return ask.prompt, self._manner(ask, native)
+        except Exception as error:
+            # A template of the user's need not do the same twice.
+            raise _plain(error) from error
 
     def _manner(self, ask: Ask, native: NativeBatch) -> NativeManner | None:
         kind = ask._replace(prompt="", custom_id=None)
@@ -219,7 +243,7 @@ class Asker:
 _USUAL = Ask("")
 
 
-def _plain(error: Exception) -> Exception:
+def _plain(error: Exception) -> ConfigurationError:
     if isinstance(error, ConfigurationError):
         return error
     return ConfigurationError(f"the item cannot be asked: {type(error).__name__}: {error}")

@@ -174,6 +174,8 @@ class FileRun:
             grace: Seconds after which what is on the wire is aborted. A second call aborts it at once.
         """
         check({"grace": grace}, kinds={"grace": SECONDS})
+        if self._ended is not None:
+            return
         self._stopped = grace = grace if self._stopped is None else 0.0
         if self._native is not None:
             self._native.stop(grace)

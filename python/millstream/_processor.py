@@ -386,14 +386,17 @@ class BatchProcessor:
                     batch.pop()
                     is_over = True
                 begun, ok = monotonic(), run.summary().ok
-                if batch:
-                    is_over |= not await run.submit(batch)
-                    results = sorted(await run.collect(len(batch)), key=_index)
-                    self._record(None, len(batch), monotonic() - begun, run.summary().ok - ok)
-                    if handle is None:
-                        kept += results
-                    elif inspect.isawaitable(handled := handle(BatchResults(results))):
-                        await handled
+                try:
+                    if batch:
+                        is_over |= not await run.submit(batch)
+                        results = sorted(await run.collect(len(batch)), key=_index)
+                        self._record(None, len(batch), monotonic() - begun, run.summary().ok - ok)
+                        if handle is None:
+                            kept += results
+                        elif inspect.isawaitable(handled := handle(BatchResults(results))):
+                            await handled
+                finally:
+                    # Also where `handle` raises: a producer in `queue.join()` would wait for ever.
                     for _ in batch:
                         queue.task_done()
             run.close()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from millstream._bridge import wait
 from millstream._progress import Progress, Watch
 from millstream._results import Tally
-from millstream._structured import Tries, value_of
+from millstream._structured import Tries, _Unfit, value_of
 from millstream.exceptions import BatchStoppedError, MillstreamError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from millstream._asks import Asker
-    from millstream._millstream import BatchResult, NativeBatch
+    from millstream._millstream import BatchResult, NativeBatch, NativeManner
     from millstream._progress import Show
     from millstream._results import BatchSummary
     from millstream._sources import Source
@@ -45,19 +45,23 @@ class Validation:
         self._retries = retries
         self._asker = asker
         self._native = native
-        # Of the items that are asked again: the tries, and the results so far.
-        self._open: dict[int, tuple[Tries[Any], list[BatchResult]]] = {}
+        # Of the items that are asked again: the tries, how they are asked, and the results so far.
+        self._open: dict[int, tuple[Tries[Any], NativeManner | None, list[BatchResult]]] = {}
 
     def judge(self, result: BatchResult) -> BatchResult | None:
         """The result with its value or with why it has none; None if the item is asked again."""
-        tries, earlier = self._open.pop(result.index, (None, []))
+        first = result.index not in self._open
         if result.response is None:
+            earlier = [] if first else self._open.pop(result.index)[2]
             return result._judged(parsed=None, error=None, earlier=earlier)
-        prompt, manner = self._asker.again(result.input, self._native)
-        if tries is None:
-            tries = Tries(value_of, self._form, prompt, self._retries)
+        if first:
+            # Most fit at once, and a template of the user's is not called again for them.
+            with contextlib.suppress(MillstreamError, _Unfit):
+                return result._judged(parsed=value_of(self._form, result.response), error=None, earlier=[])
         error: MillstreamError
+        earlier = []
         try:
+            tries, manner, earlier = self._begin(result) if first else self._open.pop(result.index)
             tries.take(result.response)
         except MillstreamError as unfit:
             # Its traceback would hold the page.
@@ -66,13 +70,17 @@ class Validation:
             if not tries.open:
                 return result._judged(parsed=tries.result, error=None, earlier=earlier)
             if self._native.again(result, tries.prompt, manner):
-                self._open[result.index] = (tries, [*earlier, result])
+                self._open[result.index] = (tries, manner, [*earlier, result])
                 return None
             error = BatchStoppedError("the run was stopped before this item had an answer that fits; run it again")
             error.reason = self._native.stopped
         error.index = result.index
         self._native.reject()
         return result._judged(parsed=None, error=error, earlier=earlier)
+
+    def _begin(self, result: BatchResult) -> tuple[Tries[Any], NativeManner | None, list[BatchResult]]:
+        prompt, manner = self._asker.again(result.input, self._native)
+        return Tries(value_of, self._form, prompt, self._retries), manner, []
 
 
 class Run:
@@ -140,15 +148,18 @@ class Run:
     async def submit(self, items: list[Any]) -> bool:
         """Hand in items as there is room; False once the run is stopped."""
         entries = self._asker.entries(items, self._native)
-        while entries:
-            taken = None if self._native.stopped is not None else self._native.submit(entries)
-            if taken is None:
-                self._left += entries
-                return False
-            self._submitted += taken
-            del entries[:taken]
-            if entries:
-                await wait(self._native.room)
+        try:
+            while entries:
+                taken = None if self._native.stopped is not None else self._native.submit(entries)
+                if taken is None:
+                    return False
+                self._submitted += taken
+                del entries[:taken]
+                if entries:
+                    await wait(self._native.room)
+        finally:
+            # Stopped, or cancelled since the run is over: what is in hand has its results, too.
+            self._left += entries
         return True
 
     def close(self) -> None:
@@ -203,10 +214,13 @@ class Run:
         if self._on_error == "return" or all(result.ok for result in page):
             return page
         if self._on_error == "raise":
-            for result in page:
-                if result.error is not None:
-                    self._native.abort()
-                    raise result.error
+            self._fault = next(result.error for result in page if result.error is not None)
+            self._native.abort()
+            # What came with it is paid for, and goes out before it.
+            answered = [result for result in page if result.ok]
+            if not answered:
+                raise self._fault
+            return answered
         if self._on_error == "skip":
             return [result for result in page if result.ok]
         return [result if result.ok else result._silenced() for result in page]
@@ -270,6 +284,8 @@ class Run:
 
     def stop(self, grace: float) -> None:
         """Begin no further item; the second time end what is on the wire, too."""
+        if self._is_over or self._ended is not None:
+            return
         self._native.stop(0.0 if self._is_stopping else grace)
         self._is_stopping = True
 

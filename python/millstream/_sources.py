@@ -23,6 +23,9 @@ Items: TypeAlias = Iterable[Any] | AsyncIterable[Any] | asyncio.Queue[Any] | str
 """What a run reads: an iterable of any kind, a queue that ends with None, or the path of a file."""
 
 # Items that a thread reads ahead of the loop.
+# Characters of one cell of a CSV file.
+_LONGEST_CELL = 64 * 1024 * 1024
+
 _MOST_READ = 256
 
 _SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
@@ -176,6 +179,8 @@ class _Threaded(Source):
 
     def rest(self) -> list[Any]:
         with self._changed:
+            self._is_closed = True
+            self._changed.notify()
             rest = list(self._read)
             self._read.clear()
         return rest
@@ -189,12 +194,13 @@ class _Threaded(Source):
         try:
             for item in self._open():
                 with self._changed:
+                    # Before the wait: what was read must not be lost where a run ends meanwhile.
+                    self._read.append(item)
+                    self._wake(loop)
                     while len(self._read) >= _MOST_READ and not self._is_closed:
                         self._changed.wait()
                     if self._is_closed:
                         return
-                    self._read.append(item)
-                    self._wake(loop)
         except BaseException as fault:
             self._fault = fault
         finally:
@@ -235,33 +241,57 @@ def _reader_of_file(path: str) -> Callable[[], Iterable[Any]]:
     return lambda: _lines(path) if suffix == ".txt" else _jsonl(path)
 
 
-def _lines(path: str) -> Iterator[str]:
-    with open(path, encoding="utf-8-sig") as file:
-        for line in file:
-            if text := line.strip():
-                yield text
+def _decoded(path: str) -> Iterator[tuple[int, str | ConfigurationError]]:
+    """Lines that are not blank, with their numbers; one that is not UTF-8 is an item that fails alone."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                yield number, ConfigurationError(f"{path}, line {number}: is not UTF-8 ({error.reason})")
+            else:
+                if text:
+                    yield number, text
+
+
+def _lines(path: str) -> Iterator[str | ConfigurationError]:
+    return (text for _, text in _decoded(path))
 
 
 def _jsonl(path: str) -> Iterator[Any]:
     from json import loads
 
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
+    for number, text in _decoded(path):
+        item: Any = text
+        if isinstance(text, str):
             try:
-                item = loads(line)
+                item = loads(text)
             except (ValueError, RecursionError) as error:
                 item = ConfigurationError(f"{path}, line {number}: is not JSON ({error})")
-            yield item
+        yield item
 
 
-def _csv(path: str, delimiter: str) -> Iterator[Row]:
+def _csv(path: str, delimiter: str) -> Iterator[Row | ConfigurationError]:
     import csv
 
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file, delimiter=delimiter):
-            yield Row(row)
+    # The module's own limit of 131,072 characters is one for all of the process; a document is longer.
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(file, delimiter=delimiter)
+        for row in rows:
+            cells = " ".join(cell for cell in row.values() if isinstance(cell, str))
+            if cells.isascii() or not _has_surrogate(cells):
+                yield Row(row)
+            else:
+                yield ConfigurationError(f"{path}, line {rows.line_num}: is not UTF-8")
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _parquet(path: str) -> Iterator[Row]:

@@ -373,6 +373,8 @@ class RunSummary:
         ok: Answered by this run.
         failed: Failed for good in this run.
         skipped: Done by an earlier run.
+        failed_before: Of those that an earlier run has done, the ones that failed for good (``retry_failed`` asks them
+            again) and bad lines.
         bad_lines: Lines that are no requests.
         prompt_tokens: Tokens of the prompts that were answered, as far as servers count them.
         completion_tokens: Tokens of the answers.
@@ -388,6 +390,7 @@ class RunSummary:
     ok: int
     failed: int
     skipped: int
+    failed_before: int
     bad_lines: int
     prompt_tokens: int
     completion_tokens: int

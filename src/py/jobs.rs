@@ -139,6 +139,7 @@ fn to_dict<'py>(py: Python<'py>, summary: &Summary) -> PyResult<Bound<'py, PyDic
     facts.set_item("ok", summary.ok)?;
     facts.set_item("failed", summary.failed)?;
     facts.set_item("skipped", summary.skipped)?;
+    facts.set_item("failed_before", summary.failed_before)?;
     facts.set_item("bad_lines", summary.bad_lines)?;
     facts.set_item("prompt_tokens", summary.prompt_tokens)?;
     facts.set_item("completion_tokens", summary.completion_tokens)?;

@@ -144,7 +144,8 @@ def run(
     _report(summary, as_json)
     if summary.stopped == "interrupted":
         return INTERRUPTED if interruption is None else 128 + interruption
-    return FAILED if summary.stopped or summary.failed or summary.bad_lines else DONE
+    has_failed = summary.failed or summary.failed_before or summary.bad_lines
+    return FAILED if summary.stopped or has_failed else DONE
 
 
 def _dollars(prices: Prices, model: str) -> tuple[float, float] | None:
@@ -197,6 +198,8 @@ def _in_words(summary: RunSummary) -> str:
     parts = [f"{summary.ok:,} answered", f"{summary.failed:,} failed"]
     if summary.skipped:
         parts.append(f"{summary.skipped:,} done before")
+    if summary.failed_before:
+        parts.append(f"{summary.failed_before:,} of them failed (--retry-failed asks them again)")
     if summary.bad_lines:
         parts.append(f"{summary.bad_lines:,} bad lines")
     parts.append(f"{quantity(summary.prompt_tokens)} + {quantity(summary.completion_tokens)} tokens")

@@ -261,6 +261,7 @@ impl Control {
         let mut state = self.lock();
         state.progress.succeeded = state.progress.succeeded.saturating_sub(1);
         state.progress.failed += 1;
+        state.unlook();
         self.judge(state, true, None);
     }
 
@@ -268,6 +269,7 @@ impl Control {
     pub fn reopen(&self) {
         let mut state = self.lock();
         state.progress.succeeded = state.progress.succeeded.saturating_sub(1);
+        state.unlook();
     }
 
     fn broken(&self, state: &State, error: Option<&Error>) -> Option<StopReason> {
@@ -308,6 +310,13 @@ impl Progress {
 }
 
 impl State {
+    /// Takes back the last item that went well.
+    fn unlook(&mut self) {
+        if let Some(place) = self.last.iter().rposition(|has_failed| !has_failed) {
+            self.last.remove(place);
+        }
+    }
+
     fn look_back(&mut self, has_failed: bool, window: usize) {
         if self.last.len() == window && self.last.pop_front() == Some(true) {
             self.failed_of_last -= 1;

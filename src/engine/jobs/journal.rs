@@ -25,6 +25,8 @@ const UNKNOWN: u64 = 0;
 pub(super) struct Journal {
     /// Of each item the hash of its id and of its identity, sorted.
     done: Vec<(u64, u64)>,
+    /// Of them those that failed.
+    pub(super) failed: u64,
     /// Damaged lines that were set aside.
     pub(super) problems: Vec<Problem>,
 }
@@ -107,6 +109,7 @@ impl Journal {
         {
             let identity = done.identity.map_or(UNKNOWN, |identity| identity.short().max(1));
             self.done.push((key_of(&done.custom_id), identity));
+            self.failed += u64::from(!done.is_ok);
         }
         fate
     }

@@ -34,6 +34,8 @@ pub struct Summary {
     pub failed: u64,
     /// Done by an earlier run.
     pub skipped: u64,
+    /// Lines of an earlier run that stand in the output as failed.
+    pub failed_before: u64,
     /// Lines that are no requests.
     pub bad_lines: u64,
     /// Tokens of the prompts that this run had answered.
@@ -57,6 +59,7 @@ pub struct Summary {
 pub struct Counts {
     pub(super) total: AtomicU64,
     pub(super) skipped: AtomicU64,
+    pub(super) failed_before: AtomicU64,
     pub(super) bad_lines: AtomicU64,
     pub(super) written: AtomicU64,
     is_open: AtomicBool,

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_channel::{Receiver, Sender};
+use tokio::sync::mpsc::error::SendError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
@@ -22,7 +23,7 @@ use super::journal::{Journal, refuse_results};
 use super::output::{Item, Layout};
 use super::reader::{Next, Reader};
 use super::reply::Reply;
-use super::report::{Counts, Open, Summary};
+use super::report::{Counts, Open, Problem, Summary};
 use super::survey;
 use super::writer::{Finished, Outcome, Space, Writer, Written, with_lost};
 use crate::engine::batch::{self, Control, Price, Sink, Source, Work};
@@ -73,6 +74,7 @@ pub struct Prepared {
     counts: Arc<Counts>,
     began: Instant,
     open: Open,
+    input: PathBuf,
 }
 
 /// Opens the files of `job` and looks at all that can be refused before anything is sent. Lines will be asked as `defaults` say.
@@ -94,7 +96,7 @@ pub async fn carry(
     prices: Vec<(String, Price)>,
     control: Arc<Control>,
 ) -> Result<Summary, Error> {
-    let Prepared { mut reader, writer, counts, began, open, .. } = prepared;
+    let Prepared { mut reader, writer, counts, began, open, input, .. } = prepared;
     reader.prices_are(prices.into_iter().collect());
     let (lines, feed) = async_channel::bounded(READ_AHEAD);
     let (finished, outcomes) = unbounded_channel();
@@ -108,6 +110,8 @@ pub async fn carry(
         finished,
         bounds: Arc::clone(&bounds),
         counts: Arc::clone(&counts),
+        late: Mutex::default(),
+        input,
     });
     // Not aborted with this future: what was answered is written.
     let mut writing = tokio::spawn(write(open, writer, outcomes, bounds, Arc::clone(&counts)));
@@ -118,6 +122,7 @@ pub async fn carry(
         failed = &mut writing => (Ok(()), Some(failed)),
     };
     let in_flight = desk.pending().len();
+    let late = std::mem::take(&mut *desk.late());
     drop(desk);
     let written = match failed {
         Some(failed) => failed,
@@ -125,7 +130,10 @@ pub async fn carry(
     };
     match written {
         Ok(Ok(())) => carried?,
-        Ok(Err((error, lost))) => return Err(with_lost(error, &lost, in_flight)),
+        Ok(Err((error, mut lost))) => {
+            lost.extend(late);
+            return Err(with_lost(error, &lost, in_flight));
+        }
         Err(fault) => return Err(Error::internal("the writer ended before its work").with_source(fault)),
     }
     if control.reason().is_none() {
@@ -139,6 +147,7 @@ pub async fn carry(
         ok: progress.succeeded,
         failed: progress.failed,
         skipped: counts.skipped(),
+        failed_before: counts.failed_before.load(Relaxed),
         bad_lines: counts.bad_lines(),
         prompt_tokens: progress.prompt_tokens,
         completion_tokens: progress.completion_tokens,
@@ -175,11 +184,12 @@ fn look(job: Job, defaults: Arc<Defaults>, counts: Arc<Counts>) -> Result<Prepar
     }
     let mut survey = survey::survey(&input, &output, &journal, &defaults, strict)?;
     counts.total.store(survey.total, Relaxed);
+    counts.failed_before.store(journal.failed, Relaxed);
     counts.add(std::mem::take(&mut journal.problems));
     counts.add(std::mem::take(&mut survey.problems));
     let models = std::mem::take(&mut survey.models).into_iter().chain(defaults.model.clone()).collect();
-    let reader = Reader::new(input, &mut survey, journal, defaults, Arc::clone(&counts))?;
-    Ok(Prepared { models, reader, writer: Writer::new(main, errors, layout, ordered), counts, began, open })
+    let reader = Reader::new(input.clone(), &mut survey, journal, defaults, Arc::clone(&counts))?;
+    Ok(Prepared { models, reader, writer: Writer::new(main, errors, layout, ordered), counts, began, open, input })
 }
 
 /// What is read and not yet written.
@@ -310,6 +320,13 @@ struct Pending {
     permits: u32,
 }
 
+/// Whether a failure says something of the item: neither of the key, nor of a server that it was not even sent to.
+fn is_of_the_item(error: &Error) -> bool {
+    let is_accounts = matches!(error.kind(), Kind::Status(401 | 402) | Kind::Closed) || error.is_out_of_quota();
+    let is_unsent = error.kind() == Kind::Connection && error.attempts() == 0;
+    !is_accounts && !is_unsent
+}
+
 /// Where lines are taken and outcomes handed in.
 #[derive(Debug)]
 struct Desk {
@@ -318,9 +335,17 @@ struct Desk {
     finished: UnboundedSender<Finished>,
     bounds: Arc<Bounds>,
     counts: Arc<Counts>,
+    /// What was answered once nothing could be written any more.
+    late: Mutex<Vec<String>>,
+    /// The file that lines are of.
+    input: PathBuf,
 }
 
 impl Desk {
+    fn late(&self) -> MutexGuard<'_, Vec<String>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pending(&self) -> MutexGuard<'_, HashMap<usize, Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -333,8 +358,13 @@ impl Desk {
         self.bounds.unwritten.fetch_add(bytes, Relaxed);
         let space = Space { permits, bytes };
         // It is closed only once nothing can be written any more, and the run ends of that.
-        let refused = self.finished.send(Finished { index, item, outcome, space }).is_err();
-        if refused { Err(Error::new(Kind::Journal, "the results can no more be written")) } else { Ok(()) }
+        let Err(SendError(refused)) = self.finished.send(Finished { index, item, outcome, space }) else {
+            return Ok(());
+        };
+        if matches!(refused.outcome, Outcome::Answered(_)) {
+            self.late().push(refused.item.custom_id);
+        }
+        Err(Error::new(Kind::Journal, "the results can no more be written"))
     }
 }
 
@@ -374,6 +404,12 @@ impl Sink<Reply> for Desk {
         let outcome = match outcome {
             Ok((_, receipt)) => Outcome::Answered(Box::new(receipt)),
             Err(error) if error.kind() == Kind::Stopped => Outcome::GivenUp,
+            Err(error) if !is_of_the_item(&error) => {
+                // The next run asks it: what kept it from an answer may be mended by then.
+                let (file, line) = (self.input.clone(), pending.item.line);
+                self.counts.add(vec![Problem { file, line, reason: error.by_itself().to_string() }]);
+                Outcome::GivenUp
+            }
             Err(error) => Outcome::Failed(error.by_itself()),
         };
         self.hand_in(index, pending, outcome)

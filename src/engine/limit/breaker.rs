@@ -198,6 +198,11 @@ impl Breaker {
         self.has_answered.load(Ordering::Relaxed)
     }
 
+    /// A server is there: it has answered, if only to say that it cannot.
+    pub fn heard(&self) {
+        self.has_answered.store(true, Ordering::Relaxed);
+    }
+
     /// How long it has not been closed.
     pub fn down_for(&self) -> Duration {
         let since = *self.down_since.lock().unwrap_or_else(PoisonError::into_inner);

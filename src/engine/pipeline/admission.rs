@@ -313,7 +313,9 @@ impl Pipeline {
         }
         // In a box of its own, since it is rare.
         let pass = Box::pin(timeout(longest, async {
-            lane.metrics.wait(WaitCause::Gate, pin!(breaker.pass_as(item.ticket, call.priority))).await
+            lane.metrics
+                .wait(WaitCause::Gate, pin!(breaker.pass_as(item.behind.unwrap_or(item.ticket), call.priority)))
+                .await
         }));
         match obtain(hand, Give::All, None, None, pass).await {
             Some(Ok(pass)) => Ok(Some(pass)),

@@ -183,6 +183,10 @@ impl Pipeline {
             };
             let lane = admission.lane;
             drop(admission);
+            if health(&error) == Health::Failing {
+                // Whoever has not failed asks first whether the server is back: the fault may be this item's.
+                item.behind = Some(Ticket::draw());
+            }
             if self.bulk.is_some() && matches!(error.pressure(), Pressure::RateLimit | Pressure::Ramp) {
                 // The limit's wait, not the item's work.
                 item.clock.line_up();
@@ -381,6 +385,9 @@ impl Pipeline {
                 in_flight.ends(Duration::ZERO, None, AttemptOutcome::Failed(RetryCause::of(error)));
                 admission.observe(Signal::of_failure(error, rate_told), None);
                 if !error.is_stale_connection() {
+                    if error.status().is_some() {
+                        lane.breaker.heard();
+                    }
                     admission.report(health(error));
                 }
                 if let Some(wait) = self.retry.wait_to_keep(error)
@@ -510,6 +517,8 @@ struct Item {
     clock: Clock,
     /// Its age in every line it stands in.
     ticket: Ticket,
+    /// In place of that in the line of a breaker, once the server has failed it.
+    behind: Option<Ticket>,
     /// Seeded anew for every item; only the spread matters.
     rng: fastrand::Rng,
     /// HTTP requests made, a twin's included.
@@ -538,6 +547,7 @@ impl Item {
         Self {
             clock: Clock::start(ticket.arrived(), pipeline.timeouts.total, pipeline.timeouts.queue),
             ticket,
+            behind: None,
             rng: fastrand::Rng::new(),
             attempts: AtomicU32::new(0),
             made: Attempts::default(),
