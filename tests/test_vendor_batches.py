@@ -9,6 +9,8 @@ import signal
 import stat
 import subprocess
 import sys
+import time
+from collections import UserString
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
@@ -373,6 +375,17 @@ def test_a_url_is_not_doubled() -> None:
         assert read_request({"url": url, "body": {"model": "m"}}, Defaults()).url == "/v1/embeddings"
 
 
+@pytest.mark.parametrize(
+    "item",
+    [{"messages": [{"role": "user", "content": "x"}]}, b"in.jsonl", bytearray(b"x"), memoryview(b"x"), UserString("x")],
+    ids=lambda item: type(item).__name__,
+)
+def test_one_item_is_not_taken_for_several(jobs: Jobs, mock_server: MockServer, item: Any) -> None:
+    with pytest.raises(TypeError, match=f"not one {type(item).__name__}: wrap it in a list"):
+        jobs.submit(item, output="out")
+    assert (mock_server.requests, os.listdir()) == ([], [])
+
+
 # ---- what becomes of items ----
 
 
@@ -469,6 +482,35 @@ def test_a_batch_that_was_not_made_is_asked_for_again(jobs: Jobs, mock_server: M
     assert (made(mock_server, jobs.via), asked(mock_server, "POST", MAKES[jobs.via])) == (1, 3)
     assert asked(mock_server, "POST", "/v1/files") == (jobs.via != "anthropic")
     assert texts(jobs.results(job)) == ["echo: x"]
+
+
+@pytest.mark.parametrize("refusal", [429, 400])
+def test_a_refusal_does_not_forget_what_was_asked_before(jobs: Jobs, mock_server: MockServer, refusal: int) -> None:
+    # It is made and its answer lost; the list has it a while later.
+    refused = Answer(status=refusal, headers={"retry-after": "0"})
+    mock_server.when(f"POST {MAKES[jobs.via]}", Answer(fault="reset_before"), refused)
+    mock_server.when(f"GET {MAKES[jobs.via]}", Answer(body={"data": [], "has_more": False}))
+    if refusal == 400:
+        with pytest.raises(BadRequestError):
+            jobs.submit([chat("a", "x")], output="out")
+        assert json.loads(Path("out.batch.json").read_text())["parts"][0]["asked"]
+    job = jobs.submit([chat("a", "x")], output="out")
+
+    assert (made(mock_server, jobs.via), asked(mock_server, "POST", MAKES[jobs.via])) == (1, 2)
+    assert texts(jobs.results(job)) == ["echo: x"]
+
+
+@pytest.mark.parametrize("via", ["openai", "mistral"])
+def test_a_batch_with_a_token_is_found_by_a_clock_that_is_hours_ahead(
+    make: Make, via: str, mock_server: MockServer
+) -> None:
+    jobs = Jobs(make, via)
+    job = jobs.submit([chat("a", "x")], output="out")
+    jobs.submit([chat("a", "x")], output="later")
+    change_part("out", 0, batch_id=None, asked=time.time() + 5 * 3600)
+
+    assert jobs.submit([chat("a", "x")], output="out").batch_ids == job.batch_ids
+    assert made(mock_server, via) == 2
 
 
 def test_a_refused_job_goes_on_when_it_is_submitted_again(jobs: Jobs, mock_server: MockServer) -> None:
@@ -638,6 +680,7 @@ def test_an_output_that_holds_something_else_is_left_alone(jobs: Jobs, mock_serv
     with pytest.raises(ConfigurationError, match="of no batch job"):
         jobs.submit(["a"], output="out")
     assert (Path("out").read_text(), mock_server.requests) == ("mine", [])
+    assert os.listdir() == ["out"]
     os.symlink("out", "link.batch.items")
     with pytest.raises(OSError, match="symbolic links"):
         jobs.submit(["a"], output="link")
@@ -699,6 +742,78 @@ def test_a_result_of_no_item_is_reported_and_not_written(make: Make, mock_server
     assert len(fetched.problems) == 3
     assert "result 2 is of no item that is still open: 'a'" in fetched.problems[0]
     assert texts(jobs.results(job)) == ["batch_cancelled", "no_result"]
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_a_result_that_is_no_json_is_an_error_and_keeps_no_other_back(
+    make: Make, via: str, mock_server: MockServer
+) -> None:
+    jobs = Jobs(make, via)
+    job = jobs.submit([chat(name, "x") for name in "abcd"], output="out")
+    jobs.wait(job)
+    (batch_id,) = job.batch_ids
+    message = {"id": "m", "model": "m", "role": "assistant", "content": [{"type": "text", "text": "hi"}]}
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}
+    answer: dict[str, Any] = {"id": "x", "object": "chat.completion", "model": "m", "choices": [choice]}
+    answer = message | {"type": "message", "stop_reason": "end_turn"} if via == "anthropic" else answer
+
+    def result(name: str, status: int = 200, **more: Any) -> str:
+        if via == "anthropic":
+            what = {"type": "succeeded", "message": answer | more}
+            if status != 200:
+                what = {"type": "errored", "error": {"error": {"type": "api_error", "message": float("nan")}}}
+            return json.dumps({"custom_id": name, "result": what})
+        return json.dumps({"custom_id": name, "response": {"status_code": status, "body": answer | more}})
+
+    nan = float("nan")
+    body = "\n".join([result("a"), result("b", logprobs=nan), result("c", 500, why=-float("inf")), result("d")]) + "\n"
+    path = f"{MAKES[via]}/{batch_id}/results"
+    if via != "anthropic":
+        change_part("out", 0, is_over=True, status="completed", results=["files/f/content"])
+        path = "/v1/files/f/content"
+    mock_server.when(f"GET {path}", Answer(body=body))
+    result_of_all = jobs.fetch(job)
+
+    assert (result_of_all.ok, result_of_all.failed, result_of_all.pending, result_of_all.problems) == (2, 2, 0, [])
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in Path("out").read_text().splitlines()]
+    assert texts(lines) == ["hi", "invalid_response", "invalid_response", "hi"]
+    assert [line["custom_id"] for line in lines] == list("abcd")
+    assert batch_id in lines[1]["error"]["message"]
+
+
+@pytest.mark.parametrize("loss", ["gone", "empty", "torn", "short"])
+def test_without_its_items_nothing_is_fetched_and_they_are_made_again(
+    jobs: Jobs, mock_server: MockServer, loss: str
+) -> None:
+    # By its metadata an item is known to be whole again; the line that is none has its place there, too.
+    items = [chat("a", "x", row=1), chat("b", "y"), {"bad": "line"}, chat("c", "z")]
+    job = jobs.submit(items, output="out", max_items=2)
+    jobs.wait(job)
+    path = Path("out.batch.items")
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    left = {"empty": b"", "torn": whole[:-5], "short": b"".join(lines[1:])}
+    path.unlink()
+    if loss in left:
+        path.write_bytes(left[loss])
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"out\.batch\.items .*submit the same items") as caught:
+            jobs.fetch(job)
+        assert (loss == "gone") == ("is gone" in str(caught.value))
+        assert not Path("out").exists()
+        assert path.exists() == (loss != "gone")
+
+    # As the error says.
+    again = jobs.submit(items, output="out")
+    assert (again.batch_ids, made(mock_server, jobs.via), path.read_bytes()) == (job.batch_ids, 2, whole)
+    assert not list(Path().glob("*part*")) + list(Path().glob("*again*"))
+    fetched = jobs.results(again)
+    assert texts(fetched) == ["echo: x", "echo: y", "invalid_request_line", "echo: z"]
+    assert fetched[0]["metadata"] == {"row": 1}
+    path.unlink()
+    Path("out.batch.json").unlink()
+    with pytest.raises(ConfigurationError, match="are gone: put them back"):
+        jobs.fetch(again)
 
 
 # ---- waiting ----

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 _PAGES = 50
 _PAGE = 100
 
-# How far the vendor's clock may be from ours.
+# How far the vendor's clock may be from ours. Where a token decides, this only says when to stop looking.
 _SKEW_S = 900.0
+_SKEW_WITH_TOKEN_S = 2 * 86400.0
 
 _ATTEMPTS = 4
 _BACKOFF_S = 0.5
@@ -79,15 +80,18 @@ class Vendor:
             if part.batch_id is not None:
                 break
             await self.prepare(http, part, content)
+            # What was asked for before may have arrived, whatever is said of this attempt.
+            is_first = part.asked is None
             part.asked = part.asked or time.time()
             save()
             try:
                 part.batch_id = _text(await self.make(http, part, content), "id")
             except MillstreamError as error:
                 if not _may_have_arrived(error):
-                    # Nothing to look for.
-                    part.asked = None
-                    save()
+                    if is_first:
+                        # Nothing to look for.
+                        part.asked = None
+                        save()
                     if not _may_pass(error):
                         raise
                 if attempt == _ATTEMPTS:
@@ -111,7 +115,7 @@ class Vendor:
             metadata = batch.get("metadata")
             if isinstance(metadata, dict) and metadata.get(_TOKEN) == part.token:
                 return _text(batch, "id")
-            if _moment(batch.get("created_at")) < (part.asked or 0.0) - _SKEW_S:
+            if _moment(batch.get("created_at")) < (part.asked or 0.0) - _SKEW_WITH_TOKEN_S:
                 break
         return None
 

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from millstream._vendor_apis import VENDORS, Limits
 from millstream._vendor_calls import Awaiting, Blocking, Http, run
-from millstream._vendor_files import Preparation, append_bad_lines, append_results, read_output
+from millstream._vendor_files import (
+    Preparation,
+    append_bad_lines,
+    append_results,
+    check_items,
+    check_several,
+    has_items,
+    read_output,
+    restore_items,
+)
 from millstream._vendor_lines import Defaults
 from millstream._vendor_state import Place
 from millstream.exceptions import APIError, ConfigurationError
@@ -100,6 +109,7 @@ class VendorBatches:
                 argument is not valid; nothing was sent.
             APIError: The vendor refuses a batch, or cannot be asked.
             OSError: A file cannot be read or written.
+            TypeError: ``items`` is one item.
         """
         client = self._client_for(via)
         work = self._submit(Http(client, Awaiting(client)), client, items, output, strict, max_items, max_bytes)
@@ -154,6 +164,7 @@ class VendorBatches:
         max_items: int | None,
         max_bytes: int | None,
     ) -> BatchJob:
+        check_several(items)
         vendor = VENDORS[client.provider]
         place = Place(_default_output(items) if output is None else output)
         limits, stop = _limits(vendor, max_items, max_bytes), Event()
@@ -162,9 +173,13 @@ class VendorBatches:
             work = Preparation(keep, vendor, client.base_url, self._defaults, limits, strict, stop)
             return await http.calls.aside(stop, lambda: work.run(items))
 
-        with place.locked():
+        if place.load() is None:
+            # Before a file of ours is beside it.
+            _check_empty(place)
+        with place.locked(create=True):
             state = place.load()
             if state is None:
+                # Once more, now that nobody else can fill it.
                 _check_empty(place)
                 place.drop_parts()
                 try:
@@ -177,12 +192,16 @@ class VendorBatches:
                     raise
             else:
                 _check_server(place, state, client)
-                # Cut as before, so that what is to be sent can be made again where it is gone.
-                again = place.again() if any(place.lacks(part) for part in state.parts) else None
+                # Cut as before, so that what is to be sent, and the file of items, can be made again where it is gone.
+                kept = state
+                is_whole = await http.calls.aside(stop, lambda: has_items(place, kept))
+                again = None if is_whole and not any(place.lacks(part) for part in state.parts) else place.again()
                 try:
                     limits = limits._replace(items=state.max_items, bytes=state.max_bytes)
                     prepared = await prepare(again, limits)
                     _check_same(place, state, prepared)
+                    if again is not None and not is_whole:
+                        restore_items(place, again)
                     for part in state.parts:
                         if again is not None and place.lacks(part):
                             os.replace(again.part(part.number), place.part(part.number))
@@ -279,7 +298,8 @@ class BatchJob:
 
         Raises:
             APIError: The vendor cannot be asked; what was fetched is kept.
-            ConfigurationError: The output was changed meanwhile, or another process is at work on the job.
+            ConfigurationError: The output or the job's file of items was changed meanwhile, or another process is at
+                work on the job.
             OSError: A file cannot be written.
         """
         return await self._fetch(self._awaiting())
@@ -388,7 +408,10 @@ class BatchJob:
                 state.forget_output()
             await self._status(http)
             self._save()
-            if state.bad_lines and not state.has_bad_lines:
+            has_bad_lines = state.bad_lines > 0 and not state.has_bad_lines
+            if has_bad_lines or any(part.is_over and not part.is_fetched for part in state.parts):
+                await http.calls.aside(stop, lambda: check_items(place, state))
+            if has_bad_lines:
                 await http.calls.aside(stop, lambda: append_bad_lines(place, state, stop))
                 self._save()
             for part in state.parts:

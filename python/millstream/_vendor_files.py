@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
+from collections import Counter, UserString
+from collections.abc import Mapping
 from contextlib import ExitStack
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,11 +24,11 @@ from millstream._vendor_lines import (
     to_bytes,
     vendor_line,
 )
-from millstream._vendor_state import Part, Place, State, create
+from millstream._vendor_state import RESTORE, Part, Place, State, create
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from threading import Event
     from typing import BinaryIO
@@ -61,6 +64,56 @@ def _read_items(place: Place, part: int) -> Iterator[_Item]:
         for line in file:
             if line.startswith(start):
                 yield _Item(part, *json.loads(line[len(start) :]))
+
+
+def _count_items(place: Place) -> Counter[bytes]:
+    """Whole lines of the file of items, by part."""
+    with open(place.items, "rb") as file:
+        return Counter(line.split(b" ", 1)[0] for line in file if line.endswith(b"\n"))
+
+
+def _items_of(state: State) -> Counter[bytes]:
+    return Counter({b"0": state.bad_lines} | {b"%d" % part.number: part.items for part in state.parts})
+
+
+def has_items(place: Place, state: State) -> bool:
+    """Whether the file of items is the job's, and whole."""
+    return _count_items(place) == _items_of(state)
+
+
+def check_items(place: Place, state: State) -> None:
+    """Refuse a file of items that was changed: results of what it lacks would be thrown away.
+
+    Raises:
+        ConfigurationError: It has other items than the job.
+    """
+    there, wanted = _count_items(place), _items_of(state)
+    if there != wanted:
+        raise ConfigurationError(
+            f"{place.items} was changed since: it has {there.total():,} items and not the {wanted.total():,} of the "
+            f"job in {place.state}. Nothing was fetched; {RESTORE}"
+        )
+
+
+def restore_items(place: Place, again: Place) -> None:
+    """Write the file of items as it is in ``again``; in place, since the lock is on it."""
+    with open(again.items, "rb") as source, create(place.items) as file:
+        shutil.copyfileobj(source, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_several(items: object) -> None:
+    """Refuse one item in place of several: what it is iterated over are no items.
+
+    Raises:
+        TypeError: It is one.
+    """
+    if isinstance(items, (Mapping, bytes, bytearray, memoryview, UserString)):
+        raise TypeError(
+            f"items must be the path of a JSONL file or an iterable of items, not one {type(items).__name__}: wrap it "
+            "in a list, [item]"
+        )
 
 
 def _numbered(items: str | os.PathLike[str] | Iterable[object]) -> Iterator[tuple[int, object]]:
@@ -260,12 +313,8 @@ class _Output:
             raise
         self._state = state
 
-    def put(self, item: _Item, result: Result, own: Mapping[str, object]) -> None:
-        line = dict(result.line)
-        if item.metadata:
-            line["metadata"] = item.metadata
-        line["millstream"] = {"line": item.line, **own}
-        self._file.write(to_bytes(line) + b"\n")
+    def put(self, result: Result, line: bytes) -> None:
+        self._file.write(line)
         state = self._state
         state.ok += result.ok
         state.failed += not result.ok
@@ -282,6 +331,15 @@ class _Output:
         self._file.close()
 
 
+def _line(item: _Item, result: Result, own: Mapping[str, object]) -> bytes:
+    """A line of the output."""
+    line = dict(result.line)
+    if item.metadata:
+        line["metadata"] = item.metadata
+    line["millstream"] = {"line": item.line, **own}
+    return to_bytes(line) + b"\n"
+
+
 def append_bad_lines(place: Place, state: State, stop: Event) -> None:
     """Write the lines that were no requests to the output."""
     output = _Output(place, state)
@@ -289,7 +347,7 @@ def append_bad_lines(place: Place, state: State, stop: Event) -> None:
         for item in _read_items(place, 0):
             _go_on(stop)
             result = failed(f"line-{item.line}", item.custom_id, "invalid_request_line", item.problem or "")
-            output.put(item, result, {})
+            output.put(result, _line(item, result, {}))
     except BaseException:
         output.give_up()
         raise
@@ -323,8 +381,15 @@ def append_results(place: Place, state: State, part: Part, files: list[Path], st
                         f"{batch_id}: result {number} is of no item that is still open: {result.get('custom_id')!r}"
                     )
                     continue
-                read = read_result(state.via, batch_id, item.custom_id or "", part.url, result)
-                output.put(item, read, own)
+                try:
+                    read = read_result(state.via, batch_id, item.custom_id or "", part.url, result)
+                    line = _line(item, read, own)
+                except (ValueError, RecursionError) as error:
+                    # Python reads NaN, which JSON has not. One such result must not keep the others from us.
+                    reason = f"The result cannot be written as JSON ({error}). The vendor's file has it, in {batch_id}."
+                    read = failed(f"{batch_id}-{item.custom_id}", item.custom_id, "invalid_response", reason)
+                    line = _line(item, read, own)
+                output.put(read, line)
         if problems and len(pending) == part.items:
             raise ConfigurationError(
                 f"batch {batch_id} has results of other requests and none of this job's: it is another one. Set "
@@ -335,7 +400,8 @@ def append_results(place: Place, state: State, part: Part, files: list[Path], st
         for item in pending.values():
             _go_on(stop)
             code, message = reasons.get(places.get(item.vendor_id), usual)
-            output.put(item, failed(f"{batch_id}-{item.custom_id}", item.custom_id, code, message), own)
+            none = failed(f"{batch_id}-{item.custom_id}", item.custom_id, code, message)
+            output.put(none, _line(item, none, own))
     except BaseException:
         output.give_up()
         raise

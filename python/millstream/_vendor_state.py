@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+RESTORE = (
+    "put it back, or submit the same items with the same output again, which writes it anew and sends nothing twice"
+)
+
 
 @dataclass
 class Part:
@@ -170,15 +174,25 @@ class Place:
         os.replace(beside, self.state)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, create: bool = False) -> Iterator[None]:
         """Hold the job: who else is at work on it is refused. The lock ends with the process.
 
+        Args:
+            create: Make the file of items where there is none, for who is going to write it.
+
         Raises:
-            ConfigurationError: Someone else is at work on it.
+            ConfigurationError: Someone else is at work on it, or its file of items is gone.
         """
         import fcntl
 
-        descriptor = os.open(self.items, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        try:
+            descriptor = os.open(self.items, flags, 0o600)
+        except FileNotFoundError:
+            # Without a state what is submitted would be another job, and paid for again.
+            if not self.state.exists():
+                raise ConfigurationError(f"{self.state} and {self.items} are gone: put them back") from None
+            raise ConfigurationError(f"{self.items} is gone, by which results find their items: {RESTORE}") from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
