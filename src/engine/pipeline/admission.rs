@@ -311,11 +311,14 @@ impl Pipeline {
         if lanes.count() > 1 && has_hope(lanes) {
             longest = LOOK_ROUND;
         }
+        // A step of priority is worth half a minute: also those go first that come within it.
+        let (ticket, priority) = match item.behind {
+            Some(ticket) => (ticket, call.priority.saturating_sub(1)),
+            None => (item.ticket, call.priority),
+        };
         // In a box of its own, since it is rare.
         let pass = Box::pin(timeout(longest, async {
-            lane.metrics
-                .wait(WaitCause::Gate, pin!(breaker.pass_as(item.behind.unwrap_or(item.ticket), call.priority)))
-                .await
+            lane.metrics.wait(WaitCause::Gate, pin!(breaker.pass_as(ticket, priority))).await
         }));
         match obtain(hand, Give::All, None, None, pass).await {
             Some(Ok(pass)) => Ok(Some(pass)),
