@@ -915,3 +915,14 @@ def test_a_server_that_is_not_there_is_an_error(make: Make, mock_server: MockSer
     assert issubclass(APIConnectionError, MillstreamError)
     mock_server.start()
     assert texts(jobs.results(jobs.submit(["a"], output="out"))) == ["echo: a"]
+
+
+def test_a_line_names_neither_a_server_nor_a_key_and_neither_is_written_anywhere(
+    jobs: Jobs, mock_server: MockServer, tmp_path: Path
+) -> None:
+    secret = {"prompt": "b", "custom_id": "b", "base_url": "http://evil", "api_key": "sk-canary-123456789"}
+    job = jobs.submit(["a", secret])
+    assert texts(jobs.results(job)) == ["echo: a", "invalid_request_line"]
+    for path in tmp_path.rglob("*"):
+        assert b"sk-canary" not in path.read_bytes(), path
+    assert not any(b"sk-canary" in request.body for request in mock_server.requests)

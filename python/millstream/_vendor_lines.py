@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from millstream._fields import REQUEST_FIELDS, SERVERS_FIELDS
+from millstream._fields import FORBIDDEN_IN_LINES, REQUEST_FIELDS, SERVERS_FIELDS
 from millstream._millstream import chat_answer, chat_body
 
 Json = dict[str, Any]
@@ -115,6 +115,9 @@ def read_request(item: object, defaults: Defaults) -> Request:
     if not isinstance(item, Mapping):
         raise BadLineError(f"a request must be an object, a list of messages or a text, not {type(item).__name__}")
     rest = dict(item)
+    for name in rest:
+        if str(name).lower() in FORBIDDEN_IN_LINES:
+            raise BadLineError(f"a line may not set {name}")
     custom_id = rest.pop("custom_id", None)
     if not (custom_id is None or (isinstance(custom_id, str) and custom_id)):
         raise BadLineError("custom_id must be a text that is not empty")

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from millstream._fields import FORBIDDEN_IN_LINES
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
@@ -18,19 +20,6 @@ _PATHS = {"messages": _CHAT, "input": "/embeddings", "prompt": "/completions"}
 
 _PROMPTS = ("messages", "prompt", "input", "system", "instructions", "tools", "functions")
 _ANSWERS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_FORBIDDEN = {
-    "base_url",
-    "api_base",
-    "api_key",
-    "api-key",
-    "x-api-key",
-    "authorization",
-    "headers",
-    "extra_headers",
-    "default_headers",
-}
-"""What would change where a request goes, or as whom."""
-
 # A message is a few tokens more than its text.
 _MESSAGE_BYTES = 16
 _BYTES_PER_TOKEN = 4
@@ -99,7 +88,7 @@ def _request(line: bytes) -> Request | str:
         return f"not JSON: {getattr(error, 'msg', 'nested too deeply')}"
     if not isinstance(content, dict):
         return "not a JSON object"
-    if forbidden := [name for name in content if name.lower() in _FORBIDDEN]:
+    if forbidden := [name for name in content if name.lower() in FORBIDDEN_IN_LINES]:
         return f"a line may not set {forbidden[0]}"
     custom_id = content.get("custom_id")
     if custom_id is not None and not isinstance(custom_id, str):
