@@ -356,10 +356,3 @@ def test_items_that_always_fail_do_not_take_the_others_with_them(
     )
     assert answers[poisoned:] == [f"echo: {prompt}" for prompt in good]
     assert all(isinstance(answer, InternalServerError) for answer in answers[:poisoned])
-
-
-def test_a_batch_waits_for_a_server_that_failed_all_of_the_last_one(face: Face, mock_server: MockServer) -> None:
-    mock_server.when("poison", Answer(status=500, times=0))
-    face.batch_complete([f"poison {number}" for number in range(8)], return_exceptions=True, timeout=6)
-    good = [f"good {number}" for number in range(20)]
-    assert face.batch_complete(good) == [f"echo: {prompt}" for prompt in good]

@@ -307,10 +307,6 @@ impl Pipeline {
             // It has retries left, and a probe's time is no longer than a backoff.
             longest = CALL_PATIENCE;
         }
-        if self.holds_on() && breaker.has_answered() && !breaker.is_barred() {
-            // However long it has been down, it may be back by the next probe.
-            longest = longest.max(CALL_PATIENCE);
-        }
         let has_hope = |lanes: &Lanes| lanes.iter().any(|lane| !self.patience_left(&lane.breaker).is_zero());
         if lanes.count() > 1 && has_hope(lanes) {
             longest = LOOK_ROUND;
