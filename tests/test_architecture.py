@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"error", "secret", "service"},
     "metrics": {"error", "secret", "types"},
     "multipart": set(),
+    "disk": {"error"},
 }
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("provider", "limit", "retry", "transport")}
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("keys", "stream")}

@@ -132,7 +132,7 @@ class Http:
     async def post_once(self, path: str, json: Mapping[str, Any], name: str) -> Any:
         """Post what must not be done twice; ``name`` is its ``Idempotency-Key``."""
         options = self._options(json, name=name)
-        reply = await self.calls.native(options, self._client._native.post_once, path, options)
+        reply: Reply = await self.calls.native(options, self._client._native.post, path, options, "Reply", True)
         return reply.to_dict()
 
     async def upload(self, path: str, file: Path, form: Form) -> Any:

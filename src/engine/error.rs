@@ -395,6 +395,11 @@ impl Error {
     pub fn is_out_of_quota(&self) -> bool {
         self.0.quota
     }
+
+    /// Whether the account may not go on: the key is refused, or money or quota is used up. A 403 may be about one request.
+    pub fn is_of_account(&self) -> bool {
+        matches!(self.kind(), Kind::Status(401 | 402)) || self.is_out_of_quota()
+    }
 }
 
 impl fmt::Display for Error {

@@ -8,13 +8,14 @@
 //! pipeline
 //! keys  stream
 //! provider  limit  retry  transport
-//! error  types  config  secret  service  sse  tokens  metrics  multipart
+//! error  types  config  secret  service  sse  tokens  metrics  multipart  disk
 //! ```
 //!
 //! All waiting goes through tokio's clock, so a test can pause it.
 
 pub mod batch;
 pub mod config;
+pub mod disk;
 pub mod error;
 pub mod jobs;
 pub mod keys;

@@ -48,7 +48,7 @@ use crate::engine::secret::ApiKey;
 use crate::engine::service::{Auth, Service};
 use crate::engine::stream::{Feed, Wanted, Writer};
 use crate::engine::transport::{Transport, TransportConfig};
-use crate::engine::types::{self, Model, Outcome, Priority, Prompt};
+use crate::engine::types::{self, Model, Outcome, Priority, Prompt, Receipt};
 
 /// A pool of connections that clients may share.
 struct Pool {
@@ -428,6 +428,8 @@ impl NativeClient {
     }
 
     /// Asks `path`; a record of that kind. The options' fields are the body, with their model, if they have one, as its first.
+    /// With `once` it is sent once and never again, whatever becomes of it.
+    #[pyo3(signature = (pending, path, options, kind, once = false))]
     fn post(
         &self,
         py: Python<'_>,
@@ -435,24 +437,11 @@ impl NativeClient {
         path: &str,
         options: Options,
         kind: replies::Kind,
+        once: bool,
     ) -> PyResult<Py<PyAny>> {
         let (pipeline, call) = self.posted(py, path, options)?;
-        let work = Box::pin(async move { pipeline.run::<types::Object>(&call).await });
-        dispatch(py, pending, work, move |py, (_, receipt)| kind.record(py, Arc::new(receipt)))
-    }
-
-    /// The same, but sent once and never again, whatever becomes of it.
-    fn post_once(
-        &self,
-        py: Python<'_>,
-        pending: Option<&Bound<'_, Pending>>,
-        path: &str,
-        options: Options,
-    ) -> PyResult<Py<PyAny>> {
-        let (pipeline, call) = self.posted(py, path, options)?;
-        let call = Call { once: true, ..call };
-        let work = Box::pin(async move { pipeline.run::<types::Object>(&call).await });
-        dispatch(py, pending, work, |py, (_, receipt)| replies::Kind::Reply.record(py, Arc::new(receipt)))
+        let call = Call { once, ..call };
+        dispatch_object(py, pending, kind, async move { pipeline.run(&call).await })
     }
 
     /// Gets `path`; a `Reply`.
@@ -464,8 +453,7 @@ impl NativeClient {
         options: Options,
     ) -> PyResult<Py<PyAny>> {
         let (pipeline, call) = self.bodiless(py, path, options)?;
-        let work = Box::pin(async move { pipeline.run::<types::Object>(&call).await });
-        dispatch(py, pending, work, |py, (_, receipt)| replies::Kind::Reply.record(py, Arc::new(receipt)))
+        dispatch_object(py, pending, replies::Kind::Reply, async move { pipeline.run(&call).await })
     }
 
     /// Gets `path` and writes the answer's body to `file`, which exists.
@@ -497,14 +485,13 @@ impl NativeClient {
     ) -> PyResult<Py<PyAny>> {
         let (pipeline, call) = self.posted(py, path, options)?;
         let form = form.map(|(fields, name, filename, kind)| Form { fields, name, filename, kind });
-        let work = Box::pin(async move {
+        dispatch_object(py, pending, replies::Kind::Reply, async move {
             let (body, kind) = read_file(file, form).await?;
             let mut headers = call.headers.as_deref().cloned().unwrap_or_default();
             headers.insert(CONTENT_TYPE, kind);
             let call = Call { body, headers: Some(Arc::new(headers)), file: Some(FileBody::Sent), once, ..call };
-            pipeline.run::<types::Object>(&call).await
-        });
-        dispatch(py, pending, work, |py, (_, receipt)| replies::Kind::Reply.record(py, Arc::new(receipt)))
+            pipeline.run(&call).await
+        })
     }
 
     /// Asks `path` for a stream of events, which end in a record of that kind.
@@ -1074,4 +1061,17 @@ fn to_list<K>(
         })
         .collect();
     PyList::new(py, objects?)
+}
+
+/// A pending call that ends in a JSON object: a record of that kind.
+fn dispatch_object<W>(
+    py: Python<'_>,
+    pending: Option<&Bound<'_, Pending>>,
+    kind: replies::Kind,
+    work: W,
+) -> PyResult<Py<PyAny>>
+where
+    W: Future<Output = Result<(types::Object, Receipt), Error>> + Send + 'static,
+{
+    dispatch(py, pending, Box::pin(work), move |py, (_, receipt)| kind.record(py, Arc::new(receipt)))
 }

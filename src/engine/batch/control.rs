@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -146,7 +147,8 @@ pub struct Progress {
 pub struct Control {
     rules: StopRules,
     stopped: CancellationToken,
-    aborted: CancellationToken,
+    /// When what is on the wire is given up, too; nothing before the run is stopped.
+    grace_ends: watch::Sender<Option<Instant>>,
     reason: OnceLock<StopReason>,
     state: Mutex<State>,
 }
@@ -157,8 +159,6 @@ struct State {
     /// The last items, `true` for a failed one.
     last: VecDeque<bool>,
     failed_of_last: usize,
-    /// When what is on the wire is given up, too.
-    grace_ends: Option<Instant>,
 }
 
 impl Control {
@@ -171,14 +171,8 @@ impl Control {
     pub fn stop(&self, reason: StopReason, grace: Duration) {
         let _ = self.reason.set(reason);
         let ends = Instant::now() + grace;
-        {
-            let mut state = self.lock();
-            state.grace_ends = Some(state.grace_ends.map_or(ends, |known| known.min(ends)));
-        }
+        self.grace_ends.send_modify(|known| *known = Some(known.map_or(ends, |known| known.min(ends))));
         self.stopped.cancel();
-        if grace.is_zero() {
-            self.aborted.cancel();
-        }
     }
 
     /// Why the run ended before its items did, if it did.
@@ -204,15 +198,14 @@ impl Control {
             self.stop(StopReason::Deadline, Duration::ZERO);
         }
         self.stopped.cancelled().await;
+        let mut told = self.grace_ends.subscribe();
         loop {
-            let ends = self.lock().grace_ends;
+            let ends = *told.borrow_and_update();
             let Some(ends) = ends else { return };
-            if ends <= Instant::now() {
-                return;
-            }
-            // A second stop shortens the grace to nothing.
-            if self.aborted.run_until_cancelled(tokio::time::sleep_until(ends)).await.is_none() {
-                return;
+            tokio::select! {
+                () = tokio::time::sleep_until(ends) => return,
+                // A second stop shortens the grace.
+                _ = told.changed() => {}
             }
         }
     }
@@ -326,9 +319,9 @@ impl State {
     }
 }
 
-/// Whether the next item would fail of the same: every key is refused, or has nothing left. A 403 may be about one item.
+/// Whether the next item would fail of the same.
 fn is_fatal(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Status(401 | 402) | Kind::Closed) || error.is_out_of_quota()
+    error.is_of_account() || error.kind() == Kind::Closed
 }
 
 #[cfg(test)]
@@ -422,16 +415,18 @@ mod tests {
 
         let control = Control::default();
         control.stop(StopReason::Interrupted, Duration::from_secs(30));
+        let begun = Instant::now();
         let over = async {
             control.over().await;
             begun.elapsed()
         };
         let again = async {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            control.stop(StopReason::Interrupted, Duration::ZERO);
+            control.stop(StopReason::Interrupted, Duration::from_secs(60));
+            control.stop(StopReason::Interrupted, Duration::from_secs(10));
         };
         let (ended, ()) = tokio::join!(over, again);
-        assert_eq!(ended, Duration::from_secs(65));
+        assert_eq!(ended, Duration::from_secs(15));
     }
 
     #[test]

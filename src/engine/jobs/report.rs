@@ -59,7 +59,6 @@ pub struct Summary {
 pub struct Counts {
     pub(super) total: AtomicU64,
     pub(super) skipped: AtomicU64,
-    pub(super) failed_before: AtomicU64,
     pub(super) bad_lines: AtomicU64,
     pub(super) written: AtomicU64,
     is_open: AtomicBool,

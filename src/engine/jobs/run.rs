@@ -14,7 +14,7 @@ use async_channel::{Receiver, Sender};
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::calls::Defaults;
@@ -27,6 +27,7 @@ use super::report::{Counts, Open, Problem, Summary};
 use super::survey;
 use super::writer::{Finished, Outcome, Space, Writer, Written, with_lost};
 use crate::engine::batch::{self, Control, Price, Sink, Source, Work};
+use crate::engine::disk::off_the_engine;
 use crate::engine::error::{Error, Kind};
 use crate::engine::pipeline::Pipeline;
 use crate::engine::types::{self, Receipt};
@@ -75,6 +76,7 @@ pub struct Prepared {
     began: Instant,
     open: Open,
     input: PathBuf,
+    failed_before: u64,
 }
 
 /// Opens the files of `job` and looks at all that can be refused before anything is sent. Lines will be asked as `defaults` say.
@@ -82,7 +84,7 @@ pub struct Prepared {
 /// # Errors
 /// A configuration error for files and lines that cannot be used; a journal error for an output that another run has.
 pub async fn prepare(job: Job, defaults: Defaults, counts: Arc<Counts>) -> Result<Prepared, Error> {
-    blocking(move || look(job, Arc::new(defaults), counts)).await?
+    off_the_engine(move || look(job, Arc::new(defaults), counts)).await?
 }
 
 /// Carries the file through, with what models cost.
@@ -96,7 +98,7 @@ pub async fn carry(
     prices: Vec<(String, Price)>,
     control: Arc<Control>,
 ) -> Result<Summary, Error> {
-    let Prepared { mut reader, writer, counts, began, open, input, .. } = prepared;
+    let Prepared { mut reader, writer, counts, began, open, input, failed_before, .. } = prepared;
     reader.prices_are(prices.into_iter().collect());
     let (lines, feed) = async_channel::bounded(READ_AHEAD);
     let (finished, outcomes) = unbounded_channel();
@@ -147,7 +149,7 @@ pub async fn carry(
         ok: progress.succeeded,
         failed: progress.failed,
         skipped: counts.skipped(),
-        failed_before: counts.failed_before.load(Relaxed),
+        failed_before,
         bad_lines: counts.bad_lines(),
         prompt_tokens: progress.prompt_tokens,
         completion_tokens: progress.completion_tokens,
@@ -184,12 +186,13 @@ fn look(job: Job, defaults: Arc<Defaults>, counts: Arc<Counts>) -> Result<Prepar
     }
     let mut survey = survey::survey(&input, &output, &journal, &defaults, strict)?;
     counts.total.store(survey.total, Relaxed);
-    counts.failed_before.store(journal.failed, Relaxed);
+    let failed_before = journal.failed;
     counts.add(std::mem::take(&mut journal.problems));
     counts.add(std::mem::take(&mut survey.problems));
     let models = std::mem::take(&mut survey.models).into_iter().chain(defaults.model.clone()).collect();
     let reader = Reader::new(input.clone(), &mut survey, journal, defaults, Arc::clone(&counts))?;
-    Ok(Prepared { models, reader, writer: Writer::new(main, errors, layout, ordered), counts, began, open, input })
+    let writer = Writer::new(main, errors, layout, ordered);
+    Ok(Prepared { models, reader, writer, counts, began, open, input, failed_before })
 }
 
 /// What is read and not yet written.
@@ -237,7 +240,7 @@ fn permits_of(bytes: usize) -> u32 {
 async fn read(mut reader: Reader, lines: Sender<Next>, bounds: Arc<Bounds>) -> Result<(), Error> {
     loop {
         let chunk;
-        (reader, chunk) = blocking(move || {
+        (reader, chunk) = off_the_engine(move || {
             let chunk = reader.chunk();
             (reader, chunk)
         })
@@ -277,7 +280,7 @@ async fn write(
             outcomes.recv_many(&mut group, GROUP).await == 0
         };
         let written;
-        (writer, written) = blocking(move || {
+        (writer, written) = off_the_engine(move || {
             let written = match (is_over, group.is_empty()) {
                 (true, _) => writer.finish(),
                 (false, true) => writer.sync().map(|()| Written::default()),
@@ -307,12 +310,6 @@ async fn write(
     }
 }
 
-/// `work` on a thread that may wait for the disk.
-async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R, Error> {
-    let joined: JoinHandle<R> = spawn_blocking(work);
-    joined.await.map_err(|fault| Error::internal("a file's work ended before its time").with_source(fault))
-}
-
 /// An item that is asked.
 #[derive(Debug)]
 struct Pending {
@@ -322,9 +319,8 @@ struct Pending {
 
 /// Whether a failure says something of the item: neither of the key, nor of a server that it was not even sent to.
 fn is_of_the_item(error: &Error) -> bool {
-    let is_accounts = matches!(error.kind(), Kind::Status(401 | 402) | Kind::Closed) || error.is_out_of_quota();
     let is_unsent = error.kind() == Kind::Connection && error.attempts() == 0;
-    !is_accounts && !is_unsent
+    !error.is_of_account() && error.kind() != Kind::Closed && !is_unsent
 }
 
 /// Where lines are taken and outcomes handed in.

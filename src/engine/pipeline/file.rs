@@ -1,8 +1,7 @@
 //! Files as bodies: one that is sent, and one that an answer is written to.
 //!
 //! What is sent is read before the first attempt, whole, since every attempt sends the same bytes. What comes is written piece
-//! by piece, so an answer of any size takes a megabyte of memory; an attempt that breaks off begins the file anew. The disk is
-//! waited for on threads of its own, never on the engine's.
+//! by piece, so an answer of any size takes a megabyte of memory; an attempt that breaks off begins the file anew.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -12,9 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
+use crate::engine::disk::off_the_engine;
 use crate::engine::error::{Error, Kind, Verdict};
 use crate::engine::multipart::Multipart;
 use crate::engine::transport::{Opened, Response, Silence};
@@ -97,8 +96,4 @@ pub(super) async fn save(
 fn unwritable(host: &str, error: &io::Error) -> Error {
     Error::new(Kind::Configuration, format!("file cannot be written with the answer of {host}: {error}"))
         .verdict_is(Verdict::Final)
-}
-
-async fn off_the_engine<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    spawn_blocking(work).await.map_err(|error| Error::internal("a file's thread has ended").with_source(error))
 }

@@ -613,8 +613,7 @@ fn is_refused_for_rate(error: &Error) -> bool {
 /// What a failure says of the key and its server.
 fn health(error: &Error) -> Health {
     match error.kind() {
-        _ if error.is_out_of_quota() => Health::Barred,
-        Kind::Status(401 | 402) => Health::Barred,
+        _ if error.is_of_account() => Health::Barred,
         _ if error.pressure() == Pressure::Overload => Health::Failing,
         Kind::Status(500..)
         | Kind::Connection
