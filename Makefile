@@ -10,6 +10,8 @@ SHELL := /bin/bash
 VENV := .venv
 REAL := .venv-real
 BENCH := .venv-bench
+# Processes of the fast tests, which wait more than they compute. The slow ones and the real server want the machine alone.
+WORKERS := 3
 PYTHON := $(CURDIR)/$(VENV)/bin/python
 REAL_PYTHON := $(CURDIR)/$(REAL)/bin/python
 
@@ -165,12 +167,14 @@ types: $(VENV)/.dev $(VENV)/.installed
 # Against the installed wheel: the sources are under python/, which is not on the path.
 .PHONY: pytest
 pytest: $(VENV)/.dev $(VENV)/.installed $(REAL)/.examiner
-	$(call step,"pytest: all tests and the real server")
-	MILLSTREAM_REQUIRE_REAL=1 MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) -m pytest -q $(PYTEST_ARGS)
+	$(call step,"pytest: fast tests")
+	$(PYTHON) -m pytest -q -n $(WORKERS) -m 'not slow and not real' $(PYTEST_ARGS)
+	$(call step,"pytest: slow tests and the real server")
+	MILLSTREAM_REQUIRE_REAL=1 MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) -m pytest -q -m 'slow or real' $(PYTEST_ARGS)
 
 fast-test: $(VENV)/.dev $(VENV)/.installed
 	$(call step,"pytest: fast tests")
-	$(PYTHON) -m pytest -q -m 'not slow and not real' $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -q -n $(WORKERS) -m 'not slow and not real' $(PYTEST_ARGS)
 
 pythons: dist/.built
 	$(call step,"the wheel under every other CPython")

@@ -414,6 +414,7 @@ async def test_identical_requests_are_sent_once_where_their_answers_are_the_same
         assert results.summary().prompt_tokens == sum(paid)
 
 
+@pytest.mark.mock_server(latency=0.2)
 async def test_a_shared_refusal_has_the_items_own_index(client: Client, mock_server: MockServer) -> None:
     mock_server.script(Answer(status=400, times=0))
     results = await BatchProcessor(client, dedupe=True).process_all(["same"] * 5)

@@ -17,6 +17,8 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+# Tests wait more than they compute.
+WORKERS = "3"
 ROOT = Path(__file__).resolve().parent.parent
 PROBE = """
 import ensurepip, sys, sysconfig
@@ -70,7 +72,7 @@ def test_under(python: str, wheel: Path, requirements: list[str]) -> None:
         run(python, "-m", "venv", "venv", cwd=place)
         inside = place / "venv" / "bin" / "python"
         run(inside, "-m", "pip", "install", "--quiet", wheel, *requirements, cwd=place)
-        run(inside, "-m", "pytest", "-q", "-m", "not slow and not real and not tree", cwd=place)
+        run(inside, "-m", "pytest", "-q", "-n", WORKERS, "-m", "not slow and not real and not tree", cwd=place)
 
 
 def main() -> None:
