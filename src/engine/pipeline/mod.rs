@@ -421,8 +421,8 @@ impl Pipeline {
             && !stream::is_whole(&opened)
         {
             // In a box of its own, since it is larger than what most calls need.
-            let read = stream::read(opened, provider, writer, endpoint.host(), self.timeouts.idle);
-            let read = Box::pin(read).await;
+            let (writer, host) = (Arc::clone(writer), endpoint.host().to_owned());
+            let read = Box::pin(stream::read(opened, provider, writer, host, self.timeouts.idle)).await;
             return read.map_err(|error| failure::clean(&request.header_maps(), error));
         }
         let mut response = opened.whole(&self.timeouts).await?;

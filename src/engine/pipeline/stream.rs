@@ -1,9 +1,11 @@
 //! One attempt of a stream: its events are handed on as they come, and what they add up to is its answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::engine::error::{Error, Kind};
@@ -16,13 +18,31 @@ use crate::engine::transport::{Opened, Pieces, Response, Silence};
 const AT_ONCE: usize = 16 * 1024;
 
 /// Reads the stream that was `opened` into `writer`. What it returns has the whole answer for a body, as if it had not been
-/// streamed.
+/// streamed. Dropped before its end, it closes the connection.
 ///
 /// `idle` is the longest time between two events: comments, by which some servers keep a connection alive, do not count.
 ///
 /// # Errors
 /// What an error event says; `StreamInterrupted` if the stream ended before it was told to be complete.
 pub(super) async fn read(
+    opened: Opened,
+    provider: Provider,
+    writer: Arc<Writer>,
+    host: String,
+    idle: Option<Duration>,
+) -> Result<Response, Error> {
+    // A task of its own, since it is woken for each chunk: all that waits for the stream's end around it would be polled, too. In
+    // a set, since it is aborted with this future.
+    let mut task = JoinSet::new();
+    task.spawn(async move { read_through(opened, provider, &writer, &host, idle).await });
+    match task.join_next().await {
+        Some(Ok(read)) => read,
+        Some(Err(fault)) => Err(Error::internal("a stream's task ended before the stream").with_source(fault)),
+        None => Err(Error::internal("a stream without a task")),
+    }
+}
+
+async fn read_through(
     opened: Opened,
     provider: Provider,
     writer: &Writer,
