@@ -283,7 +283,9 @@ fn each_fault_of_a_stream_looks_on_the_wire_as_it_is_named() {
         server.clear();
         server.script([Answer::stream(Streaming::fault(fault, 2))]);
         let mut connection = Connection::open(&server);
-        connection.socket.set_read_timeout(Some(Duration::from_millis(60))).unwrap();
+        // How long nothing comes before it counts as left open.
+        let silence = if end == End::Open { Duration::from_millis(400) } else { Duration::from_secs(10) };
+        connection.socket.set_read_timeout(Some(silence)).unwrap();
         connection.send("/v1/chat/completions", &chat("one two"));
         let streamed = connection.receive();
         assert_eq!(streamed.end, end, "{fault:?}");
