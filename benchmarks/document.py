@@ -7,6 +7,7 @@ somebody wrote by hand, which come last.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ def merged(old: str, new: str, scenarios: Sequence[str], claims: Sequence[Claim]
 def sections(text: str) -> tuple[str, dict[str, str]]:
     """Return what stands before the first section, and each by its scenario's name, or else by its heading."""
     headings = list(HEADING.finditer(text))
-    ends = [heading.start() for heading in headings[1:]] + [len(text)]
+    starts = [*(heading.start() for heading in headings), len(text)]
     found = {}
-    for heading, end in zip(headings, ends, strict=True):
+    for heading, (start, end) in zip(headings, pairwise(starts), strict=True):
         scenario = SCENARIO.search(heading[1])
-        found[scenario[1] if scenario else heading[1]] = text[heading.start() : end]
-    return text[: headings[0].start()] if headings else text, found
+        found[scenario[1] if scenario else heading[1]] = text[start:end]
+    return text[: starts[0]], found
 
 
 def joined(old: str, new: str, measured: set[str], claims: Sequence[Claim]) -> str:
