@@ -4,7 +4,7 @@ The server is pinned to one core and each contender, in a process of its own, to
 contender once (A B C, A B C, ...), so that whatever else the machine does meets all of them alike; ratios
 are taken within a round and their median is reported. A debug build of millstream is refused.
 
-    python benchmarks/run.py                                # everything, about a quarter of an hour
+    python benchmarks/run.py                                # everything, about half an hour
     python benchmarks/run.py --quick                        # does it all run? a few minutes
     python benchmarks/run.py --scenario chat_64 --only millstream_batch,floor_reqwest --repeats 9
     python benchmarks/run.py --markdown docs/benchmarks.md  # what `make bench` does

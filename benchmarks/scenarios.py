@@ -183,9 +183,10 @@ TOOLS_NOTE = """\
 From a file of prompts to a file of outcomes, the tool's start and end included: what `millstream run` does, the pattern
 of the script in OpenAI's cookbook (`api_request_parallel_processor.py`, which starts one request a millisecond and has
 no limit of what is in flight), litellm's `batch_completion`, LangChain's `ChatOpenAI.abatch`, async-batch-llm's
-`process_prompts` and Bespoke Labs' curator. Each keeps its own defaults for retries. Requests/s count the prompts that
-were answered; `failed` are those that the tool reports, `lost` those of which it says nothing. The first two read and
-write line by line, the others take and give lists. Peak RSS holds what they import, too.
+`process_prompts` and Bespoke Labs' curator. Each keeps its own defaults for retries, but for async-batch-llm's pause of
+300 s after a 429, which is set to one second. Requests/s count the prompts that were answered; `failed` are those that
+the tool reports, `lost` those of which it says nothing. The first two read and write line by line, the others take and
+give lists. Peak RSS holds what they import, too.
 """
 
 
