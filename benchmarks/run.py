@@ -50,7 +50,7 @@ def main() -> int:
     results, failures = run_scenarios(scenarios, given)
     pinned = f"server to core {given.server_core}, client to core {given.client_core}"
     circumstances = (
-        f"{datetime.date.today().isoformat()}, {given.repeats} rounds, load {load:.2f} before"
+        f"{datetime.date.today().isoformat()}, {given.repeats} round{'s' * (given.repeats > 1)}, load {load:.2f} before"
         f"{', a quick run: its numbers mean little' if given.quick else ''}"
     )
     text = report.render(measure.describe_machine() | {"pinned": pinned}, circumstances, scenarios, results)

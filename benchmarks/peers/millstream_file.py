@@ -94,7 +94,6 @@ def main() -> None:
         "io_share": system / cpu,
         "baseline_rss_mb": baseline_mb,
         "peak_rss_mb": rss_mb("VmHWM"),
-        "answers_mb": 0.0,
         "p50_us": None,
         "p95_us": None,
         "p99_us": None,
