@@ -73,11 +73,13 @@ def render(
 
 
 def versions_in(rounds: Rounds) -> str:
-    """Return the versions that the peers themselves reported."""
-    found: dict[str, str] = {}
-    for result in _present(one for series in rounds.values() for one in series):
-        found |= result.get("versions", {})
-    return ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+    """Return the versions that the peers themselves reported: those in other environments may have others."""
+    results = _present(one for series in rounds.values() for one in series)
+    found = {name: set[str]() for result in results for name in result.get("versions", {})}
+    for result in results:
+        for name, version in result.get("versions", {}).items():
+            found[name].add(version)
+    return ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(found.items()))
 
 
 def _facts(facts: Mapping[str, str]) -> str:
