@@ -10,6 +10,8 @@ SHELL := /bin/bash
 VENV := .venv
 REAL := .venv-real
 BENCH := .venv-bench
+TOOLS := .venv-bench-tools
+CURATOR := .venv-bench-curator
 # Processes of the fast tests, which wait more than they compute. The slow ones and the real server want the machine alone.
 WORKERS := 3
 PYTHON := $(CURDIR)/$(VENV)/bin/python
@@ -26,7 +28,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(wildcard LICENSE*) \
 
 step = @printf '\n== %s %s\n' "$$(date +%T)" $(1)
 
-.PHONY: help demo test check bench wheel clean cli-docs \
+.PHONY: help demo test check bench bench-tools bench-curator wheel clean cli-docs \
 	format-check lint engine-test python-test rust-test doc ruff types fast-test pythons tidy
 
 help: ## list the targets
@@ -75,6 +77,18 @@ $(BENCH)/.packages: $(BENCH)/.made pyproject.toml
 	$(BENCH)/bin/python -m pip install --quiet --group bench
 	@touch $@
 
+$(TOOLS)/.made $(CURATOR)/.made: tools/find_python.sh
+	$(call venv,$(@D))
+	@touch $@
+
+$(TOOLS)/.packages: $(TOOLS)/.made pyproject.toml
+	$(TOOLS)/bin/python -m pip install --quiet --group bench-tools
+	@touch $@
+
+$(CURATOR)/.packages: $(CURATOR)/.made pyproject.toml
+	$(CURATOR)/bin/python -m pip install --quiet --group bench-curator
+	@touch $@
+
 # --- the wheel ----------------------------------------------------------------------------------------------------
 
 # A library left in the source tree by an editable build would go into the wheel and win over the new one.
@@ -107,6 +121,10 @@ bench: $(BENCH)/.installed ## compare with other clients (BENCH_ARGS=...)
 	$(call step,"benchmarks")
 	$(BENCH)/bin/python benchmarks/run.py $(or $(BENCH_ARGS),--markdown docs/benchmarks.md)
 
+bench-tools: $(TOOLS)/.packages ## other bulk tools, for `make bench` to compare with if they are there
+
+bench-curator: $(CURATOR)/.packages ## another of them, most of a gigabyte
+
 # The whole of CI: cheap checks first.
 test: format-check ruff lint engine-test python-test doc types pytest pythons ## everything that CI checks
 	@printf '\n== %s all checks passed\n' "$$(date +%T)"
@@ -114,7 +132,7 @@ test: format-check ruff lint engine-test python-test doc types pytest pythons ##
 check: format-check ruff lint engine-test doc types fast-test ## before a push: most of it, without the slow tests, the real server and the other Pythons
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) $(REAL) $(BENCH) dist target .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(REAL) $(BENCH) $(TOOLS) $(CURATOR) dist target .pytest_cache .mypy_cache .ruff_cache
 	rm -f python/millstream/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

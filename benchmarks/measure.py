@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "target/release/examples"
+FAULTY_SERVER = HERE / "faulty_server.py"
 # Contenders that are written in Rust.
 NATIVE = ("floor", "limiter")
 BUILD = ("cargo", "build", "--release", "--no-default-features", *(f"--example={name}" for name in NATIVE))
@@ -53,7 +54,7 @@ def serve(command: Sequence[str], scenario: Scenario, core: int) -> Iterator[Ser
     argv = ["taskset", "-c", str(core), *command, "--latency", str(scenario.latency_s), *SERVER_FLAGS]
     if scenario.chunks:
         argv += ["--chunks", str(scenario.chunks), "--gap", scenario.gaps_s]
-    argv += scenario.server_flags
+    argv += [*scenario.server_flags, *scenario.faulty]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -75,6 +76,13 @@ def serve(command: Sequence[str], scenario: Scenario, core: int) -> Iterator[Ser
         process.stdout.close()
 
 
+def interpreter(contender: Contender) -> Path:
+    """Return the Python that a contender runs under; where it is not there, the contender cannot run."""
+    if not contender.environment:
+        return Path(sys.executable)
+    return HERE.parent / f".venv-bench-{contender.environment}/bin/python"
+
+
 def run_contender(
     contender: Contender,
     scenario: Scenario,
@@ -90,7 +98,7 @@ def run_contender(
     """
     program, *fixed = contender.program
     argv = ["taskset", "-c", str(core)]
-    argv += [str(EXAMPLES / program)] if program in NATIVE else [sys.executable, str(HERE / program)]
+    argv += [str(EXAMPLES / program)] if program in NATIVE else [str(interpreter(contender)), str(HERE / program)]
     argv += [*fixed, "--requests", str(requests)]
     warmup = scenario.warmup or scenario.concurrency * (1 if scenario.rate(contender) < 1000 else 2)
     if server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from document import table
 from scenarios import TARGETS, Contender, Result, Rounds, Scenario, Target, ratio
 
 Results = Mapping[str, Rounds]
@@ -12,7 +13,8 @@ Results = Mapping[str, Rounds]
 INTRODUCTION = """\
 # Benchmarks
 
-Written by `benchmarks/run.py`; do not edit by hand.
+Written by `benchmarks/run.py`, which replaces what it measures: a part may be older than its neighbour, and says so.
+Only sections without a scenario's name are written by hand.
 
 **Before you read the numbers:**
 
@@ -26,44 +28,58 @@ Written by `benchmarks/run.py`; do not edit by hand.
 - `floor_reqwest` and `floor_hyper` are not clients one could use: they post the same bytes again and again
   and throw the answers away. They are the least that the same HTTP stack costs.
 - Every other contender builds a request from a prompt and gives back the text of the answer. Retries are
-  off everywhere and pools are as large as the concurrency. pyreqwest runs under uvloop, the others under
-  asyncio's own loop, as most programs do.
-- Slow contenders get fewer requests and may sit out the later rounds.
+  off, but for the bulk tools, and pools are as large as the concurrency. pyreqwest runs under uvloop, the
+  others under asyncio's own loop, as most programs do.
+- Slow contenders get fewer requests, so they hold less in memory, and may sit out the later rounds.
 - Peak RSS is given over a baseline taken when the client is open and the prompts are made.
 
 **To repeat it:** `make bench` on an idle machine with at least two cores, or a part of it with
 
 ```
-.venv-bench/bin/python benchmarks/run.py --scenario chat_64 --repeats 5
+make bench BENCH_ARGS="--scenario chat_64 --repeats 5"                              # printed
+make bench BENCH_ARGS="--scenario chat_64 --repeats 5 --markdown docs/benchmarks.md"  # put in its place here
 ```
+
+The other bulk tools do not go together with the rest: `make bench-tools bench-curator` gives them environments of their
+own, the second of which takes most of a gigabyte. Without those they are left out.
 """
 
 
 def render(
     machine: Mapping[str, str],
-    facts: Mapping[str, str],
+    circumstances: str,
     scenarios: Sequence[Scenario],
     results: Results,
 ) -> str:
-    """Return the whole report but the introduction."""
-    parts = ["## Machine and versions\n", _facts({**machine, **facts}), "\n"]
+    """Return the whole report but the introduction.
+
+    Args:
+        machine: What stays the same for all that is measured there.
+        circumstances: When and how this was measured.
+        scenarios: Those that were run.
+        results: What they gave.
+    """
+    parts = ["## Machine\n", _facts(machine), "\n"]
     targets = [target for target in TARGETS if target.scenario in results]
     if targets:
         parts += ["## Targets\n", _target_table(targets, results), "\n"]
     for scenario in scenarios:
         parts += [f"## {scenario.title} (`{scenario.name}`)\n"]
         parts += [f"{scenario.note.strip()}\n"] if scenario.note else []
+        versions = versions_in(results[scenario.name])
+        parts += [f"*{circumstances}{'; ' if versions else ''}{versions}*\n"]
         parts += [_scenario_table(scenario, results[scenario.name]), "\n"]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts if part.strip()).rstrip() + "\n"
 
 
-def versions_in(results: Results) -> str:
-    """Return the versions that the peers themselves reported."""
-    found: dict[str, str] = {}
-    for rounds in results.values():
-        for result in _present(one for series in rounds.values() for one in series):
-            found |= result.get("versions", {})
-    return ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+def versions_in(rounds: Rounds) -> str:
+    """Return the versions that the peers themselves reported: those in other environments may have others."""
+    results = _present(one for series in rounds.values() for one in series)
+    found = {name: set[str]() for result in results for name in result.get("versions", {})}
+    for result in results:
+        for name, version in result.get("versions", {}).items():
+            found[name].add(version)
+    return ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(found.items()))
 
 
 def _facts(facts: Mapping[str, str]) -> str:
@@ -87,14 +103,14 @@ def _target_table(targets: Iterable[Target], results: Results) -> str:
                 verdict,
             ]
         )
-    return _table(["scenario", "what", "target", "measured (range)", "rounds", "verdict"], rows)
+    return table(["scenario", "what", "target", "measured (range)", "rounds", "verdict"], rows)
 
 
 def _scenario_table(scenario: Scenario, rounds: Rounds) -> str:
     columns = [column for column in COLUMNS if _column_is_used(column, rounds)]
     header = ["contender", "n × rounds", *columns, *(f"{subject} ÷ it" for subject in scenario.subjects)]
     rows = [_row(contender, scenario, columns, rounds) for contender in scenario.contenders]
-    return _table(header, [row for row in rows if row])
+    return table(header, [row for row in rows if row])
 
 
 def _row(contender: Contender, scenario: Scenario, columns: Sequence[str], rounds: Rounds) -> list[str]:
@@ -122,6 +138,13 @@ COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Result], float], int, bool]]
     "p50 µs": (("p50_us",), lambda result: result["p50_us"], 0, False),
     "p95 µs": (("p95_us",), lambda result: result["p95_us"], 0, False),
     "p99 µs": (("p99_us",), lambda result: result["p99_us"], 0, False),
+    "answered": (("answered",), lambda result: result["answered"], 0, True),
+    "failed": (("answered",), lambda result: result["failed"], 0, True),
+    "lost": (("answered",), lambda result: result["lost"], 0, True),
+    "twice": (("twice",), lambda result: result["twice"], 0, True),
+    "seconds": (("answered",), lambda result: result["seconds"], 1, True),
+    "files %": (("files_share",), lambda result: result["files_share"] * 100, 1, True),
+    "I/O %": (("io_share",), lambda result: result["io_share"] * 100, 1, True),
     "peak RSS MB": (("peak_rss_mb",), lambda result: result["peak_rss_mb"], 0, False),
     "over baseline MB": (
         ("peak_rss_mb", "baseline_rss_mb"),
@@ -157,12 +180,4 @@ def _spread(values: Sequence[float], digits: int) -> str:
     if not values:
         return "–"
     median, low, high = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
-    return f"{median} ({low}–{high})" if len(values) > 1 else median
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    return f"{median} ({low}–{high})" if low != high else median

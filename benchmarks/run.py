@@ -4,7 +4,7 @@ The server is pinned to one core and each contender, in a process of its own, to
 contender once (A B C, A B C, ...), so that whatever else the machine does meets all of them alike; ratios
 are taken within a round and their median is reported. A debug build of millstream is refused.
 
-    python benchmarks/run.py                                # everything, about a quarter of an hour
+    python benchmarks/run.py                                # everything, about half an hour
     python benchmarks/run.py --quick                        # does it all run? a few minutes
     python benchmarks/run.py --scenario chat_64 --only millstream_batch,floor_reqwest --repeats 9
     python benchmarks/run.py --markdown docs/benchmarks.md  # what `make bench` does
@@ -20,13 +20,15 @@ import os
 import shlex
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+import document
 import measure
 import report
 from peers._common import chat_body, make_prompts
-from scenarios import SCENARIOS, Contender, Result, Scenario
+from scenarios import SCENARIOS, TARGETS, Contender, Result, Scenario
 
 # Runs that take longer than this are done in the first rounds only.
 LONG_RUN_S = 6.0
@@ -46,25 +48,27 @@ def main() -> int:
 
     load = os.getloadavg()[0]
     results, failures = run_scenarios(scenarios, given)
-    text = report.render(
-        measure.describe_machine(),
-        {
-            "versions": report.versions_in(results),
-            "pinned": f"server to core {given.server_core}, client to core {given.client_core}",
-            "rounds": str(given.repeats) + (" (**a quick run: its numbers mean little**)" if given.quick else ""),
-            "load before": f"{load:.2f}",
-            "date": datetime.date.today().isoformat(),
-        },
-        scenarios,
-        results,
+    pinned = f"server to core {given.server_core}, client to core {given.client_core}"
+    circumstances = (
+        f"{datetime.date.today().isoformat()}, {given.repeats} round{'s' * (given.repeats > 1)}, load {load:.2f} before"
+        f"{', a quick run: its numbers mean little' if given.quick else ''}"
     )
+    text = report.render(measure.describe_machine() | {"pinned": pinned}, circumstances, scenarios, results)
     print(text)
     if given.markdown:
-        given.markdown.write_text(f"{report.INTRODUCTION}\n{text}")
-        log(f"wrote {given.markdown}")
+        write_document(given.markdown, text)
     for failure in failures:
         log(f"failed: {failure}")
     return 1 if failures else 0
+
+
+def write_document(path: Path, text: str) -> None:
+    """Put what was measured in its place in the document."""
+    old = path.read_text() if path.exists() else ""
+    every = [scenario.name for scenario in SCENARIOS]
+    claims = [(target.scenario, target.claim) for target in TARGETS]
+    path.write_text(document.merged(old, f"{report.INTRODUCTION}\n{text}", every, claims))
+    log(f"wrote {path}")
 
 
 def run_scenarios(
@@ -87,19 +91,19 @@ def run_scenario(
     scenario: Scenario, given: argparse.Namespace, payload: Path, failures: list[str]
 ) -> dict[str, list[Result | None]]:
     rounds: dict[str, list[Result | None]] = {contender.name: [] for contender in scenario.contenders}
-    with contextlib.ExitStack() as stack:
-        server = None
-        if scenario.latency_s is not None:
-            server = stack.enter_context(measure.serve(given.server, scenario, given.server_core))
+    server_of_all = contextlib.nullcontext(None) if scenario.faulty else server_of(scenario, given)
+    with server_of_all as server:
         for number in range(given.repeats):
             for contender in scenario.contenders:
                 requests = request_count(contender, scenario, given)
+                is_long = requests / scenario.rate(contender) > LONG_RUN_S and scenario.latency_s is not None
                 result = None
-                if number < ROUNDS_OF_LONG_RUNS or requests / scenario.rate(contender) <= LONG_RUN_S or not server:
+                if number < ROUNDS_OF_LONG_RUNS or not is_long:
                     try:
-                        result = measure.run_contender(
-                            contender, scenario, requests, server, given.client_core, payload
-                        )
+                        with server_of(scenario, given) if scenario.faulty else contextlib.nullcontext(server) as its:
+                            result = measure.run_contender(
+                                contender, scenario, requests, its, given.client_core, payload
+                            )
                         log(f"  {number + 1}/{given.repeats} {contender.name}: {summary(result)}")
                     except measure.RunError as error:
                         failures.append(f"{scenario.name} {contender.name}: {error}")
@@ -108,10 +112,18 @@ def run_scenario(
     return rounds
 
 
+def server_of(scenario: Scenario, given: argparse.Namespace) -> AbstractContextManager[measure.Server | None]:
+    """Return the server that a scenario needs, not yet started."""
+    if scenario.latency_s is None:
+        return contextlib.nullcontext()
+    command = [sys.executable, str(measure.FAULTY_SERVER)] if scenario.faulty else given.server
+    return measure.serve(command, scenario, given.server_core)
+
+
 def request_count(contender: Contender, scenario: Scenario, given: argparse.Namespace) -> int:
     """Return how many requests a contender gets: about ``given.seconds`` of work, or its own fixed number."""
     if contender.requests is not None:
-        return max(5, int(contender.requests * (QUICK_SHARE if given.quick else 1)))
+        return max(5, min(int(contender.requests * (QUICK_SHARE if given.quick else 1)), given.requests or sys.maxsize))
     seconds = given.seconds
     if given.requests:
         seconds = given.requests / max(scenario.rate(other) for other in scenario.contenders)
@@ -135,7 +147,12 @@ def summary(result: Result) -> str:
             f"{result['chunks_per_s']:,.0f} chunks/s, {result['cpu_us_per_chunk']:.2f} µs CPU each, "
             f"first after {result['first_us']:.0f} µs, {growth:+.1f} MB, server busy {result['server_busy']:.0%}"
         )
-    return f"{result['rps']:,.0f} requests/s, {result['cpu_us_per_request']:.1f} µs CPU each"
+    text = f"{result['rps']:,.0f} requests/s, {result['cpu_us_per_request']:.1f} µs CPU each"
+    if "answered" in result:
+        text += f"; {result['answered']:,} answered, {result['failed']} failed, {result['lost']} lost"
+    if "files_share" in result:
+        text += f"; {result['peak_rss_mb']:.0f} MB, files {result['files_share']:.0%}"
+    return text
 
 
 def chosen_scenarios(given: argparse.Namespace) -> list[Scenario]:
@@ -144,9 +161,13 @@ def chosen_scenarios(given: argparse.Namespace) -> list[Scenario]:
     if unknown := set(given.scenario) - set(known):
         raise SystemExit(f"no such scenario: {', '.join(unknown)}; there are {', '.join(known)}")
     chosen = [known[name] for name in given.scenario or known]
-    if not given.only:
-        return chosen
-    narrowed = [narrow(scenario, set(given.only)) for scenario in chosen]
+    everybody = {contender.name: contender for scenario in chosen for contender in scenario.contenders}
+    wanted = set(given.only or everybody)
+    for name, contender in everybody.items():
+        if name in wanted and not measure.interpreter(contender).exists():
+            log(f"without {name}: it needs `make bench-{contender.environment}`")
+            wanted.remove(name)
+    narrowed = [narrow(scenario, wanted) for scenario in chosen]
     return [scenario for scenario in narrowed if scenario.contenders]
 
 
@@ -178,13 +199,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=names, default=[], help="contenders, comma-separated; default: all of them")
     parser.add_argument("--repeats", type=int, help="rounds (default: 5)")
     parser.add_argument("--seconds", type=float, help="about how long one run lasts (default: 2)")
-    parser.add_argument("--requests", type=int, help="instead: requests of the fastest contender, others in proportion")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        help="instead: requests of the fastest contender, others in proportion; where the number is fixed, the most",
+    )
     parser.add_argument("--quick", action="store_true", help="2 rounds of runs of 0.2 s: does it all run?")
-    parser.add_argument("--markdown", type=Path, help="write the report there, with its caveats")
+    parser.add_argument("--markdown", type=Path, help="put the report in its place there, with its caveats")
     parser.add_argument("--server", type=shlex.split, help="command to start instead of `python -m millstream.testing`")
     parser.add_argument("--server-core", type=int, default=cores[0])
     parser.add_argument("--client-core", type=int, default=cores[1])
     given = parser.parse_args()
+    if given.only and given.markdown:
+        parser.error("--markdown replaces whole tables: it does not go with --only")
     given.repeats = given.repeats or (2 if given.quick else 5)
     given.seconds = given.seconds or (0.2 if given.quick else 2.0)
     given.server = given.server or [sys.executable, "-m", "millstream.testing"]

@@ -19,12 +19,14 @@ class Contender:
 
     ``speed`` is its rough requests/s on one core at no latency; it only chooses how many requests the
     contender gets, so that a fast one is not over before it is warm and a slow one does not take minutes.
+    ``environment`` names another one than that of the benchmark, for packages that do not go together with the others.
     """
 
     name: str
     program: tuple[str, ...]
     speed: float
     requests: int | None = None
+    environment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,8 @@ class Scenario:
 
     ``latency_s`` is the server's; None means that there is no server. ``server_flags`` are more of its arguments.
     ``warmup`` is a number of requests; by default there are two for each that is in flight. ``chunks`` is the number of
-    pieces with text in each answer, which is streamed; 0 if it is not. ``gaps_s`` is
-    the server's ``--gap``.
+    pieces with text in each answer, which is streamed; 0 if it is not. ``gaps_s`` is the server's ``--gap``. ``faulty``
+    are arguments of ``faulty_server.py``, which then is the server, started anew for each run.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Scenario:
     warmup: int | None = None
     chunks: int = 0
     gaps_s: str = "0"
+    faulty: tuple[str, ...] = ()
 
     def rate(self, contender: Contender) -> float:
         """Return the requests/s to expect, for choosing the number of requests."""
@@ -107,6 +110,12 @@ def growth(name: str) -> Callable[[Rounds], list[float]]:
     ]
 
 
+def unanswered(name: str) -> Callable[[Rounds], list[float]]:
+    return lambda rounds: [
+        result["requests"] - result["answered"] for result in rounds.get(name, ()) if result is not None
+    ]
+
+
 def extra_memory(name: str) -> Callable[[Rounds], list[float]]:
     """Peak RSS over the baseline, less what the answers themselves take, in MB."""
     return lambda rounds: [
@@ -122,6 +131,17 @@ def _peer(name: str, speed: float, *arguments: str, label: str = "", requests: i
 
 FLOOR_REQWEST = Contender("floor_reqwest", ("floor", "--mode", "reqwest"), 26_000)
 FLOOR_HYPER = Contender("floor_hyper", ("floor", "--mode", "hyper"), 36_000)
+# Tools that carry a whole file. Most take 10 to 20 s for a thousand prompts.
+TOOLS = (
+    _peer("tool_millstream", 20_000, label="millstream_run", requests=20_000),
+    _peer("tool_cookbook", 800, label="cookbook_script", requests=4_000),
+    replace(_peer("tool_litellm", 120, label="litellm_batch", requests=1_000), environment="tools"),
+    replace(_peer("tool_langchain", 120, label="langchain_abatch", requests=1_000), environment="tools"),
+    replace(_peer("tool_async_batch_llm", 120, label="async_batch_llm", requests=1_000), environment="tools"),
+    replace(_peer("tool_curator", 80, label="curator", requests=1_000), environment="curator"),
+)
+# In trouble the same number of requests for each.
+TOOLS_IN_TROUBLE = tuple(replace(tool, requests=1_000) for tool in TOOLS)
 MILLSTREAM_BATCH = _peer("millstream_batch", 24_000)
 MILLSTREAM_GATHER = _peer("millstream_gather", 18_000)
 MILLSTREAM_SEQUENTIAL = _peer("millstream_sequential", 12_000)
@@ -157,6 +177,17 @@ STREAMS_NOTE = (
     "Each contender gives the text of each chunk to an `async for`. `millstream_texts` is `stream_complete`, "
     "`millstream_chunks` is `create(stream=True)`; `floor_lines` is a reqwest loop that counts lines."
 )
+
+
+TOOLS_NOTE = """\
+From a file of prompts to a file of outcomes, the tool's start and end included: what `millstream run` does, the pattern
+of the script in OpenAI's cookbook (`api_request_parallel_processor.py`, which starts one request a millisecond and has
+no limit of what is in flight), litellm's `batch_completion`, LangChain's `ChatOpenAI.abatch`, async-batch-llm's
+`process_prompts` and Bespoke Labs' curator. Each keeps its own defaults for retries, but for async-batch-llm's pause of
+300 s after a 429, which is set to one second. Requests/s count the prompts that were answered; `failed` are those that
+the tool reports, `lost` those of which it says nothing. The first two read and write line by line, the others take and
+give lists. Peak RSS holds what they import, too.
+"""
 
 
 def _adaptive(name: str, what: str, best: int, requests: int, *server_flags: str) -> Scenario:
@@ -253,13 +284,48 @@ SCENARIOS = (
     Scenario(
         "file",
         "A file of requests into a file of answers, 64 in flight",
-        # The same number of requests for both.
-        (FLOOR_REQWEST, _peer("millstream_file", FLOOR_REQWEST.speed)),
+        (
+            replace(FLOOR_REQWEST, requests=1_000_000),
+            _peer("millstream_file", 20_000, requests=1_000_000),
+            _peer("millstream_file", 20_000, label="millstream_file_100k", requests=100_000),
+        ),
         ("millstream_file",),
         note=(
             "`millstream_file` reads and checks the file before the first request, and writes what a later run needs "
-            "to go on; the floor does nothing with an answer. A million lines: `--scenario file --requests 1000000`."
+            "to go on; the floor does nothing with an answer. `files %` is the share of CPU time of the threads that "
+            "read, check, hash and write, `I/O %` what of it the kernel took, to read and to write. Fewer lines: "
+            "`--scenario file --requests 100000`."
         ),
+    ),
+    Scenario(
+        "bulk_tools",
+        "Bulk tools: a file of prompts, 20 ms latency, 64 in flight",
+        TOOLS,
+        ("millstream_run",),
+        latency_s=0.02,
+        note=TOOLS_NOTE + "64 in flight at 20 ms cannot give more than 3,200 requests/s.",
+    ),
+    Scenario("bulk_tools_0", "Bulk tools: a file of prompts, no latency, 64 in flight", TOOLS, ("millstream_run",)),
+    Scenario(
+        "bulk_faults",
+        "Bulk tools: each fiftieth request is refused",
+        TOOLS_IN_TROUBLE,
+        ("millstream_run",),
+        latency_s=0.02,
+        faulty=("--faults",),
+        note=(
+            "Nine of ten refusals are 503, one is 429 with `Retry-After: 1`: whoever obeys that sends nothing for a "
+            "second. 20 ms latency, 64 in flight."
+        ),
+    ),
+    Scenario(
+        "bulk_outage",
+        "Bulk tools: a server that is down for 5 s",
+        TOOLS_IN_TROUBLE,
+        ("millstream_run",),
+        latency_s=0.02,
+        faulty=("--outage-after", "300", "--outage-seconds", "5"),
+        note="After 300 requests, the warm-up among them, all get a 503 for 5 s; 20 ms latency, 64 in flight.",
     ),
     Scenario(
         "bulk_100k",
@@ -416,8 +482,11 @@ TARGETS = (
     Target(
         "file", "millstream_file ÷ floor_reqwest, requests/s", ratio("rps", "millstream_file", "floor_reqwest"), 0.75
     ),
-    Target("file", "peak RSS of millstream_file", value("peak_rss_mb", "millstream_file"), at_most=300, unit=" MB"),
-    Target("file", "share of the CPU time for files", value("files_share", "millstream_file"), at_most=0.15),
+    Target("file", "peak RSS of millstream_file", value("peak_rss_mb", "millstream_file"), at_most=300, unit="MB"),
+    Target("file", "share of CPU time to read and write", value("io_share", "millstream_file"), at_most=0.15),
+    Target("file", "the same, with checking and hashing", value("files_share", "millstream_file"), at_most=0.15),
+    Target("bulk_faults", "prompts of 1,000 not answered", unanswered("millstream_run"), at_most=0),
+    Target("bulk_outage", "prompts of 1,000 not answered", unanswered("millstream_run"), at_most=0),
     *_chat_targets("chat_64"),
     *_chat_targets("chat_256"),
     Target(

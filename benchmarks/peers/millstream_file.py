@@ -1,13 +1,13 @@
 """millstream, a whole file: requests in one JSONL file, answers in another, with all that resuming needs.
 
 The file is written before the measuring begins, line by line, so that the memory is the run's own. `files_share` is the
-share of the CPU time that the threads take which read, hash and write. A million lines:
-
-    python benchmarks/run.py --scenario file --requests 1000000 --repeats 3
+share of the CPU time that the threads take which may wait for a disk: to read, check, hash and write. They come and go,
+so it is what the two others have not taken, the interpreter's and the engine's. `io_share` is the kernel's part of it.
 """
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -43,14 +43,16 @@ def write_requests(path: Path, count: int) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def cpu_of_files() -> float:
-    """CPU seconds of the engine's threads for what may wait for a disk."""
-    seconds = 0.0
+def cpu_of_files() -> tuple[float, float]:
+    """User and system seconds of all threads, those that have ended too, but the interpreter's and the engine's."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    user, system = usage.ru_utime, usage.ru_stime
     for thread in Path("/proc/self/task").iterdir():
-        if (thread / "comm").read_text().startswith("millstream-"):
+        if int(thread.name) == os.getpid() or (thread / "comm").read_text().strip() == "millstream":
             after_name = (thread / "stat").read_text().rpartition(")")[2].split()
-            seconds += (int(after_name[11]) + int(after_name[12])) / TICKS_PER_S
-    return seconds
+            user -= int(after_name[11]) / TICKS_PER_S
+            system -= int(after_name[12]) / TICKS_PER_S
+    return user, system
 
 
 def carry(client: Client, job: Job, folder: Path, count: int) -> None:
@@ -80,7 +82,7 @@ def main() -> None:
         cpu_before, start = cpu_seconds(), time.perf_counter()
         carry(client, job, folder, job.requests)
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_before
-        files = cpu_of_files() - files_before
+        user, system = (after - before for after, before in zip(cpu_of_files(), files_before, strict=True))
     result = {
         "requests": job.requests,
         "concurrency": job.concurrency,
@@ -88,10 +90,10 @@ def main() -> None:
         "cpu_seconds": cpu,
         "rps": job.requests / seconds,
         "cpu_us_per_request": cpu * 1e6 / job.requests,
-        "files_share": files / cpu,
+        "files_share": (user + system) / cpu,
+        "io_share": system / cpu,
         "baseline_rss_mb": baseline_mb,
         "peak_rss_mb": rss_mb("VmHWM"),
-        "answers_mb": 0.0,
         "p50_us": None,
         "p95_us": None,
         "p99_us": None,
