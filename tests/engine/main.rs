@@ -13,6 +13,7 @@ mod paused;
 mod pipeline;
 mod places;
 mod providers;
+mod random_faults;
 mod retries;
 mod several_keys;
 mod simulation;

@@ -227,7 +227,7 @@ impl Controller {
                 ceiling: config.clamp(f64::INFINITY) as f64,
                 level: f64::INFINITY,
                 binds: false,
-                cut_at: 0.0,
+                cut_at: f64::NEG_INFINITY,
                 answered: 0,
                 refused: 0,
             },
@@ -276,14 +276,14 @@ impl Controller {
         self.cohort.end(flight, (signal == Signal::Ok).then_some(ended));
         match signal {
             Signal::Ok => {
-                self.blame.answered(self.limit);
+                self.blame.answered(self.limit, is_alone);
                 self.answered(is_full);
             }
             Signal::Overload | Signal::Timeout => {
                 self.refusals.refused += 1;
                 match self.blame.refused(self.limit, is_alone) {
                     // Those that were sent before the last cut say nothing new: one cut per round trip.
-                    Verdict::Guilty if flight.began >= self.refusals.cut_at => self.cut(now),
+                    Verdict::Guilty if flight.began > self.refusals.cut_at => self.cut(now),
                     Verdict::Guilty | Verdict::Open => {}
                     Verdict::Acquitted(before) => {
                         self.set_limit(before.max(self.limit));

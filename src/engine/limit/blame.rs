@@ -5,6 +5,10 @@
 //! was refused while no other was in flight was not one too many. And if about the same share is refused after the window was
 //! cut to little more than half, the size of the window is not the reason: it is as large again as before, and refusals count
 //! for nothing until their share has clearly grown.
+//!
+//! Refusals come back sooner than answers, so a measure is no smaller than the window: its first outcomes would be refusals only.
+//! Where the comparison goes wrong all the same, time and again, the window ends at one, and then what is refused has nobody
+//! beside it: that is a measure, too.
 
 /// The window is cut to this share of where the refusals began, and then it is measured.
 const CUT_TO: f64 = 0.6;
@@ -52,40 +56,85 @@ impl Share {
     }
 }
 
+/// Who is to blame, and what those said that were alone.
 #[derive(Debug, Default)]
-pub(super) enum Blame {
+pub(super) struct Blame {
+    state: State,
+    /// The limit at which the cuts began that are no history yet.
+    peak: usize,
+    /// Of those that had nobody beside them since.
+    alone: Share,
+    /// Answers since the last refusal.
+    quiet: u32,
+}
+
+#[derive(Debug, Default)]
+enum State {
     #[default]
     None,
     /// Cuts have begun at the limit `from`.
-    Trial { from: usize, above: Share, below: Share, quiet: u32 },
+    Trial { from: usize, above: Share, below: Share },
     /// Such a share is refused whatever the limit.
     Chance { usual: f64, lately: Share },
 }
 
 impl Blame {
-    fn note(&mut self, limit: usize, is_refused: bool) {
-        match self {
-            Self::None => {}
-            Self::Trial { from, above, below, quiet } => {
-                *quiet = if is_refused { 0 } else { *quiet + 1 };
-                if is_below(limit, *from) { below.add(is_refused) } else { above.add(is_refused) }
-            }
-            Self::Chance { lately, .. } => lately.add(is_refused),
-        }
-    }
-
     /// A request was answered.
-    pub(super) fn answered(&mut self, limit: usize) {
-        self.note(limit, false);
-        if let Self::Trial { from, quiet, .. } = self
-            && (*quiet > HISTORY || limit > *from)
+    pub(super) fn answered(&mut self, limit: usize, is_alone: bool) {
+        self.state.note(limit, false);
+        self.quiet += 1;
+        if self.peak > 0 && is_alone {
+            self.alone.add(false);
+        }
+        if self.quiet > HISTORY || limit > self.peak {
+            (self.peak, self.alone) = (0, Share::default());
+        }
+        if let State::Trial { from, .. } = self.state
+            && (self.quiet > HISTORY || limit > from)
         {
-            *self = Self::None;
+            self.state = State::None;
         }
     }
 
     /// A request was refused; `is_alone` is whether no other was in flight.
     pub(super) fn refused(&mut self, limit: usize, is_alone: bool) -> Verdict {
+        self.quiet = 0;
+        if self.peak > 0 && is_alone {
+            self.alone.add(true);
+            if self.alone.all >= SHORT_MEASURE && self.alone.get() < MOST {
+                let before = self.peak;
+                let state = State::Chance { usual: self.alone.get(), lately: Share::default() };
+                *self = Self { state, ..Self::default() };
+                return Verdict::Acquitted(before);
+            }
+        }
+        let verdict = self.state.refused(limit, is_alone);
+        match verdict {
+            Verdict::Guilty => self.peak = self.peak.max(limit),
+            Verdict::Acquitted(_) if !is_alone => (self.peak, self.alone) = (0, Share::default()),
+            Verdict::Open | Verdict::Acquitted(_) => {}
+        }
+        verdict
+    }
+}
+
+impl State {
+    fn note(&mut self, limit: usize, is_refused: bool) {
+        match self {
+            Self::None => {}
+            Self::Trial { from, above, below } => {
+                if is_below(limit, *from) {
+                    below.add(is_refused);
+                } else {
+                    above.add(is_refused);
+                }
+            }
+            Self::Chance { lately, .. } => lately.add(is_refused),
+        }
+    }
+
+    fn refused(&mut self, limit: usize, is_alone: bool) -> Verdict {
+        let window = u32::try_from(limit).unwrap_or(u32::MAX);
         self.note(limit, true);
         match *self {
             Self::None if is_alone || limit < LEAST => {
@@ -96,8 +145,7 @@ impl Blame {
                 }
             }
             Self::None => {
-                *self =
-                    Self::Trial { from: limit, above: Share { refused: 1, all: 1 }, below: Share::default(), quiet: 0 };
+                *self = Self::Trial { from: limit, above: Share { refused: 1, all: 1 }, below: Share::default() };
                 Verdict::Guilty
             }
             Self::Trial { from, .. } if is_alone => {
@@ -105,20 +153,21 @@ impl Blame {
                 Verdict::Acquitted(from)
             }
             Self::Trial { from, .. } if !is_below(limit, from) => Verdict::Guilty,
-            Self::Trial { from, above, below, .. } => {
-                if below.all >= MEASURE && below.get() < NO_CHANCE && below.get() >= FEWER * above.get() {
+            Self::Trial { from, above, below } => {
+                let is_measured = below.all >= MEASURE.max(window);
+                if is_measured && below.get() < NO_CHANCE && below.get() >= FEWER * above.get() {
                     *self = Self::Chance { usual: below.get(), lately: Share::default() };
                     return Verdict::Acquitted(from);
                 }
-                let is_clear = below.all >= SHORT_MEASURE && below.get() >= MOST;
-                if is_clear || below.all >= MEASURE {
+                let is_clear = below.all >= SHORT_MEASURE.max(window) && below.get() >= MOST;
+                if is_clear || is_measured {
                     *self = Self::None;
                     return Verdict::Guilty;
                 }
                 Verdict::Open
             }
             Self::Chance { usual, lately } => {
-                if lately.all >= MEASURE {
+                if lately.all >= MEASURE.max(window.saturating_mul(2)) {
                     if lately.get() > usual * MUCH_MORE + AND_MORE {
                         *self = Self::None;
                         return Verdict::Guilty;
@@ -144,10 +193,10 @@ mod tests {
         let (mut blame, mut limit, mut rng) = (Blame::default(), start, fastrand::Rng::with_seed(1));
         for _ in 0..count {
             if !refused(limit, &mut rng) {
-                blame.answered(limit);
+                blame.answered(limit, limit == 1);
                 continue;
             }
-            match blame.refused(limit, false) {
+            match blame.refused(limit, limit == 1) {
                 Verdict::Guilty => limit = (limit * 9 / 10).max(1),
                 Verdict::Open => {}
                 Verdict::Acquitted(before) => limit = before,
@@ -162,6 +211,27 @@ mod tests {
             let limit = limit_after(5000, 64, |_, rng| rng.f64() < share);
             assert!(limit >= 38, "{limit} at {share}");
         }
+    }
+
+    #[test]
+    fn a_share_that_is_refused_with_nobody_beside_gives_back_all_that_was_cut_before() {
+        let mut blame = Blame::default();
+        assert_eq!(blame.refused(64, false), Verdict::Guilty);
+        let verdicts: Vec<_> = (0..38).map(|_| blame.refused(38, false)).collect();
+        assert_eq!(
+            verdicts.iter().filter(|verdict| **verdict == Verdict::Guilty).count(),
+            1,
+            "taken for a full server"
+        );
+        assert_eq!(blame.refused(3, false), Verdict::Guilty);
+        let mut verdict = Verdict::Open;
+        for _ in 0..4 {
+            assert_eq!(verdict, Verdict::Open);
+            (0..3).for_each(|_| blame.answered(1, true));
+            verdict = blame.refused(1, true);
+        }
+        assert_eq!(verdict, Verdict::Acquitted(64));
+        assert_eq!(blame.refused(64, false), Verdict::Open, "refusals count for nothing now");
     }
 
     #[test]

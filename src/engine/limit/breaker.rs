@@ -1,14 +1,21 @@
 //! One breaker per key: open while its server fails whatever it is sent.
 //!
-//! Ten failures in a row, whoever sent them, open it (answers to requests that left before the first of them do not break the row): from then on requests wait instead of being spent on a server that is
-//! down. A single probe at a time asks whether it is back, after 0.5 s at first and 2.5 s at most, so an outage costs at most two
-//! requests a second. An answered probe lets two through, those four, and so on (slow start), until the breaker closes: full
-//! speed within seconds, and no stampede on a server that has just got up.
+//! Ten failures in a row, whoever sent them, open it, if they are as many as the requests that are still on their way. Failures
+//! and answers do not take equally long: of two hundred requests that leave at once, the fifty that fail by chance may well be
+//! the first to come back, or the last, and those that are out may bring answers yet. (Where a server is silent, ten are enough:
+//! to wait for more costs a timeout each.) Nor does it take an outage long to show where the answers to older requests still
+//! come in: it is open as soon as ten who left after the first failure have failed, and all of them but for one or two.
+//!
+//! From then on requests wait instead of being spent on a server that is down. A single probe at a time asks whether it is back,
+//! after 0.5 s at first and 2.5 s at most, so an outage costs at most two requests a second. An answered probe lets two through,
+//! those four, and so on (slow start), until the breaker closes: full speed within seconds, and no stampede on a server that has
+//! just got up. It opens again once more probes have failed than were answered, so a server that fails one request in four gets
+//! back to full speed, too.
 //!
 //! An account's own fault (a revoked key, a spent budget) opens the breaker at once and for a minute or more: where there are
 //! other keys they take over.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +26,8 @@ use super::concurrency::Window;
 use super::line::Ticket;
 use crate::engine::types::Priority;
 
-/// Failures in a row that open it. At 30 % of random failures that is one false alarm in 170,000 requests.
+/// Failures in a row that open it, or more where more are on their way. At 30 % of random failures of requests one after another
+/// that is one false alarm in 170,000.
 const FAILURES_TO_OPEN: u32 = 10;
 /// Places that are let through at once before it counts as closed again.
 const PLACES_TO_CLOSE: u32 = 64;
@@ -40,10 +48,28 @@ const WORKING_AFTER: Duration = Duration::from_secs(1);
 pub enum Health {
     /// It works; also if it refused this one request.
     Alive,
-    /// The server failed: 5xx, overloaded, not reachable, silent.
+    /// The server failed: 5xx, overloaded, not reachable, cut off.
     Failing,
+    /// It said nothing for as long as anyone would wait.
+    Silent,
     /// The account may not go on: key revoked, quota or budget spent.
     Barred,
+}
+
+impl Health {
+    /// Whether the server failed, if only by saying nothing.
+    pub fn is_failing(self) -> bool {
+        matches!(self, Self::Failing | Self::Silent)
+    }
+}
+
+/// An outage, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Down {
+    /// When it was noticed.
+    pub since: Instant,
+    /// Since when nobody has been answered: `since`, or when a probe was the last time.
+    pub silent_since: Instant,
 }
 
 /// Lets requests to one key through, or not.
@@ -54,8 +80,12 @@ pub struct Breaker {
     /// Whether an answer has ever come.
     has_answered: AtomicBool,
     state: Mutex<State>,
-    /// Since when it has not been closed.
-    down_since: Mutex<Option<Instant>>,
+    /// Requests that left and have not ended.
+    under_way: AtomicUsize,
+    /// From its opening until it is closed.
+    down: Mutex<Option<Down>>,
+    /// When the last one left of those that were answered in a time with failures.
+    well_at: Mutex<Option<Instant>>,
     changed: Notify,
     /// Who waits, in order: one at a time looks at the state, so that thousands are not woken for one to go.
     head: Window,
@@ -67,7 +97,9 @@ impl Default for Breaker {
             unhealthy: AtomicBool::new(false),
             has_answered: AtomicBool::new(false),
             state: Mutex::default(),
-            down_since: Mutex::default(),
+            under_way: AtomicUsize::new(0),
+            down: Mutex::default(),
+            well_at: Mutex::default(),
             changed: Notify::new(),
             head: Window::fixed(1),
         }
@@ -87,8 +119,21 @@ enum State {
         /// Whether it is the account's fault, which waiting will hardly mend.
         barred: bool,
     },
-    /// Half-open: `under_way` of `places` probes are out; the last change was `since`.
-    Probing { places: u32, under_way: u32, trial: u32, since: Instant },
+    /// Half-open.
+    Probing(Probing),
+}
+
+/// How it goes with the probes.
+#[derive(Debug, Clone, Copy)]
+struct Probing {
+    /// So many may be out at once.
+    places: u32,
+    under_way: u32,
+    /// How many more were answered than failed.
+    balance: u32,
+    trial: u32,
+    /// The last change.
+    since: Instant,
 }
 
 /// What became of the requests that left after a failure. Answers to those that left before, which may take long to come, say
@@ -123,7 +168,9 @@ impl Default for State {
 pub struct Pass<'a> {
     breaker: &'a Breaker,
     is_probe: bool,
-    /// Of which trouble it knew when it left.
+    /// When it left.
+    left: Option<Instant>,
+    /// Of which trouble it knew then.
     trouble: Option<Instant>,
 }
 
@@ -160,27 +207,29 @@ impl Breaker {
     /// Leave to go now, or when to look again.
     fn enter(&self) -> Result<Pass<'_>, Instant> {
         if !self.unhealthy.load(Ordering::Acquire) {
-            return Ok(Pass { breaker: self, is_probe: false, trouble: None });
+            return Ok(self.leave_as(false));
         }
         let now = Instant::now();
         let mut state = self.lock();
         let next = match *state {
-            State::Closed { .. } => return Ok(Pass { breaker: self, is_probe: false, trouble: None }),
+            State::Closed { .. } => return Ok(self.leave_as(false)),
             State::Open { until, .. } if now < until => return Err(until),
-            State::Open { trial, .. } => State::Probing { places: 1, under_way: 1, trial, since: now },
-            State::Probing { places, under_way, trial, since } if under_way < places => {
-                State::Probing { places, under_way: under_way + 1, trial, since }
-            }
-            State::Probing { since, .. } if now < since + WORKING_AFTER => return Err(since + WORKING_AFTER),
-            State::Probing { places, under_way, trial, .. } => State::Probing {
-                places: (places * 2).min(PLACES_TO_CLOSE),
-                under_way: under_way + 1,
-                trial,
+            State::Open { trial, .. } => Probing { places: 1, under_way: 1, balance: 0, trial, since: now },
+            State::Probing(now) if now.under_way < now.places => Probing { under_way: now.under_way + 1, ..now },
+            State::Probing(Probing { since, .. }) if now < since + WORKING_AFTER => return Err(since + WORKING_AFTER),
+            State::Probing(probing) => Probing {
+                places: (probing.places * 2).min(PLACES_TO_CLOSE),
+                under_way: probing.under_way + 1,
                 since: now,
+                ..probing
             },
         };
-        *state = next;
-        Ok(Pass { breaker: self, is_probe: true, trouble: None })
+        *state = State::Probing(next);
+        Ok(self.leave_as(true))
+    }
+
+    fn leave_as(&self, is_probe: bool) -> Pass<'_> {
+        Pass { breaker: self, is_probe, left: None, trouble: None }
     }
 
     /// Whether requests go through without waiting or being probes.
@@ -203,10 +252,15 @@ impl Breaker {
         self.has_answered.store(true, Ordering::Relaxed);
     }
 
-    /// How long it has not been closed.
-    pub fn down_for(&self) -> Duration {
-        let since = *self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.map_or(Duration::ZERO, |since| since.elapsed())
+    /// The outage, while it is not closed.
+    pub fn down(&self) -> Option<Down> {
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a request that left after `failure`, which it was told of, is known to have been answered: then the server was
+    /// well.
+    pub fn was_well_after(&self, failure: Instant) -> bool {
+        self.well_at.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|left| left > failure)
     }
 
     /// How many requests have failed in a row; the most there is once it has tripped.
@@ -216,7 +270,7 @@ impl Breaker {
         }
         match *self.lock() {
             State::Closed { failures, .. } => failures,
-            State::Open { .. } | State::Probing { .. } => u32::MAX,
+            State::Open { .. } | State::Probing(_) => u32::MAX,
         }
     }
 
@@ -228,8 +282,8 @@ impl Breaker {
         match *self.lock() {
             State::Closed { .. } => Duration::ZERO,
             State::Open { until, .. } => until.saturating_duration_since(Instant::now()),
-            State::Probing { places, under_way, .. } if under_way < places => Duration::ZERO,
-            State::Probing { since, .. } => (since + WORKING_AFTER).saturating_duration_since(Instant::now()),
+            State::Probing(now) if now.under_way < now.places => Duration::ZERO,
+            State::Probing(Probing { since, .. }) => (since + WORKING_AFTER).saturating_duration_since(Instant::now()),
         }
     }
 
@@ -245,7 +299,8 @@ impl Breaker {
         }
     }
 
-    fn report(&self, health: Health, is_probe: bool, of: Option<Instant>) {
+    fn report(&self, health: Health, pass: &Pass<'_>) {
+        let &Pass { is_probe, left, trouble: of, .. } = pass;
         if health == Health::Alive && !self.has_answered() {
             self.has_answered.store(true, Ordering::Relaxed);
         }
@@ -253,32 +308,42 @@ impl Breaker {
             return;
         }
         let mut state = self.lock();
+        if health == Health::Alive {
+            let mut well_at = self.well_at.lock().unwrap_or_else(PoisonError::into_inner);
+            *well_at = (*well_at).max(left);
+        }
         let next = match (*state, health) {
             (State::Closed { trouble, .. }, Health::Alive) => {
                 State::Closed { failures: 0, trouble: trouble.filter(|trouble| of != Some(trouble.since)) }
             }
-            (State::Closed { failures, trouble }, Health::Failing) => {
+            (State::Closed { failures, trouble }, Health::Failing | Health::Silent) => {
                 let mut trouble = trouble.unwrap_or(Trouble { since: Instant::now(), sent: 0, failed: 0 });
                 trouble.failed += u32::from(of == Some(trouble.since));
-                if failures + 1 >= FAILURES_TO_OPEN || trouble.is_outage() {
+                if self.is_row(failures + 1, health) || trouble.is_outage() {
                     open(health, 0)
                 } else {
                     State::Closed { failures: failures + 1, trouble: Some(trouble) }
                 }
             }
             (State::Closed { .. }, Health::Barred) => open(health, 0),
-            (State::Probing { places: PLACES_TO_CLOSE.., .. }, Health::Alive) if is_probe => State::HEALTHY,
-            (State::Probing { places, under_way, trial, .. }, Health::Alive) if is_probe => State::Probing {
-                places: places + 1,
-                under_way: under_way.saturating_sub(1),
-                trial,
-                since: Instant::now(),
-            },
-            (State::Probing { trial, .. }, health) if is_probe => open(health, trial + 1),
+            (State::Probing(now), Health::Alive) if is_probe => {
+                if let Some(down) = &mut *self.down.lock().unwrap_or_else(PoisonError::into_inner) {
+                    down.silent_since = Instant::now();
+                }
+                now.answered()
+            }
+            (State::Probing(now), Health::Failing | Health::Silent) if is_probe && now.balance > 0 => now.failed(),
+            (State::Probing(Probing { trial, .. }), health) if is_probe => open(health, trial + 1),
             // Late news of requests that went out before it opened.
             (unchanged, _) => unchanged,
         };
         self.change(&mut state, next);
+    }
+
+    /// Whether so many failures in a row are an outage.
+    fn is_row(&self, failures: u32, health: Health) -> bool {
+        let is_more_than_are_out = || failures as usize >= self.under_way.load(Ordering::Relaxed);
+        failures >= FAILURES_TO_OPEN && (health == Health::Silent || is_more_than_are_out())
     }
 
     /// A request leaves: the trouble it knows of.
@@ -307,17 +372,17 @@ impl Breaker {
     /// A probe that ended with nothing to say frees its place.
     fn withdraw(&self) {
         let mut state = self.lock();
-        if let State::Probing { places, under_way, trial, since } = *state {
-            self.change(&mut state, State::Probing { places, under_way: under_way.saturating_sub(1), trial, since });
+        if let State::Probing(now) = *state {
+            self.change(&mut state, State::Probing(Probing { under_way: now.under_way.saturating_sub(1), ..now }));
         }
     }
 
     fn change(&self, state: &mut State, next: State) {
         *state = next;
         let is_closed = matches!(next, State::Closed { .. });
-        let mut down_since = self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
-        *down_since = if is_closed { None } else { down_since.or_else(|| Some(Instant::now())) };
-        drop(down_since);
+        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        *down = if is_closed { None } else { down.or_else(|| Some(Down::begins(Instant::now()))) };
+        drop(down);
         self.unhealthy.store(!matches!(next, State::Closed { failures: 0, trouble: None }), Ordering::Release);
         if !matches!(next, State::Closed { trouble: Some(_), .. }) {
             self.changed.notify_waiters();
@@ -326,6 +391,38 @@ impl Breaker {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Down {
+    fn begins(since: Instant) -> Self {
+        Self { since, silent_since: since }
+    }
+}
+
+impl Probing {
+    fn answered(self) -> State {
+        if self.places >= PLACES_TO_CLOSE {
+            return State::HEALTHY;
+        }
+        State::Probing(Self {
+            places: self.places + 1,
+            under_way: self.under_way.saturating_sub(1),
+            balance: self.balance + 1,
+            trial: self.trial,
+            since: Instant::now(),
+        })
+    }
+
+    /// One that is outweighed by those that were answered.
+    fn failed(self) -> State {
+        State::Probing(Self {
+            places: (self.places - 1).max(1),
+            under_way: self.under_way.saturating_sub(1),
+            balance: self.balance - 1,
+            trial: self.trial,
+            since: Instant::now(),
+        })
     }
 }
 
@@ -350,20 +447,34 @@ impl Pass<'_> {
 
     /// The request leaves now.
     pub fn begin(&mut self) {
-        if !self.is_probe && self.trouble.is_none() {
+        if self.left.is_some() {
+            return;
+        }
+        self.left = Some(Instant::now());
+        self.breaker.under_way.fetch_add(1, Ordering::Relaxed);
+        if !self.is_probe {
             self.trouble = self.breaker.begin();
         }
     }
 
     /// Says what became of the request.
     pub fn report(self, health: Health) {
-        self.breaker.report(health, self.is_probe, self.trouble);
+        self.arrive();
+        self.breaker.report(health, &self);
         std::mem::forget(self);
+    }
+
+    /// The request is on its way no longer.
+    fn arrive(&self) {
+        if self.left.is_some() {
+            self.breaker.under_way.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
+        self.arrive();
         if self.is_probe {
             self.breaker.withdraw();
         } else if let Some(trouble) = self.trouble {
@@ -453,11 +564,14 @@ mod tests {
         while start.elapsed() < Duration::from_secs(20) {
             breaker.pass().await.report(Health::Failing);
         }
-        assert_eq!(breaker.down_for(), start.elapsed());
+        let down = breaker.down().unwrap();
+        assert_eq!(down, Down::begins(start));
+        breaker.pass().await.report(Health::Alive);
+        assert_eq!(breaker.down(), Some(Down { silent_since: Instant::now(), ..down }));
         while !breaker.is_closed() {
             breaker.pass().await.report(Health::Alive);
         }
-        assert!(breaker.has_answered() && breaker.down_for().is_zero());
+        assert!(breaker.has_answered() && breaker.down().is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -490,6 +604,74 @@ mod tests {
             assert_eq!(breaker.failures(), 0);
         }
         assert!(breaker.is_closed());
+    }
+
+    fn burst(breaker: &Breaker, count: usize) -> Vec<Pass<'_>> {
+        let mut passes: Vec<_> = (0..count).map(|_| breaker.pass_at_once().unwrap()).collect();
+        for pass in &mut passes {
+            pass.begin();
+        }
+        passes
+    }
+
+    fn report<'a>(passes: impl IntoIterator<Item = Pass<'a>>, health: Health) {
+        for pass in passes {
+            pass.report(health);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_failures_of_a_burst_are_no_outage_while_more_are_out_and_its_silence_is() {
+        for (health, failures) in [(Health::Failing, 32), (Health::Silent, 10)] {
+            let breaker = Breaker::default();
+            let mut burst = burst(&breaker, 64);
+            let mut reported = 0;
+            while breaker.is_closed() {
+                burst.pop().unwrap().report(health);
+                reported += 1;
+            }
+            assert_eq!(reported, failures, "{health:?}");
+        }
+        // The same where the answers come first and their places are taken again.
+        let breaker = Breaker::default();
+        let mut first = burst(&breaker, 64);
+        report(first.drain(..44), Health::Alive);
+        let second = burst(&breaker, 44);
+        report(first, Health::Failing);
+        assert!(breaker.is_closed());
+        report(second, Health::Failing);
+        assert!(!breaker.is_closed(), "nobody has been answered since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn probes_that_fail_by_chance_do_not_keep_it_from_closing() {
+        let mut slowest = Duration::ZERO;
+        for seed in 0..50 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let breaker = Breaker::default();
+            fail(&breaker, 10).await;
+            let start = Instant::now();
+            while !breaker.is_closed() {
+                let health = if random.f64() < 0.25 { Health::Failing } else { Health::Alive };
+                breaker.pass().await.report(health);
+            }
+            slowest = slowest.max(start.elapsed());
+        }
+        assert!(slowest < Duration::from_secs(15), "{slowest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_was_well_after_a_failure_if_one_that_left_later_was_answered() {
+        let breaker = Breaker::default();
+        let second = Duration::from_secs(1);
+        let early = burst(&breaker, 1);
+        breaker.pass().await.report(Health::Failing);
+        let failure = Instant::now();
+        tokio::time::advance(second).await;
+        report(early, Health::Alive);
+        assert!(!breaker.was_well_after(failure));
+        report(burst(&breaker, 1), Health::Alive);
+        assert!(breaker.was_well_after(failure) && !breaker.was_well_after(failure + second));
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ mod window_log;
 mod against_a_server;
 
 pub use adaptive::{AutoConcurrency, Signal};
-pub use breaker::{Breaker, Health, Pass};
+pub use breaker::{Breaker, Down, Health, Pass};
 pub use concurrency::{Permit, Window};
 pub use cost::{Actual, Cost};
 pub use gate::{Gate, Passed};

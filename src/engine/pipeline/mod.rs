@@ -172,7 +172,7 @@ impl Pipeline {
                     // Silence for most of the time is the server's, and the next item need not wait as long for it.
                     if delivered.is_none() && admission.sent_for().is_some_and(|time| item.clock.is_most_of_total(time))
                     {
-                        admission.report(Health::Failing);
+                        admission.report(Health::Silent);
                     }
                     let error = item.overrun();
                     return Err(match delivered {
@@ -183,7 +183,7 @@ impl Pipeline {
             };
             let lane = admission.lane;
             drop(admission);
-            if health(&error) == Health::Failing {
+            if health(&error).is_failing() {
                 // Whoever has not failed asks first whether the server is back: the fault may be this item's.
                 item.behind = Some(Ticket::draw());
             }
@@ -261,7 +261,8 @@ impl Pipeline {
 
     /// How much longer an item may wait for a server; never zero while it is up.
     fn patience_left(&self, breaker: &Breaker) -> Duration {
-        self.patience(breaker).saturating_sub(breaker.down_for())
+        let down_for = breaker.down().map_or(Duration::ZERO, |down| down.silent_since.elapsed());
+        self.patience(breaker).saturating_sub(down_for)
     }
 
     fn holds_on(&self) -> bool {
@@ -473,11 +474,11 @@ impl Pipeline {
             return Ok(Duration::ZERO);
         }
         let breaker = &lane.breaker;
-        let is_down = (was_probe || !breaker.is_closed()) && breaker.down_for() < self.patience(breaker);
+        let is_down = (was_probe || !breaker.is_closed()) && !self.patience_left(breaker).is_zero();
         if self.holds_on()
             && breaker.has_answered()
             && self.retry.max_retries > 0
-            && health == Health::Failing
+            && health.is_failing()
             && is_down
             && self.retry.is_retryable(error)
         {
@@ -615,12 +616,8 @@ fn health(error: &Error) -> Health {
     match error.kind() {
         _ if error.is_of_account() => Health::Barred,
         _ if error.pressure() == Pressure::Overload => Health::Failing,
-        Kind::Status(500..)
-        | Kind::Connection
-        | Kind::StreamInterrupted
-        | Kind::ConnectTimeout
-        | Kind::FirstByteTimeout
-        | Kind::IdleTimeout => Health::Failing,
+        Kind::Status(500..) | Kind::Connection | Kind::StreamInterrupted => Health::Failing,
+        Kind::ConnectTimeout | Kind::FirstByteTimeout | Kind::IdleTimeout => Health::Silent,
         Kind::InvalidResponse if error.verdict() == Verdict::Retryable => Health::Failing,
         _ => Health::Alive,
     }
