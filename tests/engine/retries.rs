@@ -104,8 +104,8 @@ async fn faults_beyond_the_budget_wait_and_refusals_of_a_rate_limit_do_not() {
     let budget = || Arc::new(RetryBudget::new(Allowance { share: 0.0, floor: 1.0, ttl: Duration::from_secs(2) }));
     for (status, waits) in [(429, false), (500, true)] {
         let pipeline = Pipeline { budget: budget(), ..pipeline(&server) };
-        server.script([Answer { times: 2, ..Answer::status(status) }]);
-        ask(&pipeline, "hi").await.unwrap();
+        server.script([Answer { times: 3, ..Answer::status(status) }]);
+        ask(&pipeline, "hi").await.unwrap_err();
         server.script([Answer::status(status)]);
         let (_, receipt) = ask(&pipeline, "hi").await.unwrap();
         assert_eq!(receipt.attempts, 2);

@@ -126,6 +126,9 @@ impl Pipeline {
         match outcome {
             Ok((answer, response)) => {
                 self.metrics.request_succeeds();
+                if item.is_on_budget {
+                    self.budget.give_back();
+                }
                 Ok((answer, item.clock.receipt(response, item.attempts(), item.key_id)))
             }
             Err(error) if error.kind() == Kind::Stopped => {
@@ -196,6 +199,8 @@ impl Pipeline {
                 Err(reason) => return Err(item.clock.give_up(error, reason, item.attempts())),
             };
             lane.metrics.retry(RetryCause::of(&error));
+            // In the budget until it is answered.
+            item.is_on_budget = draws_on_budget(wait, &error);
             let waited = self.unless_stopped(item.clock.bound(self.wait(wait, &error, lane))).await?;
             item.last = Some(error);
             if waited.is_none() {
@@ -505,11 +510,16 @@ impl Pipeline {
         }
         let _parked = self.bulk.as_ref().map(|bulk| bulk.parking.park());
         lane.metrics.wait(WaitCause::Backoff, tokio::time::sleep(wait)).await;
-        // What a rate limit refused, rate limits already hold back.
-        if error.pressure() != Pressure::RateLimit {
+        if draws_on_budget(wait, error) {
             lane.metrics.wait(WaitCause::Backoff, self.budget.delay()).await;
         }
     }
+}
+
+/// Whether a retry after `wait` needs leave of the budget: what a rate limit refused, rate limits already hold back, and an item
+/// that does not wait has another server or a breaker to ask.
+fn draws_on_budget(wait: Duration, error: &Error) -> bool {
+    !wait.is_zero() && error.pressure() != Pressure::RateLimit
 }
 
 /// What an item carries from one attempt to the next.
@@ -520,6 +530,8 @@ struct Item {
     ticket: Ticket,
     /// In place of that in the line of a breaker, once the server has failed it.
     behind: Option<Ticket>,
+    /// Whether its last attempt had leave of the retry budget.
+    is_on_budget: bool,
     /// Seeded anew for every item; only the spread matters.
     rng: fastrand::Rng,
     /// HTTP requests made, a twin's included.
@@ -549,6 +561,7 @@ impl Item {
             clock: Clock::start(ticket.arrived(), pipeline.timeouts.total, pipeline.timeouts.queue),
             ticket,
             behind: None,
+            is_on_budget: false,
             rng: fastrand::Rng::new(),
             attempts: AtomicU32::new(0),
             made: Attempts::default(),
