@@ -10,7 +10,7 @@ use millstream::mock::{Answer, Latency, MockConfig, MockServer, Reply};
 use millstream::traffic::Traffic;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::pipeline::{batch, pipeline};
+use super::pipeline::{ask, batch, pipeline};
 use super::steering::{carry, figure, patient, prompts};
 
 const DOWN_AT: u64 = 40;
@@ -120,4 +120,29 @@ async fn a_tenth_of_random_faults_costs_no_item_and_no_speed() {
     );
     assert_eq!(run.failed, 0);
     assert!(used >= 0.95, "{used}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_begun_within_an_outage_waits_for_its_end_and_a_call_of_its_own_fails_fast() {
+    let _traffic = Traffic::watch();
+    let server = MockServer::start_here(MockConfig::default()).unwrap();
+    let pipeline = Pipeline { timeouts: Timeouts::default(), ..patient(pipeline(&server)) };
+    ask(&pipeline, "before").await.unwrap();
+    fail(&server);
+    let hasty = Timeouts { total: Some(Duration::from_secs(20)), ..Timeouts::default() };
+    let surprised = batch(Pipeline { timeouts: hasty, ..pipeline.clone() }, 64);
+    let lost = carry(&server, surprised, prompts(200, |_| 20)).await;
+    assert_eq!(lost.failed, 200);
+
+    let start = Instant::now();
+    ask(&pipeline, "one").await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+
+    let end = async {
+        sleep(Duration::from_secs(90)).await;
+        server.recover();
+    };
+    let (begun_within, ()) = tokio::join!(carry(&server, batch(pipeline, 64), prompts(200, |_| 20)), end);
+    assert_eq!(begun_within.failed, 0);
+    assert!((90.0..100.0).contains(&begun_within.seconds), "{}", begun_within.seconds);
 }

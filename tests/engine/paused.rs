@@ -148,11 +148,13 @@ async fn a_batch_for_a_server_that_was_never_there_fails_within_seconds() {
     let server = here(MockConfig::default());
     let pipeline = Pipeline { retry: RetryPolicy::default(), timeouts: Timeouts::default(), ..pipeline(&server) };
     server.stop();
-    let prompts = (0..2000).map(|index| Prompt::Text(format!("item {index}"))).collect();
-    let start = Instant::now();
-    let outcomes = batch(pipeline, 64).run(prompts, OnError::Keep).await.unwrap();
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(error) if error.kind() == Kind::Connection)));
-    assert!(seconds_since(start) < 15.0, "{}", seconds_since(start));
+    for again in [false, true] {
+        let prompts = (0..2000).map(|index| Prompt::Text(format!("item {index}"))).collect();
+        let start = Instant::now();
+        let outcomes = batch(pipeline.clone(), 64).run(prompts, OnError::Keep).await.unwrap();
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(error) if error.kind() == Kind::Connection)));
+        assert!(seconds_since(start) < 15.0, "{} {again}", seconds_since(start));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -266,8 +266,15 @@ impl Pipeline {
 
     /// How much longer an item may wait for a server; never zero while it is up.
     fn patience_left(&self, breaker: &Breaker) -> Duration {
-        let down_for = breaker.down().map_or(Duration::ZERO, |down| down.silent_since.elapsed());
-        self.patience(breaker).saturating_sub(down_for)
+        let Some(down) = breaker.down() else { return self.patience(breaker) };
+        let since = match &self.bulk {
+            // A call of its own fails fast for as long as the server is down: whoever waits for it wants to know.
+            Some(bulk) if bulk.holds_on && breaker.has_answered() => {
+                bulk.parking.met(down.since).max(down.silent_since)
+            }
+            _ => down.since,
+        };
+        self.patience(breaker).saturating_sub(since.elapsed())
     }
 
     fn holds_on(&self) -> bool {
