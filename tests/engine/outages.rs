@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use millstream::engine::batch::OnError;
 use millstream::engine::config::Timeouts;
 use millstream::engine::pipeline::Pipeline;
+use millstream::engine::retry::RetryPolicy;
 use millstream::mock::{Answer, Latency, MockConfig, MockServer, Reply};
 use millstream::traffic::Traffic;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -145,4 +147,25 @@ async fn a_batch_that_is_begun_within_an_outage_waits_for_its_end_and_a_call_of_
     let (begun_within, ()) = tokio::join!(carry(&server, batch(pipeline, 64), prompts(200, |_| 20)), end);
     assert_eq!(begun_within.failed, 0);
     assert!((90.0..100.0).contains(&begun_within.seconds), "{}", begun_within.seconds);
+}
+
+#[tokio::test(start_paused = true)]
+async fn items_that_a_server_fails_while_it_answers_others_are_not_held_for_its_return() {
+    let _traffic = Traffic::watch();
+    let latency = Latency::Fixed(Duration::from_millis(100));
+    let server = MockServer::start_here(MockConfig { latency, ..MockConfig::default() }).unwrap();
+    server.when("00000000", [Answer { times: 0, ..Answer::status(500) }]);
+    let pipeline = Pipeline { retry: RetryPolicy::default(), ..patient(pipeline(&server)) };
+    let mut asked = prompts(300, |_| 20);
+    // Twelve of the kind that it cannot do.
+    asked.splice(1..1, (1..12).map(|_| asked[0].clone()).collect::<Vec<_>>());
+    let start = Instant::now();
+    let outcomes = batch(pipeline, 64).run(asked, OnError::Keep).await.unwrap();
+    let errors: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert_eq!(errors.len(), 12);
+    for error in &errors {
+        assert!(error.status() == Some(500) && error.attempts() <= 5, "{error}");
+    }
+    assert!(errors.iter().any(|error| error.to_string().contains("this item")), "{errors:?}");
+    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
 }

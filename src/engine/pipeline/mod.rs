@@ -26,6 +26,7 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::admission::Admission;
@@ -187,8 +188,7 @@ impl Pipeline {
             let lane = admission.lane;
             drop(admission);
             if health(&error).is_failing() {
-                // Whoever has not failed asks first whether the server is back: the fault may be this item's.
-                item.behind = Some(Ticket::draw());
+                item.fails(&error);
             }
             if self.bulk.is_some() && matches!(error.pressure(), Pressure::RateLimit | Pressure::Ramp) {
                 // The limit's wait, not the item's work.
@@ -196,7 +196,10 @@ impl Pipeline {
             }
             let wait = match self.next_attempt(call, &error, lane, lanes, item, was_probe) {
                 Ok(wait) => wait,
-                Err(reason) => return Err(item.clock.give_up(error, reason, item.attempts())),
+                Err(GiveUp { reason, advice }) => {
+                    let error = if let Some(advice) = advice { error.advise(advice) } else { error };
+                    return Err(item.clock.give_up(error, reason, item.attempts()));
+                }
             };
             lane.metrics.retry(RetryCause::of(&error));
             // In the budget until it is answered.
@@ -460,12 +463,12 @@ impl Pipeline {
         lanes: &Lanes,
         item: &mut Item,
         was_probe: bool,
-    ) -> Result<Duration, Option<&'static str>> {
+    ) -> Result<Duration, GiveUp> {
         if error.partial().is_some() {
-            return Err(Some("the answer had begun, so it is not asked for again"));
+            return Err(GiveUp::because("the answer had begun, so it is not asked for again"));
         }
         if call.once {
-            return Err(Some("it is sent once"));
+            return Err(GiveUp::because("it is sent once"));
         }
         if error.is_stale_connection() && !item.resent {
             // The server closed a pooled connection in the moment it was used again: no fault of either, so no retry is used up.
@@ -494,16 +497,24 @@ impl Pipeline {
             && is_down
             && self.retry.is_retryable(error)
         {
+            if item.own_faults > self.retry.max_retries
+                && item.failed_first.is_some_and(|at| breaker.was_well_after(at))
+            {
+                return Err(GiveUp {
+                    reason: Some("the server has answered others meanwhile, so it is this item that it fails"),
+                    advice: Some("Look at what this item asks: more retries will hardly help."),
+                });
+            }
             // The server fails everybody: the breaker holds the item until it is back.
             return Ok(Duration::ZERO);
         }
         let wait = match self.retry.decide(error, &item.made, &mut item.rng) {
-            Decision::GiveUp(reason) => return Err(reason),
+            Decision::GiveUp(reason) => return Err(GiveUp { reason, advice: None }),
             Decision::RetryIn(wait) => wait,
         };
         let elsewhere = lanes.count() > 1 && (item.made.total() as usize) + 1 < lanes.count();
         if !elsewhere && item.clock.ends_within(wait) {
-            return Err(Some(item.clock.too_late()));
+            return Err(GiveUp::because(item.clock.too_late()));
         }
         item.made.count(error);
         // Where the gate keeps the server's wait for everyone, the item waits there.
@@ -523,6 +534,19 @@ impl Pipeline {
     }
 }
 
+/// Why an item is not sent again, and what to do about it, where the error does not say so itself.
+#[derive(Debug, Clone, Copy, Default)]
+struct GiveUp {
+    reason: Option<&'static str>,
+    advice: Option<&'static str>,
+}
+
+impl GiveUp {
+    fn because(reason: &'static str) -> Self {
+        Self { reason: Some(reason), ..Self::default() }
+    }
+}
+
 /// Whether a retry after `wait` needs leave of the budget: what a rate limit refused, rate limits already hold back, and an item
 /// that does not wait has another server or a breaker to ask.
 fn draws_on_budget(wait: Duration, error: &Error) -> bool {
@@ -537,6 +561,10 @@ struct Item {
     ticket: Ticket,
     /// In place of that in the line of a breaker, once the server has failed it.
     behind: Option<Ticket>,
+    /// When the server first failed it.
+    failed_first: Option<Instant>,
+    /// How often the server has said that it cannot do this one.
+    own_faults: u32,
     /// Whether its last attempt had leave of the retry budget.
     is_on_budget: bool,
     /// Seeded anew for every item; only the spread matters.
@@ -568,6 +596,8 @@ impl Item {
             clock: Clock::start(ticket.arrived(), pipeline.timeouts.total, pipeline.timeouts.queue),
             ticket,
             behind: None,
+            failed_first: None,
+            own_faults: 0,
             is_on_budget: false,
             rng: fastrand::Rng::new(),
             attempts: AtomicU32::new(0),
@@ -582,6 +612,14 @@ impl Item {
             last: None,
             silence: None,
         }
+    }
+
+    /// The server failed it. Whoever has not failed asks first whether the server is back: the fault may be this item's.
+    fn fails(&mut self, error: &Error) {
+        self.behind = Some(Ticket::draw());
+        self.failed_first.get_or_insert_with(Instant::now);
+        // Others (502 to 504, a cut connection) come from a gateway, too, whatever it is asked.
+        self.own_faults += u32::from(error.kind() == Kind::Status(500));
     }
 
     fn attempts(&self) -> u32 {
@@ -600,6 +638,7 @@ impl Item {
     /// For another model: its lanes know nothing of the item, and it is another request under another name.
     fn starts_over(&mut self, pipeline: &Pipeline, call: &Call) {
         (self.made, self.failed_at, self.stands_in) = (Attempts::default(), None, true);
+        (self.failed_first, self.own_faults) = (None, 0);
         self.idempotency_key = name(pipeline, call);
     }
 }
