@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
+use millstream::engine::batch::OnError;
 use millstream::engine::config::Timeouts;
 use millstream::engine::error::{Error, Kind, Verdict};
 use millstream::engine::limit::Window;
 use millstream::engine::pipeline::Pipeline;
 use millstream::engine::retry::{Allowance, RetryBudget, RetryPolicy};
+use millstream::engine::types::Prompt;
 use millstream::mock::{Answer, Fault, MockServer};
 
-use super::pipeline::{ask, pipeline, poll_until, server};
+use super::pipeline::{ask, batch, pipeline, poll_until, server};
 
 const LIMIT: Duration = Duration::from_millis(150);
 
@@ -110,6 +112,21 @@ async fn faults_beyond_the_budget_wait_and_refusals_of_a_rate_limit_do_not() {
         let (_, receipt) = ask(&pipeline, "hi").await.unwrap();
         assert_eq!(receipt.attempts, 2);
         assert_eq!(receipt.elapsed > Duration::from_millis(500), waits, "{status}: {:?}", receipt.elapsed);
+    }
+}
+
+#[tokio::test]
+async fn an_item_of_a_batch_that_is_sent_once_is_not_sent_again_after_a_refusal_unless_that_is_asked_for() {
+    let server = server();
+    for (max_rate_limit_retries, attempts) in [(None, 1), (Some(3), 4)] {
+        let pipeline = pipeline(&server);
+        let retry = RetryPolicy { max_retries: 0, max_rate_limit_retries, ..pipeline.retry.clone() };
+        server.script([Answer { times: 4, ..Answer::status(429) }]);
+        let batch = batch(Pipeline { retry, ..pipeline }, 1);
+        let error = batch.run(vec![Prompt::Text("hi".to_owned())], OnError::Stop).await.unwrap_err();
+        assert_eq!((error.status(), error.attempts()), (Some(429), attempts));
+        assert_eq!(error.to_string().contains("max_rate_limit_retries="), attempts == 1, "{error}");
+        server.clear();
     }
 }
 

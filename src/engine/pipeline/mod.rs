@@ -509,7 +509,7 @@ impl Pipeline {
             return Ok(Duration::ZERO);
         }
         let wait = match self.retry.decide(error, &item.made, &mut item.rng) {
-            Decision::GiveUp(reason) => return Err(GiveUp { reason, advice: None }),
+            Decision::GiveUp(reason) => return Err(GiveUp { reason, advice: self.advice(error) }),
             Decision::RetryIn(wait) => wait,
         };
         let elsewhere = lanes.count() > 1 && (item.made.total() as usize) + 1 < lanes.count();
@@ -520,6 +520,14 @@ impl Pipeline {
         // Where the gate keeps the server's wait for everyone, the item waits there.
         let is_gated = self.retry.wait_to_keep(error).is_some_and(|_| speaks_for_all(error, lane));
         Ok(if elsewhere || is_gated { Duration::ZERO } else { wait })
+    }
+
+    /// What to do about an item that is not sent again, where it is not what the server's answer suggests.
+    fn advice(&self, error: &Error) -> Option<&'static str> {
+        let is_send_once = self.bulk.is_some() && self.retry.max_retries == 0 && self.retry.is_retryable(error);
+        (is_send_once && error.pressure() != Pressure::None && self.retry.max_rate_limit_retries.is_none()).then_some(
+            "max_retries=0 sends every item once; give max_rate_limit_retries=, too, and what was refused for load is sent again.",
+        )
     }
 
     async fn wait(&self, wait: Duration, error: &Error, lane: &Lane) {
