@@ -4,8 +4,10 @@
 //! settle → wait → again.
 //!
 //! What an attempt needs it holds only while it is sent: neither through the waits between attempts nor while it waits for the
-//! rest of its admission (`admission`). An item that comes again keeps its turn before all who came later. The deadline starts at
-//! the admission, covers every attempt and every wait between them, and is never overrun; the time before that is reported apart.
+//! rest of its admission (`admission`). An item that comes again keeps its turn before all who came later, but in one line: when
+//! a breaker lets single probes through, whoever the server has failed goes behind those that it has not, since the fault may be
+//! the item's own (`Item::behind`). The deadline starts at the admission, covers every attempt and every wait between them, and
+//! is never overrun; the time before that is reported apart.
 //! In a batch it stands still while the item is in the line again, and from a refusal by a rate limit on (`clock`). Every attempt
 //! takes a reservation of its own, since servers count failed requests too.
 
