@@ -409,7 +409,7 @@ def test_check_takes_every_form_of_a_line_and_sends_nothing(
     facts = json.loads(done.stdout)
     assert (done.returncode, facts["requests"], facts["bad_lines"], facts["problems"]) == (0, 7, 0, [])
     assert facts["models"] == {"gpt-4o-mini": 5, "claude-haiku-4-5": 1, "text-embedding-3-small": 1}
-    assert facts["prompt_tokens"] == 700
+    assert facts["prompt_tokens"] == 704
     assert mock_server.stats.connections == 0
 
 
@@ -420,9 +420,9 @@ def test_check_bounds_the_cost_by_what_answers_may_be(write: Callable[..., Path]
     price = Prices().of("gpt-4o-mini")
     assert price is not None
     assert facts["answer_tokens"] == 5000
-    assert facts["cost_usd"] == pytest.approx(price.cost(10_000, 5000))
+    assert facts["cost_usd"] == pytest.approx(price.cost(10_040, 5000))
     guessed = json.loads(call("check", file, "--model", "gpt-4o-mini", "--json", "--answer-tokens", "100").stdout)
-    assert guessed["cost_usd"] == pytest.approx(price.cost(10_000, 1000))
+    assert guessed["cost_usd"] == pytest.approx(price.cost(10_040, 1000))
 
 
 def test_a_vendors_batch_costs_half(write: Callable[..., Path]) -> None:
@@ -487,7 +487,7 @@ def test_check_names_bad_lines_by_their_number_and_counts_the_others(write: Call
 def test_check_wants_a_model_for_lines_that_name_none(write: Callable[..., Path]) -> None:
     done = call("check", write("in.jsonl", {"prompt": "x"}, {"prompt": "x", "model": "m"}))
     assert done.returncode == 1
-    assert "in.jsonl:1: no model: give --model" in done.stdout
+    assert "in.jsonl:1: it names no model" in done.stdout
 
 
 def test_a_custom_id_twice_is_refused_with_both_lines(write: Callable[..., Path]) -> None:
@@ -499,7 +499,7 @@ def test_a_custom_id_twice_is_refused_with_both_lines(write: Callable[..., Path]
 def test_check_is_a_command_of_a_shell_too(write: Callable[..., Path]) -> None:
     done = run("check", write("in.jsonl", "nope"), "--model", "m")
     assert done.returncode == 1
-    assert "in.jsonl:1: not JSON" in done.stdout
+    assert "in.jsonl:1: it is no JSON object" in done.stdout
 
 
 # ---- stats ----
@@ -694,7 +694,7 @@ def test_check_and_run_agree_on_what_is_a_bad_line(write: Callable[..., Path], t
     facts = json.loads(call("check", file, *here, "--json").stdout)
     summary = json.loads(run("run", file, "-o", tmp_path / "out.jsonl", *here, "--json").stdout)
     assert summary["bad_lines"] == facts["bad_lines"] == len(bad)
-    assert [line for _, line, _ in summary["problems"]] == [each["line"] for each in facts["problems"]]
+    assert [problem[1:] for problem in summary["problems"]] == [[*each.values()] for each in facts["problems"]]
     assert summary["ok"] == facts["requests"] == 6
 
 

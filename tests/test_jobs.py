@@ -139,6 +139,10 @@ def test_nothing_is_sent_of_a_file_that_is_refused(
         carry(face, write(tmp_path / "bad", {"prompt": "a"}, {}), out, strict=True)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         carry(face, tmp_path / "missing", out)
+    # Which would wait for somebody to write into it.
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        carry(face, tmp_path / "pipe", out)
     with pytest.raises(ConfigurationError, match="is the input"):
         carry(face, double, double)
     link = tmp_path / "link"

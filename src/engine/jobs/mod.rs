@@ -20,12 +20,15 @@ mod output;
 mod reader;
 mod reply;
 mod report;
+mod requests;
 mod run;
 mod survey;
+mod usual;
 mod writer;
 
 pub use self::calls::Defaults;
 pub use self::hash::RequestHash;
 pub use self::output::Layout;
 pub use self::report::{Counts, Problem, Summary};
+pub use self::requests::{Request, Requests, Settings};
 pub use self::run::{Job, Prepared, carry, prepare};
