@@ -22,6 +22,7 @@ from helpers import KEY, last_request, until
 from millstream import Prices
 from millstream.cli import main
 from millstream.cli._app import app
+from millstream.cli._exit import in_options
 from millstream.cli._options import leaves
 from millstream.testing import Answer, MockServer
 
@@ -630,7 +631,7 @@ def test_the_same_command_again_asks_for_nothing(
     assert out.read_bytes() == before
     assert mock_server.stats.requests == 5
     refused = run(*arguments, "--no-resume")
-    assert refused.returncode == 2
+    assert (refused.returncode, "Continue it with --resume, or" in refused.stderr) == (2, True)
     assert out.read_bytes() == before
 
 
@@ -775,7 +776,31 @@ def test_a_refused_key_ends_the_run_unless_told_otherwise(write: Callable[..., P
 def test_a_budget_in_dollars_needs_a_price(write: Callable[..., Path], tmp_path: Path, here: list[str]) -> None:
     done = run("run", write("in.jsonl", *prompts(1)), "-o", tmp_path / "out.jsonl", *here, "--budget-usd", "1")
     assert done.returncode == 2
-    assert "--budget-usd needs the price of m" in done.stderr
+    assert "--budget-usd needs the price of 'm', which is not known: give --prices in dollars" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Continue it with resume=True, or", "Continue it with --resume, or"),
+        ("give prices={'m': (input, output)} in dollars", "give --prices in dollars"),
+        ("budget_usd needs it, not max_errors", "--budget-usd needs it, not --max-errors"),
+        ("set stop_on_fatal=False and model= to", "set --no-stop-on-fatal and --model to"),
+        ('provider="anthropic"; the model', "--provider; the model"),
+        ('timeout=Timeout(first_byte=1) and "base_url"', 'timeout=Timeout(first_byte=1) and "base_url"'),
+    ],
+)
+def test_a_refusal_names_options(text: str, said: str) -> None:
+    assert in_options(text, app.commands["run"]) == said
+
+
+def test_a_stream_is_no_file(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write("in.jsonl", *prompts(1))
+    for arguments in (["run", "-", "-o", "out"], ["run", file, "-o", "-"], ["check", "-"], ["batch", "submit", "-"]):
+        refused = call(*arguments, "--model", "m")
+        assert (refused.returncode, "- is no file" in refused.stderr) == (2, True), arguments
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_the_summary_as_json(write: Callable[..., Path], tmp_path: Path, here: list[str]) -> None:

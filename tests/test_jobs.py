@@ -95,8 +95,7 @@ def test_settings_of_the_run_are_those_of_short_lines_alone(
 
 def test_prices_make_a_cost(face: Face, tmp_path: Path, out: Path) -> None:
     lines = [{"custom_id": "a", "prompt": "p"}, {"custom_id": "b", "prompt": "p", "model": "unknown"}]
-    price_of = {"m": (1e6, 2e6)}.get
-    summary = carry(face, write(tmp_path / "in", *lines), out, price_of=price_of)
+    summary = carry(face, write(tmp_path / "in", *lines), out, prices={"m": (1e6, 2e6)})
     usage = results(out)["a"]["response"]["body"]["usage"]
     assert summary.cost == usage["prompt_tokens"] + 2 * usage["completion_tokens"]
     assert summary.unpriced == 1

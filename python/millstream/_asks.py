@@ -229,15 +229,7 @@ class Asker:
             ConfigurationError: A budget in dollars needs the price, and it is not known.
         """
         model = options if isinstance(options, str) else options[0]
-        price = self._prices.of(model)
-        if price is not None:
-            return price.input / 1e6, price.output / 1e6
-        if self._needs_price:
-            raise ConfigurationError(
-                f"budget_usd needs the price of {model!r}, which is not known: give "
-                f"prices={{{model!r}: (input, output)}} in dollars per million tokens"
-            )
-        return None
+        return self._prices._per_token(model, for_budget=self._needs_price)
 
 
 _USUAL = Ask("")

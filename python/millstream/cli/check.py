@@ -22,7 +22,7 @@ from millstream.cli._options import (
     request_options,
     server_options,
 )
-from millstream.cli._types import COUNT, SECONDS
+from millstream.cli._types import COUNT, INPUT, SECONDS
 
 if TYPE_CHECKING:
     from millstream import Prices
@@ -32,7 +32,7 @@ _SHOWN = 20
 
 
 @click.command(cls=Configured)
-@click.argument("file", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False))
+@click.argument("file", metavar="IN.jsonl", type=INPUT)
 @click.option("--answer-tokens", type=COUNT, help="Tokens of a usual answer.  [default: as many as a request allows]")
 @click.option("--latency", type=SECONDS, help="Seconds of a usual answer, for the time at --max-concurrency.")
 @click.option("--strict", is_flag=True, help="Exit code 2 also for bad lines, as run --strict would refuse them.")

@@ -66,7 +66,7 @@ struct Model {
 }
 
 /// Models that are remembered; a file that names more of them has the rest looked up each time.
-pub(super) const MOST_MODELS: usize = 64;
+const MOST_MODELS: usize = 64;
 
 /// Builds calls.
 #[derive(Debug)]

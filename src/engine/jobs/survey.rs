@@ -10,7 +10,7 @@ use std::io::{self, BufReader, Read, Take};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::calls::{Calls, Defaults, MOST_MODELS};
+use super::calls::{Calls, Defaults};
 use super::files::failed;
 use super::hash::{RequestHash, key_of};
 use super::input::{BadLine, Entry};
@@ -21,6 +21,9 @@ use crate::engine::error::Error;
 
 /// The longest line that is read: what a vendor takes as a whole file is 200 MB, and a request far less.
 const LONGEST_LINE: u64 = 64 << 20;
+
+/// Models that are known by name before the run; a line that names another is of unknown price.
+const MOST_MODELS: usize = 10_000;
 
 /// The input, line by line.
 pub(super) type Input = Lines<BufReader<Take<File>>>;
