@@ -116,6 +116,25 @@ def test_what_is_done_is_not_asked_again_and_failures_only_if_wanted(
     assert len(results(out)) == 21
 
 
+def test_a_run_that_is_refused_leaves_what_failed_before_in_the_output(
+    face: Face, mock_server: MockServer, tmp_path: Path, out: Path
+) -> None:
+    file = write(tmp_path / "in", *prompts(3))
+    mock_server.when('p1"', Answer(status=400))
+    carry(face, file, out)
+    torn = out.read_bytes() + b'{"id":"batch_req_'
+    out.write_bytes(torn)
+    with pytest.raises(ConfigurationError, match="budget_usd needs the price of 'm'"):
+        carry(face, file, out, retry_failed=True, budget_usd=1)
+    write(tmp_path / "in", *prompts(3), *prompts(1))
+    with pytest.raises(ConfigurationError, match="the same custom_id"):
+        carry(face, file, out, retry_failed=True)
+    assert out.read_bytes() == torn
+    write(tmp_path / "in", *prompts(3))
+    assert carry(face, file, out, retry_failed=True, budget_usd=1, prices={"m": (0, 0)}).ok == 1
+    assert len(results(out)) == 3
+
+
 def test_failures_go_into_a_file_of_their_own(face: Face, mock_server: MockServer, tmp_path: Path, out: Path) -> None:
     mock_server.when('p1"', Answer(status=400))
     file, errors = write(tmp_path / "in", *prompts(3), "nonsense"), tmp_path / "errors"

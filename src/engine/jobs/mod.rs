@@ -6,7 +6,8 @@
 //!
 //! A run can end at any moment and be run again: what stands in the output is not asked again, what does not is. That is all
 //! there is to resuming, since the output is the only record: a line of it names its item (`custom_id`) and its request (a hash),
-//! torn and damaged lines are repaired before anything is sent (`journal`), and one process at a time may write it (`files`).
+//! torn and damaged lines are repaired before anything is sent and once nothing can refuse the run any more (`journal`), and one
+//! process at a time may write it (`files`).
 
 mod calls;
 mod files;
