@@ -126,6 +126,26 @@ async fn every_item_comes_out_once_and_the_window_is_always_full() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn large_items_that_wait_for_another_are_read_no_further_ahead_than_their_bytes() {
+    const MIB: usize = 1 << 20;
+    for (order, dedupe) in [(Order::Prefix, false), (Order::Arrival, true)] {
+        let server = here(3_600_000);
+        let run = Run::new(&server, 16, StopRules::default(), order).manner(|manner| manner.dedupe = dedupe);
+        let engine = tokio::spawn(Arc::clone(&run.bulk).run(run.pipeline.clone()));
+        let text = "x".repeat(MIB);
+        let mut items = (0..1000).map(|index| run.item(index, text.clone())).peekable();
+        for _ in 0..20 {
+            run.bulk.submit(&mut items);
+            sleep(Duration::from_secs(1)).await;
+        }
+        let ahead = items.peek().unwrap().index;
+        // 64 MiB that wait, 8 MiB before them, and the one under way.
+        assert!((64..=64 + 8 + 2).contains(&ahead), "{order:?}: {ahead}");
+        engine.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_does_not_read_holds_the_source_back() {
     let _traffic = Traffic::watch();
     let server = here(1);
