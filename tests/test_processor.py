@@ -565,6 +565,23 @@ async def test_cost_is_known_where_the_price_is_and_never_zero_where_it_is_not(c
     assert summary.unpriced == 0
 
 
+def test_an_answer_of_a_stand_in_costs_what_that_costs(mock_server: MockServer, tmp_path: Path) -> None:
+    mock_server.when('"model":"m"', Answer(status=404, times=0))
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"prompt":"hi"}\n')
+    with Client(base_url=mock_server.base_url, api_key=KEY, model="m", fallback_models=["other"]) as client:
+        for price, cost in (((3.0, 3.0), 3e-6), (None, None)):
+            processor = BatchProcessor(client, prices={"m": (1.0, 1.0), "other": price})
+            of_items = processor.process_all_blocking(["hi"]).summary()
+            of_lines = processor.run_file_blocking(file, tmp_path / f"{cost}.jsonl")
+            for summary in (of_items, of_lines):
+                tokens = summary.prompt_tokens + summary.completion_tokens
+                assert summary.cost == (None if cost is None else pytest.approx(cost * tokens))
+                assert summary.unpriced == (cost is None)
+        with pytest.raises(ConfigurationError, match="price of 'other'"):
+            BatchProcessor(client, prices={"m": (1.0, 1.0)}, budget_usd=1).process_all_blocking(["hi"])
+
+
 @pytest.mark.mock_server(latency=0.3)
 async def test_stop_lets_what_is_on_the_wire_end_and_gives_up_the_rest(client: Client, mock_server: MockServer) -> None:
     processor = BatchProcessor(client, max_concurrent=4)

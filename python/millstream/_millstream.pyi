@@ -70,6 +70,8 @@ __all__ = [
 VERSION: Final[str]
 BUILD_PROFILE: Final[str]
 
+# The model that is asked and its stand-ins, each with dollars per token of prompt and answer where they are known
+_Dollars: TypeAlias = list[tuple[str, tuple[float, float] | None]]
 # (model, request fields, timeout in a 1-tuple if given, headers, query and key, queue timeout in a 1-tuple if given,
 # priority, retries), or the model alone
 _Options: TypeAlias = (
@@ -127,7 +129,7 @@ class NativeManner:
 class NativeBatch:
     """A run: the engine's side of `millstream.BatchProcessor`."""
 
-    def manner(self, system: str | None, options: _Options, dollars: tuple[float, float] | None) -> NativeManner: ...
+    def manner(self, system: str | None, options: _Options, dollars: _Dollars) -> NativeManner: ...
     def start(self) -> None: ...
     def submit(self, page: list[_Entry]) -> int | None: ...
     def again(self, result: BatchResult, prompt: Any, manner: NativeManner | None) -> bool: ...
@@ -391,7 +393,7 @@ class NativeClient:
         *,
         max_concurrent: int | None,
         rules: _Rules,
-        dollars: tuple[float, float] | None,
+        dollars: _Dollars,
         dedupe: bool | None,
         prefix: bool,
     ) -> NativeBatch: ...

@@ -101,7 +101,8 @@ class BatchProcessor:
         stop_on_fatal: Stop at once when no item can succeed: the key is refused, or money or quota is used up.
         deadline: Seconds after which the run is stopped, and what is in flight with it.
         budget_tokens: Tokens of prompts and answers together that stop the run once they are used.
-        budget_usd: Dollars, likewise. What is in flight then is still paid for. Needs the model's price.
+        budget_usd: Dollars, likewise. What is in flight then is still paid for. Needs the price of the model and of its
+            stand-ins (``fallback_models``).
         prices: Prices over those that are shipped, see `Prices`.
         progress: True: show a line; None: the same in a terminal or a notebook only; False: nothing; a function: called
             with a `Progress` five times a second.
@@ -641,7 +642,14 @@ class BatchProcessor:
         system, options = self._request(None, hidden)
         if token is not None:
             await token.ask_awaiting(options)
-        asker = Asker(template, self._form, lambda ask: self._request(ask, hidden), self._prices, self._needs_price)
+        asker = Asker(
+            template,
+            self._form,
+            lambda ask: self._request(ask, hidden),
+            self._prices,
+            self._needs_price,
+            self._client._settings.fallback_models,
+        )
         dollars = asker.dollars(options)
         native = self._client._native.bulk(
             system,
@@ -661,7 +669,7 @@ class BatchProcessor:
             validation=validation,
             show=self._show,
             stats=self._client.stats,
-            has_prices=dollars is not None,
+            has_prices=any(price is not None for _, price in dollars),
         )
         self._runs.add(run)
         self._last = run

@@ -131,7 +131,7 @@ impl Asked {
         let call = prompt.and_then(|prompt| manner.calls.call(&prompt));
         let request = call.as_ref().ok().filter(|_| manner.dedupe).map(|call: &Call| Fingerprint::of(&call.body));
         let bytes = call.as_ref().map_or(0, |call| call.body.len());
-        let work = Work { index, call, timeouts: manner.timeouts, price: manner.price };
+        let work = Work { index, call, timeouts: manner.timeouts, rates: manner.rates.clone() };
         Self { work, request, _weight: Weight::new(bytes, held) }
     }
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::input::{Ask, CHAT, EMBEDDINGS, Entry, Members, read_object, refuse_stream, string};
 use super::usual::{Chat, Named, Usual, as_messages, max_tokens, to_bytes, told};
-use crate::engine::batch::{ChatCalls, Price};
+use crate::engine::batch::{ChatCalls, Price, Rates};
 use crate::engine::keys::{Keys, Lanes, Route};
 use crate::engine::pipeline::Call;
 use crate::engine::provider::{ChatTemplate, Format};
@@ -62,7 +62,7 @@ impl Defaults {
 struct Model {
     lanes: Lanes,
     fallbacks: Arc<[Lanes]>,
-    price: Option<Price>,
+    rates: Rates,
 }
 
 /// Models that are remembered; a file that names more of them has the rest looked up each time.
@@ -76,11 +76,11 @@ pub(super) struct Calls {
     defaults: Arc<Defaults>,
     models: HashMap<String, Model>,
     /// Of shorthands that say nothing but their prompt.
-    plain: Option<(ChatCalls, Option<Price>)>,
+    plain: Option<(ChatCalls, Rates)>,
 }
 
 /// A call and what its tokens cost.
-pub(super) type Priced = (Call, Option<Price>);
+pub(super) type Priced = (Call, Rates);
 
 impl Calls {
     pub(super) fn new(defaults: Arc<Defaults>) -> Self {
@@ -117,30 +117,26 @@ impl Calls {
         let route = if path == CHAT { Route::Chat } else { Route::Path { method: Method::POST, path: path.into() } };
         let model = self.model(&model);
         let call = Call { body: to_bytes(body), model: place, inputs, max_tokens, ..Call::get(route, model.lanes) };
-        Ok((self.addressed(call, model.fallbacks), model.price))
+        Ok((self.addressed(call, model.fallbacks), model.rates))
     }
 
     /// A shorthand, with the run's settings where it has none.
     fn shorthand(&mut self, prompt: &str, system: Option<&str>, settings: &Members<'_>) -> Result<Priced, String> {
         let prompt = as_messages(prompt);
         if settings.0.is_empty() && system.is_none() {
-            if let Some((calls, price)) = &self.plain {
-                return Ok((calls.call(&prompt).map_err(told)?, *price));
+            if let Some((calls, rates)) = &self.plain {
+                return Ok((calls.call(&prompt).map_err(told)?, rates.clone()));
             }
-            let (calls, price) = self.shorthands(None, settings)?;
+            let (calls, rates) = self.shorthands(None, settings)?;
             let call = calls.call(&prompt).map_err(told)?;
-            self.plain = Some((calls, price));
-            return Ok((call, price));
+            self.plain = Some((calls, rates.clone()));
+            return Ok((call, rates));
         }
-        let (calls, price) = self.shorthands(system, settings)?;
-        Ok((calls.call(&prompt).map_err(told)?, price))
+        let (calls, rates) = self.shorthands(system, settings)?;
+        Ok((calls.call(&prompt).map_err(told)?, rates))
     }
 
-    fn shorthands(
-        &mut self,
-        system: Option<&str>,
-        settings: &Members<'_>,
-    ) -> Result<(ChatCalls, Option<Price>), String> {
+    fn shorthands(&mut self, system: Option<&str>, settings: &Members<'_>) -> Result<(ChatCalls, Rates), String> {
         let defaults = Arc::clone(&self.defaults);
         let chat = defaults.usual().chat(system, settings)?;
         self.chat_calls(&chat)
@@ -156,8 +152,8 @@ impl Calls {
         let rest = |key: &str| !matches!(key, "model" | "messages" | "stream" | "stream_options");
         let fields = Members(body.0.iter().filter(|(key, _)| rest(key)).cloned().collect());
         let chat = Chat { model, system, fields: fields.join(), max_tokens: max_tokens(&fields) };
-        let (calls, price) = self.chat_calls(&chat)?;
-        Ok((calls.call(&Prompt::Messages(messages.to_owned())).map_err(told)?, price))
+        let (calls, rates) = self.chat_calls(&chat)?;
+        Ok((calls.call(&Prompt::Messages(messages.to_owned())).map_err(told)?, rates))
     }
 
     /// Anthropic's request, for a server that speaks another format.
@@ -182,7 +178,7 @@ impl Calls {
         self.chat(&members, system.as_deref())
     }
 
-    fn chat_calls(&mut self, chat: &Chat<'_>) -> Result<(ChatCalls, Option<Price>), String> {
+    fn chat_calls(&mut self, chat: &Chat<'_>) -> Result<(ChatCalls, Rates), String> {
         let Chat { model, system, fields, max_tokens } = chat;
         let template = ChatTemplate::new(self.defaults.keys.provider(), model, *system, fields).map_err(told)?;
         let known = self.model(model);
@@ -192,7 +188,7 @@ impl Calls {
         calls.query = Arc::clone(&self.defaults.query);
         calls.max_tokens = *max_tokens;
         calls.priority = self.defaults.priority;
-        Ok((calls, known.price))
+        Ok((calls, known.rates))
     }
 
     fn addressed(&self, call: Call, fallbacks: Arc<[Lanes]>) -> Call {
@@ -205,10 +201,17 @@ impl Calls {
             return known.clone();
         }
         let Defaults { keys, fallbacks, .. } = &*self.defaults;
+        let stand_ins = || fallbacks.iter().map(String::as_str).filter(|other| *other != name);
         let model = Model {
             lanes: keys.lanes(name),
-            fallbacks: fallbacks.iter().filter(|other| *other != name).map(|other| keys.lanes(other)).collect(),
-            price: self.prices.get(name).copied(),
+            fallbacks: stand_ins().map(|other| keys.lanes(other)).collect(),
+            rates: Rates::new(
+                [name]
+                    .into_iter()
+                    .chain(stand_ins())
+                    .map(|name| (name.to_owned(), self.prices.get(name).copied()))
+                    .collect(),
+            ),
         };
         if self.models.len() < MOST_MODELS {
             self.models.insert(name.to_owned(), model.clone());

@@ -68,7 +68,7 @@ pub struct Job {
 /// A file whose input was looked at and whose output is locked. Nothing of either is changed yet.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The models that lines name, and the run's own; the first of them, if they are many.
+    /// The models that lines name, and the run's own with those that stand in for it; the first of them, if they are many.
     pub models: Vec<String>,
     reader: Reader,
     outputs: Outputs,
@@ -210,7 +210,11 @@ fn look(job: Job, defaults: Arc<Defaults>, counts: Arc<Counts>) -> Result<Prepar
     let failed_before = journal.failed;
     counts.add(std::mem::take(&mut journal.problems));
     counts.add(std::mem::take(&mut survey.problems));
-    let models = std::mem::take(&mut survey.models).into_iter().chain(defaults.model.clone()).collect();
+    let models = std::mem::take(&mut survey.models)
+        .into_iter()
+        .chain(defaults.model.clone())
+        .chain(defaults.fallbacks.iter().cloned())
+        .collect();
     let reader = Reader::new(input.clone(), &mut survey, journal, defaults, Arc::clone(&counts))?;
     let outputs = Outputs { main: (main, repair), errors, layout, ordered };
     Ok(Prepared { models, reader, outputs, counts, began, open, input, failed_before })
@@ -391,9 +395,9 @@ impl Source for Desk {
             let Next { index, item, ask, bytes } = self.feed.recv().await.ok()?;
             let pending = Pending { item, permits: permits_of(bytes) };
             match ask {
-                Ok((call, price)) => {
+                Ok((call, rates)) => {
                     self.pending().insert(index, pending);
-                    return Some(Work { price, ..Work::new(index, Ok(call)) });
+                    return Some(Work { rates, ..Work::new(index, Ok(call)) });
                 }
                 Err(reason) => {
                     self.counts.bad_lines.fetch_add(1, Relaxed);
