@@ -165,12 +165,11 @@ impl<A, K: Clone> Bulk<A, K> {
 
     /// Takes in one that has to be asked again, before all others; `false` once the run is over.
     pub fn submit_first(&self, item: Item) -> bool {
-        if self.inlet.is_over() {
-            return false;
+        let is_taken = self.inlet.put_first(item);
+        if is_taken {
+            self.arrived.notify_one();
         }
-        self.inlet.put_first(item);
-        self.arrived.notify_one();
-        true
+        is_taken
     }
 
     /// How many items there is room for.

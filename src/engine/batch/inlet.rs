@@ -100,11 +100,15 @@ impl Inlet {
         MOST_ITEMS.saturating_sub(queue.items.len())
     }
 
-    /// Puts one before all others, whether there is room or not.
-    pub(super) fn put_first(&self, item: Item) {
+    /// Puts one before all others, whether there is room or not; `false` once nothing is taken out any more.
+    pub(super) fn put_first(&self, item: Item) -> bool {
         let mut queue = self.lock();
+        if queue.is_over {
+            return false;
+        }
         queue.bytes += item.size();
         queue.items.push_front(item);
+        true
     }
 
     pub(super) fn take(&self) -> Option<Item> {
