@@ -22,6 +22,7 @@ from helpers import KEY, last_request, until
 from millstream import Prices
 from millstream.cli import main
 from millstream.cli._app import app
+from millstream.cli._exit import in_options
 from millstream.cli._options import leaves
 from millstream.testing import Answer, MockServer
 
@@ -409,7 +410,7 @@ def test_check_takes_every_form_of_a_line_and_sends_nothing(
     facts = json.loads(done.stdout)
     assert (done.returncode, facts["requests"], facts["bad_lines"], facts["problems"]) == (0, 7, 0, [])
     assert facts["models"] == {"gpt-4o-mini": 5, "claude-haiku-4-5": 1, "text-embedding-3-small": 1}
-    assert facts["prompt_tokens"] == 700
+    assert facts["prompt_tokens"] == 704
     assert mock_server.stats.connections == 0
 
 
@@ -420,9 +421,9 @@ def test_check_bounds_the_cost_by_what_answers_may_be(write: Callable[..., Path]
     price = Prices().of("gpt-4o-mini")
     assert price is not None
     assert facts["answer_tokens"] == 5000
-    assert facts["cost_usd"] == pytest.approx(price.cost(10_000, 5000))
+    assert facts["cost_usd"] == pytest.approx(price.cost(10_040, 5000))
     guessed = json.loads(call("check", file, "--model", "gpt-4o-mini", "--json", "--answer-tokens", "100").stdout)
-    assert guessed["cost_usd"] == pytest.approx(price.cost(10_000, 1000))
+    assert guessed["cost_usd"] == pytest.approx(price.cost(10_040, 1000))
 
 
 def test_a_vendors_batch_costs_half(write: Callable[..., Path]) -> None:
@@ -487,7 +488,7 @@ def test_check_names_bad_lines_by_their_number_and_counts_the_others(write: Call
 def test_check_wants_a_model_for_lines_that_name_none(write: Callable[..., Path]) -> None:
     done = call("check", write("in.jsonl", {"prompt": "x"}, {"prompt": "x", "model": "m"}))
     assert done.returncode == 1
-    assert "in.jsonl:1: no model: give --model" in done.stdout
+    assert "in.jsonl:1: it names no model" in done.stdout
 
 
 def test_a_custom_id_twice_is_refused_with_both_lines(write: Callable[..., Path]) -> None:
@@ -499,7 +500,7 @@ def test_a_custom_id_twice_is_refused_with_both_lines(write: Callable[..., Path]
 def test_check_is_a_command_of_a_shell_too(write: Callable[..., Path]) -> None:
     done = run("check", write("in.jsonl", "nope"), "--model", "m")
     assert done.returncode == 1
-    assert "in.jsonl:1: not JSON" in done.stdout
+    assert "in.jsonl:1: it is no JSON object" in done.stdout
 
 
 # ---- stats ----
@@ -630,7 +631,7 @@ def test_the_same_command_again_asks_for_nothing(
     assert out.read_bytes() == before
     assert mock_server.stats.requests == 5
     refused = run(*arguments, "--no-resume")
-    assert refused.returncode == 2
+    assert (refused.returncode, "Continue it with --resume, or" in refused.stderr) == (2, True)
     assert out.read_bytes() == before
 
 
@@ -694,7 +695,7 @@ def test_check_and_run_agree_on_what_is_a_bad_line(write: Callable[..., Path], t
     facts = json.loads(call("check", file, *here, "--json").stdout)
     summary = json.loads(run("run", file, "-o", tmp_path / "out.jsonl", *here, "--json").stdout)
     assert summary["bad_lines"] == facts["bad_lines"] == len(bad)
-    assert [line for _, line, _ in summary["problems"]] == [each["line"] for each in facts["problems"]]
+    assert [problem[1:] for problem in summary["problems"]] == [[*each.values()] for each in facts["problems"]]
     assert summary["ok"] == facts["requests"] == 6
 
 
@@ -775,7 +776,31 @@ def test_a_refused_key_ends_the_run_unless_told_otherwise(write: Callable[..., P
 def test_a_budget_in_dollars_needs_a_price(write: Callable[..., Path], tmp_path: Path, here: list[str]) -> None:
     done = run("run", write("in.jsonl", *prompts(1)), "-o", tmp_path / "out.jsonl", *here, "--budget-usd", "1")
     assert done.returncode == 2
-    assert "--budget-usd needs the price of m" in done.stderr
+    assert "--budget-usd needs the price of 'm', which is not known: give --prices in dollars" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Continue it with resume=True, or", "Continue it with --resume, or"),
+        ("give prices={'m': (input, output)} in dollars", "give --prices in dollars"),
+        ("budget_usd needs it, not max_errors", "--budget-usd needs it, not --max-errors"),
+        ("set stop_on_fatal=False and model= to", "set --no-stop-on-fatal and --model to"),
+        ('provider="anthropic"; the model', "--provider; the model"),
+        ('timeout=Timeout(first_byte=1) and "base_url"', 'timeout=Timeout(first_byte=1) and "base_url"'),
+    ],
+)
+def test_a_refusal_names_options(text: str, said: str) -> None:
+    assert in_options(text, app.commands["run"]) == said
+
+
+def test_a_stream_is_no_file(write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write("in.jsonl", *prompts(1))
+    for arguments in (["run", "-", "-o", "out"], ["run", file, "-o", "-"], ["check", "-"], ["batch", "submit", "-"]):
+        refused = call(*arguments, "--model", "m")
+        assert (refused.returncode, "- is no file" in refused.stderr) == (2, True), arguments
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_the_summary_as_json(write: Callable[..., Path], tmp_path: Path, here: list[str]) -> None:

@@ -95,8 +95,7 @@ def test_settings_of_the_run_are_those_of_short_lines_alone(
 
 def test_prices_make_a_cost(face: Face, tmp_path: Path, out: Path) -> None:
     lines = [{"custom_id": "a", "prompt": "p"}, {"custom_id": "b", "prompt": "p", "model": "unknown"}]
-    price_of = {"m": (1e6, 2e6)}.get
-    summary = carry(face, write(tmp_path / "in", *lines), out, price_of=price_of)
+    summary = carry(face, write(tmp_path / "in", *lines), out, prices={"m": (1e6, 2e6)})
     usage = results(out)["a"]["response"]["body"]["usage"]
     assert summary.cost == usage["prompt_tokens"] + 2 * usage["completion_tokens"]
     assert summary.unpriced == 1
@@ -115,6 +114,25 @@ def test_what_is_done_is_not_asked_again_and_failures_only_if_wanted(
     file = write(tmp_path / "in", {"prompt": "new"}, *prompts(20))
     assert (carry(face, file, out).ok, mock_server.stats.requests) == (1, 22)
     assert len(results(out)) == 21
+
+
+def test_a_run_that_is_refused_leaves_what_failed_before_in_the_output(
+    face: Face, mock_server: MockServer, tmp_path: Path, out: Path
+) -> None:
+    file = write(tmp_path / "in", *prompts(3))
+    mock_server.when('p1"', Answer(status=400))
+    carry(face, file, out)
+    torn = out.read_bytes() + b'{"id":"batch_req_'
+    out.write_bytes(torn)
+    with pytest.raises(ConfigurationError, match="budget_usd needs the price of 'm'"):
+        carry(face, file, out, retry_failed=True, budget_usd=1)
+    write(tmp_path / "in", *prompts(3), *prompts(1))
+    with pytest.raises(ConfigurationError, match="the same custom_id"):
+        carry(face, file, out, retry_failed=True)
+    assert out.read_bytes() == torn
+    write(tmp_path / "in", *prompts(3))
+    assert carry(face, file, out, retry_failed=True, budget_usd=1, prices={"m": (0, 0)}).ok == 1
+    assert len(results(out)) == 3
 
 
 def test_failures_go_into_a_file_of_their_own(face: Face, mock_server: MockServer, tmp_path: Path, out: Path) -> None:
@@ -139,6 +157,10 @@ def test_nothing_is_sent_of_a_file_that_is_refused(
         carry(face, write(tmp_path / "bad", {"prompt": "a"}, {}), out, strict=True)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         carry(face, tmp_path / "missing", out)
+    # Which would wait for somebody to write into it.
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        carry(face, tmp_path / "pipe", out)
     with pytest.raises(ConfigurationError, match="is the input"):
         carry(face, double, double)
     link = tmp_path / "link"

@@ -532,6 +532,20 @@ def test_rules_that_cannot_be_kept_are_refused_where_they_are_given(client: Clie
         BatchProcessor("sk-key")  # type: ignore[arg-type]
 
 
+async def test_a_batch_of_no_items_is_refused_and_not_the_usual_size(client: Client, mock_server: MockServer) -> None:
+    with pytest.raises(ConfigurationError, match="batch_size must be at least 1"):
+        await BatchProcessor(client).process_in_batches(items(3), batch_size=0)
+    assert mock_server.stats.requests == 0
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.TSV", "in.parquet"])
+def test_a_table_is_no_file_of_requests(client: Client, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("prompt\nhi\n")
+    with pytest.raises(ConfigurationError, match="process_all"):
+        BatchProcessor(client).run_file_blocking(tmp_path / name, tmp_path / "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 async def test_a_budget_in_dollars_needs_a_price(client: Client, mock_server: MockServer) -> None:
     with pytest.raises(ConfigurationError, match="budget_usd"):
         await BatchProcessor(client, budget_usd=1).process_all(["hi"])
@@ -549,6 +563,23 @@ async def test_cost_is_known_where_the_price_is_and_never_zero_where_it_is_not(c
     assert summary.cost == pytest.approx((summary.prompt_tokens + 2 * summary.completion_tokens) / 1e6)
     assert summary.cost
     assert summary.unpriced == 0
+
+
+def test_an_answer_of_a_stand_in_costs_what_that_costs(mock_server: MockServer, tmp_path: Path) -> None:
+    mock_server.when('"model":"m"', Answer(status=404, times=0))
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"prompt":"hi"}\n')
+    with Client(base_url=mock_server.base_url, api_key=KEY, model="m", fallback_models=["other"]) as client:
+        for price, cost in (((3.0, 3.0), 3e-6), (None, None)):
+            processor = BatchProcessor(client, prices={"m": (1.0, 1.0), "other": price})
+            of_items = processor.process_all_blocking(["hi"]).summary()
+            of_lines = processor.run_file_blocking(file, tmp_path / f"{cost}.jsonl")
+            for summary in (of_items, of_lines):
+                tokens = summary.prompt_tokens + summary.completion_tokens
+                assert summary.cost == (None if cost is None else pytest.approx(cost * tokens))
+                assert summary.unpriced == (cost is None)
+        with pytest.raises(ConfigurationError, match="price of 'other'"):
+            BatchProcessor(client, prices={"m": (1.0, 1.0)}, budget_usd=1).process_all_blocking(["hi"])
 
 
 @pytest.mark.mock_server(latency=0.3)
@@ -821,7 +852,9 @@ async def test_results_are_a_sequence_that_pickles_and_shows_no_walls_of_text(
     assert str(results.summary()).startswith("Successful 2/3")
     assert (results[0].key_id, results[0].attempts) == (copy[0].key_id, 1)
     assert results[0].latency > 0
-    assert results[0:2] == [results[0], results[1]]
+    part = results[1:]
+    assert (part, len(part), part[0]) == (BatchResults([results[1], results[2]]), 2, results[1])
+    assert (part.summary().ok, part.summary().failed) == (1, 1)
 
 
 async def test_to_dicts_has_the_names_that_are_asked_for_and_says_timeout(

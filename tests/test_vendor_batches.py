@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -27,9 +28,11 @@ from millstream import (
     MillstreamError,
     VendorBatches,
 )
+from millstream._fields import REQUEST_FIELDS
+from millstream._millstream import NativeLineReader
 from millstream._vendor_apis import VENDORS, Limits
 from millstream._vendor_files import Preparation
-from millstream._vendor_lines import BadLineError, Defaults, read_request, vendor_line
+from millstream._vendor_lines import BadLineError, line_of, request_of, vendor_line
 from millstream.testing import Answer, MockServer
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from millstream.types import BatchJobResult, BatchJobStatus
 
 VIAS = ["openai", "anthropic", "mistral"]
+READER = NativeLineReader("m", None, {})
 MAKES = {"openai": "/v1/batches", "anthropic": "/v1/messages/batches", "mistral": "/v1/batch/jobs"}
 
 
@@ -260,7 +264,7 @@ def test_one_item_more_than_the_vendor_takes_is_another_batch(via: str, most: in
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}
     items = ({"params": body} if via == "anthropic" else body for _ in range(most + 1))
     vendor = VENDORS[via]
-    state = Preparation(None, vendor, "", Defaults(), vendor.limits, True, Event()).run(items)
+    state = Preparation(None, vendor, "", READER, vendor.limits, True, Event()).run(items)
 
     assert [part.items for part in state.parts] == [most, 1]
 
@@ -268,9 +272,32 @@ def test_one_item_more_than_the_vendor_takes_is_another_batch(via: str, most: in
 def test_inputs_of_embeddings_are_counted() -> None:
     limits = Limits(100, 10**6, 5)
     items = ({"model": "m", "input": ["a", "b"]} for _ in range(3))
-    state = Preparation(None, VENDORS["openai"], "", Defaults(), limits, True, Event()).run(items)
+    state = Preparation(None, VENDORS["openai"], "", READER, limits, True, Event()).run(items)
 
     assert [part.items for part in state.parts] == [2, 1]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_item_that_is_too_large_for_any_batch_leaves_no_empty_one(tmp_path: Path, first: bool) -> None:
+    from millstream._vendor_state import Place
+
+    few, many = {"model": "m", "input": ["a"]}, {"model": "m", "input": ["a"] * 6}
+    large = {"model": "m", "input": "x" * 2000}
+    items = [many, few, large] if first else [few, many, large]
+    place = Place(tmp_path / "o")
+    state = Preparation(place, VENDORS["openai"], "", READER, Limits(100, 1000, 5), False, Event()).run(items)
+
+    assert ([part.items for part in state.parts], state.bad_lines) == ([1], 2)
+    problems = re.findall(r"too large for a batch, which may have [\d,]+ \w+", place.items.read_text())
+    assert sorted(problems) == [f"too large for a batch, which may have {most}" for most in ("1,000 bytes", "5 inputs")]
+
+
+def test_metadata_that_is_no_json_is_its_own_lines_fault(jobs: Jobs) -> None:
+    bad = [{"prompt": "x", "metadata": {"score": value}} for value in (float("nan"), float("inf"), object())]
+    Path("in.jsonl").write_text('{"prompt":"x","row":NaN}\n{"prompt":"x","row":1e999}\n{"prompt":"y"}\n')
+    for items, good in (([*bad, "y"], 3), ("in.jsonl", 2)):
+        lines = jobs.results(jobs.submit(items, output=f"out-{good}"))
+        assert texts(lines) == ["invalid_request_line"] * good + ["echo: y"]
 
 
 def test_items_of_many_models_need_few_open_files(tmp_path: Path) -> None:
@@ -286,7 +313,7 @@ def test_items_of_many_models_need_few_open_files(tmp_path: Path) -> None:
             yield item
 
     before = len(os.listdir("/proc/self/fd"))
-    state = Preparation(Place(tmp_path / "o"), vendor, "", Defaults(), vendor.limits, True, Event()).run(watched())
+    state = Preparation(Place(tmp_path / "o"), vendor, "", READER, vendor.limits, True, Event()).run(watched())
 
     assert sum(part.items for part in state.parts) == 300
     assert max(open_files) < before + 70
@@ -313,14 +340,14 @@ def test_a_bad_line_is_an_error_with_its_line_and_stops_no_other(jobs: Jobs, moc
     results = jobs.results(job)
     assert [line["millstream"]["line"] for line in results] == [1, 3, 4, 5, 6, 7]
     bad = "invalid_request_line"
-    assert texts(results) == ["echo: hi", bad, bad, "echo: last", bad, "echo: text"]
+    assert texts(results) == ["echo: hi", bad, bad, "echo: last", bad, bad]
     assert results[4]["custom_id"] == "s"
-    assert "not JSON" in results[1]["error"]["message"]
+    assert "no JSON object" in results[1]["error"]["message"]
     result = jobs.fetch(job)
-    assert (result.total, result.ok, result.bad_lines, result.failed) == (6, 3, 3, 3)
+    assert (result.total, result.ok, result.bad_lines, result.failed) == (6, 2, 4, 4)
 
     seen = len(mock_server.requests)
-    with pytest.raises(ConfigurationError, match=r"line 3: not JSON.*nothing was sent"):
+    with pytest.raises(ConfigurationError, match=r"line 3: it is no JSON.*nothing was sent"):
         jobs.submit("in.jsonl", output="strict", strict=True)
     assert len(mock_server.requests) == seen
 
@@ -350,29 +377,43 @@ def test_a_line_without_a_name_is_named_by_what_it_asks(jobs: Jobs) -> None:
     ("item", "problem"),
     [
         (7, "must be an object"),
-        ({"custom_id": 7, "prompt": "x"}, "custom_id must be a text"),
-        ({"custom_id": "", "prompt": "x"}, "custom_id must be a text"),
-        ({"method": "GET", "prompt": "x"}, "method must be"),
+        ({"custom_id": 7, "prompt": "x"}, "custom_id must be a string"),
+        ({"custom_id": "", "prompt": "x"}, "custom_id must not be empty"),
+        ({"method": "GET", "body": {}}, "method must be"),
         ({"url": "https://evil.test/v1/x", "body": {}}, "url must be a path"),
         ({"url": "//evil.test", "body": {}}, "url must be a path"),
-        ({"body": "x"}, "body must be an object"),
-        ({"prompt": ["x"]}, "prompt must be a text"),
-        ({"messages": []}, "messages must be a list"),
-        ({"messages": "x"}, "messages must be a list"),
-        ({"prompt": "x", "stream": True}, "leave stream out"),
+        ({"body": "x"}, "body must be a JSON object"),
+        ({"prompt": "x", "API_KEY": "sk"}, "may not set"),
+        ({"prompt": 7}, "a string or a list of messages"),
+        ({"messages": []}, "a string or a list of messages"),
+        ({"model": "m", "messages": []}, "messages must be a list"),
+        ({"prompt": "x", "stream": True}, 'leave "stream" out'),
         ({"prompt": "half \ud83d"}, "half of a character"),
         ({"prompt": "x", "temperature": float("nan")}, "not JSON compliant"),
+        ({"prompt": "x", "metadata": {"score": float("inf")}}, "not JSON compliant"),
         ({"prompt": "x", "seed": object()}, "not JSON serializable"),
     ],
 )
 def test_what_is_no_request_is_said(item: object, problem: str) -> None:
     with pytest.raises(BadLineError, match=problem):
-        vendor_line("openai", "a", read_request(item, Defaults(model="m")))
+        vendor_line("openai", "a", request_of(READER.read(1, line_of(item))))
 
 
 def test_a_url_is_not_doubled() -> None:
     for url in ("/v1/embeddings", "v1/embeddings", "/embeddings", "embeddings"):
-        assert read_request({"url": url, "body": {"model": "m"}}, Defaults()).url == "/v1/embeddings"
+        line = line_of({"url": url, "body": {"model": "m"}})
+        assert READER.read(1, line).url == "/v1/embeddings"
+
+
+# What a row may well have for itself.
+OWN = {"messages", "metadata", "models", "moderation", "stream", "stream_options", "user"}
+
+
+@pytest.mark.parametrize("name", sorted(REQUEST_FIELDS - OWN))
+def test_a_field_of_a_request_is_one_beside_a_prompt_too(name: str) -> None:
+    line = READER.read(1, line_of({"prompt": "x", name: "a", "color": "red"}))
+    assert json.loads(line.body)[name] == "a"
+    assert line.metadata == '{"color":"red"}'
 
 
 @pytest.mark.parametrize(

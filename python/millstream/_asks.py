@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -13,7 +13,7 @@ from millstream._sources import Row
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from millstream._millstream import NativeBatch, NativeManner, _Entry, _Options
+    from millstream._millstream import NativeBatch, NativeManner, _Dollars, _Entry, _Options
     from millstream._prices import Prices
     from millstream._prompts import Prompt
     from millstream._structured import ResponseFormat
@@ -173,12 +173,14 @@ class Asker:
         options: Callable[[Ask], tuple[str | None, _Options]],
         prices: Prices,
         needs_price: bool,
+        fallback_models: Sequence[str],
     ) -> None:
         self._template = template
         self._form = form
         self._options = options
         self._prices = prices
         self._needs_price = needs_price
+        self._fallback_models = fallback_models
         self._last: tuple[Ask, NativeManner] | None = None
 
     def entries(self, items: list[Any], native: NativeBatch) -> list[_Entry]:
@@ -222,22 +224,15 @@ class Asker:
             self._last = (kind, native.manner(system, options, self.dollars(options)))
         return self._last[1]
 
-    def dollars(self, options: _Options) -> tuple[float, float] | None:
-        """What a token of the prompt and one of the answer cost.
+    def dollars(self, options: _Options) -> _Dollars:
+        """What a token of the prompt and one of the answer cost, of the model that is asked and of its stand-ins.
 
         Raises:
             ConfigurationError: A budget in dollars needs the price, and it is not known.
         """
         model = options if isinstance(options, str) else options[0]
-        price = self._prices.of(model)
-        if price is not None:
-            return price.input / 1e6, price.output / 1e6
-        if self._needs_price:
-            raise ConfigurationError(
-                f"budget_usd needs the price of {model!r}, which is not known: give "
-                f"prices={{{model!r}: (input, output)}} in dollars per million tokens"
-            )
-        return None
+        models = dict.fromkeys((model or "", *self._fallback_models))
+        return [(each, self._prices._per_token(each, for_budget=self._needs_price)) for each in models]
 
 
 _USUAL = Ask("")

@@ -127,18 +127,3 @@ SERVERS_FIELDS = frozenset(
     }
 )
 """Of other servers: only those that are near a name of OpenAI's or an argument of ours."""
-
-# What would change where a request goes, or as whom: no line of a file may say it, and no file of results repeats it.
-FORBIDDEN_IN_LINES = frozenset(
-    {
-        "base_url",
-        "api_base",
-        "api_key",
-        "api-key",
-        "x-api-key",
-        "authorization",
-        "headers",
-        "extra_headers",
-        "default_headers",
-    }
-)

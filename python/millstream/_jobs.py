@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from millstream._arguments import FLAG, INTEGER, NUMBER, SECONDS, TEXT, check
 from millstream._bridge import block, wait
 from millstream._not_given import NOT_GIVEN, NotGiven
+from millstream._prices import Prices
 from millstream._progress import Progress
 from millstream.types import RunSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from millstream._client import AsyncClient, Client
     from millstream._config import CompletionConfig, Timeout
     from millstream._millstream import NativeFileRun
+    from millstream._prices import PriceTable
 
 _KINDS = {
     "max_concurrent": INTEGER,
@@ -64,12 +64,13 @@ class FileRun:
         config: Settings of short lines.
         max_concurrent: Most requests in flight; default: the client's.
         max_errors: Failed requests at which the run is stopped.
-        max_error_rate: Share of the last 100 requests at which it is stopped, if so many of them failed.
+        max_error_rate: Share of the last 100 requests at which it is stopped, if so many of them failed and once as
+            many have ended.
         stop_on_fatal: Stop it when no request can succeed: the key is refused, or money is used up.
         deadline: Seconds from its start after which it is aborted.
         budget_tokens: Tokens, of prompts and answers together, at which it is stopped.
-        budget_usd: Dollars at which it is stopped. Answers without a known price do not count.
-        price_of: The price of a model in dollars per million tokens of prompt and of answer, None if it is not known.
+        budget_usd: Dollars at which it is stopped. Needs the price of every model.
+        prices: Prices over those that are shipped, see `Prices`.
         timeout: Seconds for each request, all its attempts included; default: the client's.
         priority: Who goes first among those who wait for the same limits.
         params: Further settings of short lines.
@@ -100,7 +101,7 @@ class FileRun:
         deadline: float | None = None,
         budget_tokens: int | None = None,
         budget_usd: float | None = None,
-        price_of: Callable[[str], tuple[float, float] | None] | None = None,
+        prices: Prices | PriceTable | str | os.PathLike[str] | None = None,
         timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
         priority: int = 0,
         **params: Any,
@@ -117,7 +118,8 @@ class FileRun:
         self._rules = rules
         self._system = system
         self._max_concurrent = max_concurrent
-        self._price_of = price_of
+        self._prices = Prices._given(prices)
+        self._needs_price = budget_usd is not None
         self._options = client._options(
             system, model, config, timeout, NOT_GIVEN, priority, None, None, params, max_concurrent=max_concurrent
         )
@@ -134,7 +136,8 @@ class FileRun:
 
         Raises:
             ConfigurationError: A file that cannot be read or written; two lines with one ``custom_id``; a line that
-                asks something else than what was answered; with ``strict`` a line that is no request. Nothing was sent.
+                asks something else than what was answered; with ``strict`` a line that is no request; with
+                ``budget_usd`` a model of unknown price. Nothing was sent.
             JournalError: Another run has the output, or it cannot be written any more.
         """
         token = self._client._settings.token
@@ -227,8 +230,8 @@ class FileRun:
 
     def _dollars(self, models: list[str]) -> dict[str, tuple[float, float]]:
         """Per token, as the engine counts them."""
-        prices = {model: self._price_of(model) for model in models} if self._price_of is not None else {}
-        return {model: (price[0] / 1e6, price[1] / 1e6) for model, price in prices.items() if price is not None}
+        prices = {model: self._prices._per_token(model, for_budget=self._needs_price) for model in models}
+        return {model: price for model, price in prices.items() if price is not None}
 
     def __repr__(self) -> str:
         return f"FileRun(input={self._paths[0]!r}, output={self._paths[1]!r})"

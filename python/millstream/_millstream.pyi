@@ -39,6 +39,9 @@ __all__ = [
     "NativeBatch",
     "NativeClient",
     "NativeFileRun",
+    "NativeLine",
+    "NativeLineReader",
+    "NativeLines",
     "NativeManner",
     "NativeRateLimiter",
     "NativeRetryPolicy",
@@ -67,6 +70,8 @@ __all__ = [
 VERSION: Final[str]
 BUILD_PROFILE: Final[str]
 
+# The model that is asked and its stand-ins, each with dollars per token of prompt and answer where they are known
+_Dollars: TypeAlias = list[tuple[str, tuple[float, float] | None]]
 # (model, request fields, timeout in a 1-tuple if given, headers, query and key, queue timeout in a 1-tuple if given,
 # priority, retries), or the model alone
 _Options: TypeAlias = (
@@ -124,7 +129,7 @@ class NativeManner:
 class NativeBatch:
     """A run: the engine's side of `millstream.BatchProcessor`."""
 
-    def manner(self, system: str | None, options: _Options, dollars: tuple[float, float] | None) -> NativeManner: ...
+    def manner(self, system: str | None, options: _Options, dollars: _Dollars) -> NativeManner: ...
     def start(self) -> None: ...
     def submit(self, page: list[_Entry]) -> int | None: ...
     def again(self, result: BatchResult, prompt: Any, manner: NativeManner | None) -> bool: ...
@@ -296,6 +301,34 @@ class NativeFileRun:
     def is_open(self) -> bool: ...
 
 @final
+class NativeLineReader:
+    def __new__(cls, model: str | None, system: str | None, fields: dict[str, Any]) -> NativeLineReader: ...
+    def read(self, number: int, line: bytes) -> NativeLine: ...
+    def file(self, path: str | os.PathLike[str]) -> NativeLines: ...
+
+@final
+class NativeLines:
+    def __iter__(self) -> NativeLines: ...
+    def __next__(self) -> NativeLine: ...
+
+@final
+class NativeLine:
+    @property
+    def number(self) -> int: ...
+    @property
+    def custom_id(self) -> str | None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def body(self) -> str: ...
+    @property
+    def metadata(self) -> str | None: ...
+    @property
+    def problem(self) -> str | None: ...
+
+@final
 class NativeClient:
     def __new__(
         cls,
@@ -360,7 +393,7 @@ class NativeClient:
         *,
         max_concurrent: int | None,
         rules: _Rules,
-        dollars: tuple[float, float] | None,
+        dollars: _Dollars,
         dedupe: bool | None,
         prefix: bool,
     ) -> NativeBatch: ...

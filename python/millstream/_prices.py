@@ -115,6 +115,22 @@ class Prices:
                 return layer[max(patterns, key=len)]
         return None
 
+    def _per_token(self, model: str | None, *, for_budget: bool) -> tuple[float, float] | None:
+        """Dollars for one token of a prompt and one of an answer, as the engine counts them; None if not known.
+
+        Raises:
+            ConfigurationError: They are not known, and a budget is to be kept.
+        """
+        price = self.of(model)
+        if price is not None:
+            return price.input / _MILLION, price.output / _MILLION
+        if for_budget:
+            raise ConfigurationError(
+                f"budget_usd needs the price of {model!r}, which is not known: give "
+                f"prices={{{model!r}: (input, output)}} in dollars per million tokens"
+            )
+        return None
+
     @property
     def date(self) -> str:
         """The day of the table that is shipped, as ``2026-11-22``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import weakref
 from collections.abc import Iterable, Mapping
 from time import monotonic
@@ -28,7 +29,6 @@ from millstream._vendor_batches import VendorBatches
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Awaitable, Callable
 
     from millstream._asks import Ask, Template
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OnError = Literal["return", "raise", "none", "skip"]
+
+# What `process_all` reads and `run_file` does not.
+_TABLES = (".csv", ".tsv", ".parquet")
 
 _KINDS = {
     "batch_size": INTEGER._replace(optional=False, least=1),
@@ -94,11 +97,12 @@ class BatchProcessor:
         order: ``"prefix"``: among the next 10,000 items those that begin alike (by 1 KiB or more) are sent one after
             another, and one of them first, so that a provider's prompt cache knows what the others begin with.
         max_errors: Failed items that stop the run.
-        max_error_rate: Share of the last 100 items whose failure stops the run.
+        max_error_rate: Share of the last 100 items whose failure stops the run, once as many have ended.
         stop_on_fatal: Stop at once when no item can succeed: the key is refused, or money or quota is used up.
         deadline: Seconds after which the run is stopped, and what is in flight with it.
         budget_tokens: Tokens of prompts and answers together that stop the run once they are used.
-        budget_usd: Dollars, likewise. What is in flight then is still paid for. Needs the model's price.
+        budget_usd: Dollars, likewise. What is in flight then is still paid for. Needs the price of the model and of its
+            stand-ins (``fallback_models``).
         prices: Prices over those that are shipped, see `Prices`.
         progress: True: show a line; None: the same in a terminal or a notebook only; False: nothing; a function: called
             with a `Progress` five times a second.
@@ -298,14 +302,15 @@ class BatchProcessor:
             Exception: As in `process_all`.
         """
         pause = delay_between_batches if delay is None else delay
-        check({"delay_between_batches": pause, "batch_size": batch_size or 1}, kinds=_KINDS)
+        size = self.batch_size if batch_size is None else batch_size
+        check({"delay_between_batches": pause, "batch_size": size}, kinds=_KINDS)
         if pause < 0:
             raise ConfigurationError(f"delay_between_batches must be at least 0 seconds, not {pause}")
         policy = self._policy if batch_size is None else None
         source = source_of(items)
         results: list[BatchResult] = []
         async with await self._start(source, self._template) as run:
-            batch = await run.read(batch_size or self.batch_size)
+            batch = await run.read(size)
             while batch:
                 begun = monotonic()
                 before = run.summary()
@@ -316,7 +321,7 @@ class BatchProcessor:
                 if after.stopped:
                     break
                 self._record(policy, len(batch), monotonic() - begun, after.ok - before.ok)
-                batch = await run.read(batch_size or self.batch_size)
+                batch = await run.read(self.batch_size if batch_size is None else batch_size)
                 if batch and pause:
                     await run.unless_over(asyncio.sleep(pause))
             run.close()
@@ -504,6 +509,12 @@ class BatchProcessor:
         strict: bool,
         bare: bool,
     ) -> FileRun:
+        suffix = os.path.splitext(os.fspath(input))[1].lower()
+        if suffix in _TABLES:
+            raise ConfigurationError(
+                f"{os.fspath(input)}: run_file carries lines of JSON through, and {suffix} has none: process_all and "
+                "stream read it"
+            )
         if self._template is not None or self._form is not None:
             raise ConfigurationError(
                 "run_file sends the lines of a file as they stand: template= and response_model= are for items, as in "
@@ -530,7 +541,7 @@ class BatchProcessor:
             deadline=deadline,
             budget_tokens=budget_tokens,
             budget_usd=budget_usd,
-            price_of=self._price_of,
+            prices=self._prices,
             timeout=self._timeout,
             priority=self._priority,
             **self._params,
@@ -538,14 +549,6 @@ class BatchProcessor:
         self._runs.add(run)
         self._last = run
         return run
-
-    def _price_of(self, model: str) -> tuple[float, float] | None:
-        price = self._prices.of(model)
-        if price is None and self._needs_price:
-            raise ConfigurationError(
-                f"budget_usd needs the price of every model, and that of {model!r} is not known: give it in prices="
-            )
-        return None if price is None else (price.input, price.output)
 
     # ---- vendors' batch APIs ----
 
@@ -639,7 +642,14 @@ class BatchProcessor:
         system, options = self._request(None, hidden)
         if token is not None:
             await token.ask_awaiting(options)
-        asker = Asker(template, self._form, lambda ask: self._request(ask, hidden), self._prices, self._needs_price)
+        asker = Asker(
+            template,
+            self._form,
+            lambda ask: self._request(ask, hidden),
+            self._prices,
+            self._needs_price,
+            self._client._settings.fallback_models,
+        )
         dollars = asker.dollars(options)
         native = self._client._native.bulk(
             system,
@@ -659,7 +669,7 @@ class BatchProcessor:
             validation=validation,
             show=self._show,
             stats=self._client.stats,
-            has_prices=dollars is not None,
+            has_prices=any(price is not None for _, price in dollars),
         )
         self._runs.add(run)
         self._last = run

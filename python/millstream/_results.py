@@ -143,10 +143,11 @@ class BatchResults(Sequence["BatchResult"]):
     def __getitem__(self, place: int) -> BatchResult: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[BatchResult]: ...
+    def __getitem__(self, place: slice) -> BatchResults: ...
 
-    def __getitem__(self, place: int | slice) -> BatchResult | list[BatchResult]:
-        return self._results[place]
+    def __getitem__(self, place: int | slice) -> BatchResult | BatchResults:
+        """One result; or some, whose summary is theirs alone."""
+        return BatchResults(self._results[place]) if isinstance(place, slice) else self._results[place]
 
     def __len__(self) -> int:
         return len(self._results)

@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
+from millstream._millstream import NativeLineReader
 from millstream._vendor_apis import VENDORS, Limits
 from millstream._vendor_calls import Awaiting, Blocking, Http, run
 from millstream._vendor_files import (
@@ -28,7 +29,6 @@ from millstream._vendor_files import (
     read_output,
     restore_items,
 )
-from millstream._vendor_lines import Defaults
 from millstream._vendor_state import Place
 from millstream.exceptions import APIError, ConfigurationError
 from millstream.types import BatchJobResult, BatchJobStatus, BatchPartStatus
@@ -74,7 +74,7 @@ class VendorBatches:
         fields = {name: value for source in (*sources, params) for name, value in source.items()}
         configured = fields.pop("model", None)
         self._client: Base = client
-        self._defaults = Defaults(model or configured or settings.model, system, fields)
+        self._reader = NativeLineReader(model or configured or settings.model, system, fields)
 
     async def submit(
         self,
@@ -170,7 +170,7 @@ class VendorBatches:
         limits, stop = _limits(vendor, max_items, max_bytes), Event()
 
         async def prepare(keep: Place | None, limits: Limits) -> State:
-            work = Preparation(keep, vendor, client.base_url, self._defaults, limits, strict, stop)
+            work = Preparation(keep, vendor, client.base_url, self._reader, limits, strict, stop)
             return await http.calls.aside(stop, lambda: work.run(items))
 
         if place.load() is None:

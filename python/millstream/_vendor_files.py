@@ -12,15 +12,15 @@ from contextlib import ExitStack
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from millstream._millstream import NativeLine
 from millstream._vendor_lines import (
     BadLineError,
-    Defaults,
     Result,
     failed,
-    id_of,
+    line_of,
     parse,
-    read_request,
     read_result,
+    request_of,
     to_bytes,
     vendor_line,
 )
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from threading import Event
     from typing import BinaryIO
 
+    from millstream._millstream import NativeLineReader
     from millstream._vendor_apis import Limits, Vendor
 
 # Batches that are filled at once; items of more kinds than this make smaller ones.
@@ -50,7 +51,7 @@ class _Item(NamedTuple):
     line: int
     custom_id: str | None
     vendor_id: str | None
-    metadata: dict[str, Any]
+    metadata: Any
     problem: str | None
 
     def to_line(self) -> bytes:
@@ -116,22 +117,6 @@ def check_several(items: object) -> None:
         )
 
 
-def _numbered(items: str | os.PathLike[str] | Iterable[object]) -> Iterator[tuple[int, object]]:
-    """Every item with the number of its line, from 1; a `BadLineError` where a line is none."""
-    if not isinstance(items, (str, os.PathLike)):
-        yield from enumerate(items, 1)
-        return
-    with open(items, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                item = parse(line)
-            except BadLineError as error:
-                yield number, error
-                continue
-            if item is not None:
-                yield number, item
-
-
 class _Filling:
     """A batch that is being filled."""
 
@@ -183,7 +168,7 @@ class Preparation:
         place: Place | None,
         vendor: Vendor,
         base_url: str,
-        defaults: Defaults,
+        reader: NativeLineReader,
         limits: Limits,
         strict: bool,
         stop: Event,
@@ -191,7 +176,7 @@ class Preparation:
         self._place = place
         self._vendor = vendor
         self._base_url = base_url
-        self._defaults = defaults
+        self._reader = reader
         self._limits = limits
         self._strict = strict
         self._stop = stop
@@ -208,7 +193,7 @@ class Preparation:
         with ExitStack() as stack:
             stack.callback(self._give_up)
             index = None if self._place is None else stack.enter_context(create(self._place.items))
-            for number, item in _numbered(items):
+            for number, item in self._numbered(items):
                 if self._stop.is_set():
                     raise StoppedError
                 read = self._take(number, item)
@@ -237,26 +222,32 @@ class Preparation:
         for filling in self._open.values():
             filling.give_up()
 
+    def _numbered(self, items: str | os.PathLike[str] | Iterable[object]) -> Iterator[tuple[int, object]]:
+        """Every item with the number of its line, from 1."""
+        if isinstance(items, (str, os.PathLike)):
+            return ((line.number, line) for line in self._reader.file(items))
+        return enumerate(items, 1)
+
     def _take(self, number: int, item: object) -> _Item:
         custom_id: str | None = None
         try:
-            if isinstance(item, BadLineError):
-                raise item
-            request = read_request(item, self._defaults)
-            custom_id = request.custom_id or self._name(id_of(request))
-            line = vendor_line(self._vendor.name, custom_id, request)
-            part = self._add(line.content, line.inputs, (line.url, line.model))
+            line = item if isinstance(item, NativeLine) else self._reader.read(number, line_of(item))
+            custom_id = line.custom_id
+            request = request_of(line)
+            name = custom_id or self._name(request.name)
+            asked = vendor_line(self._vendor.name, name, request)
+            part = self._add(asked.content, asked.inputs, (asked.url, asked.model))
         except BadLineError as error:
             if self._strict:
                 raise ConfigurationError(f"line {number}: {error}; nothing was sent") from None
             self._bad_lines += 1
-            if isinstance(item, dict) and isinstance(item.get("custom_id"), str):
+            if custom_id is None and isinstance(item, Mapping) and isinstance(item.get("custom_id"), str):
                 custom_id = item["custom_id"]
             self._digest.update(b"%d bad\n" % number)
-            return _Item(0, number, custom_id, None, {}, str(error))
-        self._refuse_twice(custom_id, number)
-        self._digest.update(b"%s\n%s\n" % (to_bytes(custom_id), line.content))
-        return _Item(part.number, number, custom_id, line.vendor_id, request.metadata, None)
+            return _Item(0, number, custom_id, None, None, str(error))
+        self._refuse_twice(name, number)
+        self._digest.update(b"%s\n%s\n" % (to_bytes(name), asked.content))
+        return _Item(part.number, number, name, asked.vendor_id, request.metadata, None)
 
     def _name(self, name: str) -> str:
         count = self._repeats[name] = self._repeats.get(name, 0) + 1
@@ -273,15 +264,23 @@ class Preparation:
     def _add(self, content: bytes, inputs: int, kind: tuple[str, str]) -> Part:
         filling = self._open.get(kind)
         if filling is not None and not filling.has_room(content, inputs, self._limits):
+            self._refuse_too_large(content, inputs)
             filling.close()
             del self._open[kind]
             filling = None
         if filling is None:
+            self._refuse_too_large(content, inputs)
             filling = self._begin(kind)
-            if not filling.has_room(content, inputs, self._limits):
-                raise BadLineError(f"too large for a batch, which may have {self._limits.bytes:,} bytes")
         filling.add(content, inputs)
         return filling.part
+
+    def _refuse_too_large(self, content: bytes, inputs: int) -> None:
+        """An item that does not fit alone must not begin a batch, which would be sent without one."""
+        before, _, after = self._vendor.frame
+        if len(before) + len(content) + len(after) > self._limits.bytes:
+            raise BadLineError(f"too large for a batch, which may have {self._limits.bytes:,} bytes")
+        if self._limits.inputs is not None and inputs > self._limits.inputs:
+            raise BadLineError(f"too large for a batch, which may have {self._limits.inputs:,} inputs")
 
     def _begin(self, kind: tuple[str, str]) -> _Filling:
         if len(self._open) == _MOST_OPEN:
@@ -334,7 +333,7 @@ class _Output:
 def _line(item: _Item, result: Result, own: Mapping[str, object]) -> bytes:
     """A line of the output."""
     line = dict(result.line)
-    if item.metadata:
+    if item.metadata not in (None, {}):
         line["metadata"] = item.metadata
     line["millstream"] = {"line": item.line, **own}
     return to_bytes(line) + b"\n"

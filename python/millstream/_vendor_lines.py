@@ -1,7 +1,7 @@
 """Lines of a vendor's batch: what a user writes, as the vendor wants it, and what it answers, as OpenAI writes it.
 
-In goes what the file engine takes, too: a prompt, messages, a request's body, an OpenAI, Mistral or Anthropic batch
-line. Out come OpenAI Batch output lines, whoever answered.
+In goes what the file engine takes, read by it: a prompt, messages, a request's body, an OpenAI, Mistral or Anthropic
+batch line. Out come OpenAI Batch output lines, whoever answered.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from millstream._fields import FORBIDDEN_IN_LINES, REQUEST_FIELDS, SERVERS_FIELDS
 from millstream._millstream import chat_answer, chat_body
+
+if TYPE_CHECKING:
+    from millstream._millstream import NativeLine
 
 Json = dict[str, Any]
 
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 MESSAGES = "/v1/messages"
-
-_FIELDS = REQUEST_FIELDS | SERVERS_FIELDS
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -49,31 +48,18 @@ class BadLineError(Exception):
     """A line that is no request, or none that the vendor could be sent; the others go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What lines without it have.
-
-    Attributes:
-        model: For every line that names none.
-        system: A system message for shorthands that have none.
-        fields: Request fields for shorthands.
-    """
-
-    model: str | None = None
-    system: str | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Request(NamedTuple):
     """One line as it is meant.
 
-    ``custom_id`` is None where the line has none; ``url`` begins with ``/v1/``.
+    ``custom_id`` is None where the line has none, and ``name`` is then made of what it asks; ``url`` begins with
+    ``/v1/``.
     """
 
     custom_id: str | None
+    name: str
     url: str
     body: Json
-    metadata: Json
+    metadata: Any
 
 
 def to_bytes(value: object) -> bytes:
@@ -90,7 +76,7 @@ def _sent(value: object) -> bytes:
 
 
 def parse(line: bytes) -> object:
-    """What a line of a file holds; an empty one is None."""
+    """What a line of a vendor's file holds; an empty one is None."""
     line = line.removeprefix(_BOM).strip()
     if not line:
         return None
@@ -102,83 +88,46 @@ def parse(line: bytes) -> object:
         raise BadLineError("not JSON that can be read: nested too deeply") from None
 
 
-def read_request(item: object, defaults: Defaults) -> Request:
-    """What an item asks for.
+def line_of(item: object) -> bytes:
+    """The line that an item would be in a file.
 
     Raises:
-        BadLineError: Nothing that can be asked.
+        BadLineError: None can be made of it.
     """
     if isinstance(item, str):
         item = {"prompt": item}
     elif isinstance(item, (list, tuple)):
         item = {"messages": list(item)}
-    if not isinstance(item, Mapping):
+    elif not isinstance(item, Mapping):
         raise BadLineError(f"a request must be an object, a list of messages or a text, not {type(item).__name__}")
-    rest = dict(item)
-    for name in rest:
-        if str(name).lower() in FORBIDDEN_IN_LINES:
-            raise BadLineError(f"a line may not set {name}")
-    custom_id = rest.pop("custom_id", None)
-    if not (custom_id is None or (isinstance(custom_id, str) and custom_id)):
-        raise BadLineError("custom_id must be a text that is not empty")
-    metadata = rest.pop("metadata", None)
-    metadata = dict(metadata) if isinstance(metadata, Mapping) else {} if metadata is None else {"metadata": metadata}
-    if rest.pop("method", "POST") != "POST":
-        raise BadLineError('method must be "POST"')
-    url = _url(rest.pop("url", None))
-    if "body" in rest or "params" in rest:
-        body = rest.pop("params" if "params" in rest else "body")
-        if not isinstance(body, Mapping):
-            raise BadLineError("body must be an object")
-        url, body = url or (MESSAGES if "params" in item else CHAT), dict(body)
-    else:
-        # Of a bare body every field is the server's; beside a prompt, what no server knows is the user's own.
-        is_bare = "model" in rest and "prompt" not in rest
-        body = {name: rest.pop(name) for name in list(rest) if is_bare or name in _FIELDS}
-        if "prompt" in rest:
-            body["messages"] = _messages(rest.pop("prompt"), rest.pop("system", None))
-        elif "system" in rest:
-            body["messages"] = [{"role": "system", "content": rest.pop("system")}, *_list(body.get("messages"))]
-        if url is None:
-            url = EMBEDDINGS if "input" in body else CHAT
-        body = {**defaults.fields, **body} if url == CHAT else body
-        messages = _list(body.get("messages"))
-        has_system = any(isinstance(each, Mapping) and each.get("role") == "system" for each in messages)
-        if defaults.system is not None and url == CHAT and messages and not has_system:
-            body["messages"] = [{"role": "system", "content": defaults.system}, *messages]
-    metadata.update(rest)
-    if "model" not in body and defaults.model is not None:
-        body = {"model": defaults.model, **body}
-    if url == CHAT and not _list(body.get("messages")):
-        raise BadLineError("messages must be a list that is not empty")
-    if body.get("stream"):
-        raise BadLineError("a batch has whole answers; leave stream out")
-    return Request(custom_id, url, body, metadata)
+    try:
+        return to_bytes(dict(item))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadLineError(str(error)) from None
 
 
-def _url(url: object) -> str | None:
-    if url is None:
-        return None
-    if not isinstance(url, str) or "://" in url or url.startswith("//") or not url.strip("/"):
-        raise BadLineError('url must be a path such as "/v1/chat/completions"')
-    path = url.strip("/")
-    return f"/{path}" if path.startswith("v1/") else f"/v1/{path}"
+def request_of(line: NativeLine) -> Request:
+    """What a line asks for.
+
+    Raises:
+        BadLineError: Nothing that can be asked.
+    """
+    if line.problem is not None:
+        raise BadLineError(line.problem)
+    try:
+        body = json.loads(line.body)
+        metadata = None if line.metadata is None else json.loads(line.metadata)
+        # A number like 1e999 is JSON, and infinite once it is read.
+        to_bytes(metadata)
+    except RecursionError:
+        raise BadLineError("it is nested too deeply") from None
+    except ValueError as error:
+        raise BadLineError(str(error)) from None
+    return Request(line.custom_id, line.name, line.url, body, metadata)
 
 
 def _list(value: object) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def _messages(prompt: object, system: object) -> list[Json]:
-    if not isinstance(prompt, str):
-        raise BadLineError("prompt must be a text")
-    asked = [{"role": "user", "content": prompt}]
-    return asked if system is None else [{"role": "system", "content": system}, *asked]
-
-
-def id_of(request: Request) -> str:
-    """The name of a request that has none: the same wherever its line stands."""
-    return "h-" + sha256(to_bytes([request.url, request.body])).hexdigest()[:16]
+    return value if isinstance(value, list) else []
 
 
 class Line(NamedTuple):
@@ -200,7 +149,9 @@ def vendor_line(via: str, custom_id: str, request: Request) -> Line:
     url, body = request.url, request.body
     model = body.get("model")
     if not isinstance(model, str) or not model:
-        raise BadLineError("model is missing: name one in the line, or give one for all")
+        raise BadLineError("it names no model, and neither does the run")
+    if url == CHAT and not _list(body.get("messages")):
+        raise BadLineError("messages must be a list that is not empty")
     try:
         if via == "anthropic":
             return _anthropic_line(custom_id, url, model, body)
@@ -220,7 +171,7 @@ def vendor_line(via: str, custom_id: str, request: Request) -> Line:
     except (TypeError, ValueError, RecursionError) as error:
         raise BadLineError(str(error)) from None
     inputs = body.get("input") if url == EMBEDDINGS else None
-    return Line(custom_id, content, url, model, len(inputs) if isinstance(inputs, (list, tuple)) else 1)
+    return Line(custom_id, content, url, model, len(inputs) if isinstance(inputs, list) else 1)
 
 
 def _translated(via: str, model: str, body: Json) -> bytes:

@@ -19,7 +19,9 @@ use super::outcome::{BatchResult, Spent};
 use super::process;
 use super::records::Answer;
 use super::runtime::{Job, Runtime, job};
-use crate::engine::batch::{Batch, Bulk, Control, Ended, Item, Manner, Order, Page, Price, StopReason, StopRules};
+use crate::engine::batch::{
+    Batch, Bulk, Control, Ended, Item, Manner, Order, Page, Price, Rates, StopReason, StopRules,
+};
 use crate::engine::config::{self, Timeouts};
 use crate::engine::error::{Error, Kind};
 use crate::engine::keys::Keys;
@@ -27,8 +29,8 @@ use crate::engine::types::{ChatCompletion, Prompt, Receipt};
 
 type Run = Bulk<ChatCompletion, Arc<Answer>>;
 
-/// Dollars per token of a prompt and of an answer.
-type Dollars = (f64, f64);
+/// The model that is asked and those that stand in for it, each with its dollars per token of a prompt and of an answer.
+pub(super) type Dollars = Vec<(String, Option<(f64, f64)>)>;
 
 /// A run. Nothing is sent before its first item. Aborting or dropping it ends what is in flight and closes the connections.
 #[pyclass(frozen, module = "millstream._millstream")]
@@ -79,8 +81,9 @@ impl<'py> Entry<'py> {
     }
 }
 
-fn price((input, output): Dollars) -> Price {
-    Price { input, output }
+fn rates(dollars: Dollars) -> Rates {
+    let price = |(input, output)| Price { input, output };
+    Rates::new(dollars.into_iter().map(|(model, dollars)| (model, dollars.map(price))).collect())
 }
 
 impl NativeBatch {
@@ -88,7 +91,7 @@ impl NativeBatch {
         batch: Batch,
         rules: StopRules,
         order: Order,
-        dollars: Option<Dollars>,
+        dollars: Dollars,
         dedupe: Option<bool>,
         is_exact: bool,
         fallback_models: Vec<String>,
@@ -97,7 +100,7 @@ impl NativeBatch {
         let keep = |completion, receipt: Receipt| Arc::new(Answer { completion, receipt });
         let run = Arc::new(Run::new(Arc::new(Control::new(rules)), order, keep));
         let kinds = Kinds { keys: Arc::clone(&pipeline.keys), fallback_models, timeouts: pipeline.timeouts, dedupe };
-        let usual = Manner { calls, timeouts: None, price: dollars.map(price), dedupe: dedupe.unwrap_or(is_exact) };
+        let usual = Manner { calls, timeouts: None, rates: rates(dollars), dedupe: dedupe.unwrap_or(is_exact) };
         let (abort, registration) = AbortHandle::new_pair();
         let failure = Arc::new(Mutex::new(None));
         let failed = Arc::clone(&failure);
@@ -184,19 +187,19 @@ impl NativeBatch {
         Runtime::get().and_then(|runtime| runtime.start(vec![job])).or_raise(py)
     }
 
-    /// A kind of items that are asked with these options; `dollars` per token of prompt and answer.
+    /// A kind of items that are asked with these options.
     fn manner(
         &self,
         py: Python<'_>,
         system: Option<&Bound<'_, PyString>>,
         options: Options,
-        dollars: Option<Dollars>,
+        dollars: Dollars,
     ) -> PyResult<NativeManner> {
         let Kinds { keys, fallback_models, timeouts, dedupe } = &self.kinds;
         let timeouts = Some(options.timeouts_over(*timeouts)).filter(|own| own != timeouts);
         let dedupe = dedupe.unwrap_or(options.is_exact());
         let calls = options.calls(py, keys, fallback_models, system)?;
-        Ok(NativeManner(Arc::new(Manner { calls, timeouts, price: dollars.map(price), dedupe })))
+        Ok(NativeManner(Arc::new(Manner { calls, timeouts, rates: rates(dollars), dedupe })))
     }
 
     /// Takes in as many of the page's items as there is room for; how many, or None if the run is over.

@@ -17,7 +17,7 @@ use pyo3::types::{PyBool, PyDict, PyList, PyMapping, PyString, PyTuple};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::batch::NativeBatch;
+use super::batch::{Dollars, NativeBatch};
 use super::bridge::{Pending, dispatch};
 use super::endpoint::Endpoint;
 use super::errors::{self, OrRaise};
@@ -416,7 +416,7 @@ impl NativeClient {
         options: Options,
         max_concurrent: Option<i64>,
         rules: Rules,
-        dollars: Option<(f64, f64)>,
+        dollars: Dollars,
         dedupe: Option<bool>,
         prefix: bool,
     ) -> PyResult<NativeBatch> {

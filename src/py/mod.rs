@@ -23,6 +23,7 @@ mod process;
 mod receipt;
 mod records;
 mod replies;
+mod requests;
 mod retry;
 mod rules;
 mod runtime;
@@ -65,6 +66,8 @@ mod _millstream {
     use super::records::{ChatCompletion, ChatMessage, Choice, CustomCall, FunctionCall, ToolCall, Usage};
     #[pymodule_export]
     use super::replies::{Completion, CreateEmbeddingResponse, Embedding, Reply, Response};
+    #[pymodule_export]
+    use super::requests::{NativeLine, NativeLineReader, NativeLines};
     #[pymodule_export]
     use super::retry::{NativeRetryPolicy, check_timeout};
     #[pymodule_export]

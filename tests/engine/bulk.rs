@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream::engine::batch::{
-    Bulk, ChatCalls, Control, Ended, Item, Manner, Order, Page, Price, StopReason, StopRules,
+    Bulk, ChatCalls, Control, Ended, Item, Manner, Order, Page, Price, Rates, StopReason, StopRules,
 };
 use millstream::engine::config::Timeouts;
 use millstream::engine::error::{Error, Kind};
@@ -37,7 +37,7 @@ struct Run {
 impl Run {
     fn new(server: &MockServer, max_concurrent: usize, rules: StopRules, order: Order) -> Self {
         let batch = batch(Pipeline { window: None, ..pipeline(server) }, max_concurrent);
-        let manner = Manner { calls: batch.calls, timeouts: None, price: None, dedupe: false };
+        let manner = Manner { calls: batch.calls, timeouts: None, rates: Rates::default(), dedupe: false };
         let control = Arc::new(Control::new(rules));
         Self { bulk: Arc::new(Bulk::new(control, order, keep)), pipeline: batch.pipeline, manner: Arc::new(manner) }
     }
@@ -123,6 +123,26 @@ async fn every_item_comes_out_once_and_the_window_is_always_full() {
     assert_eq!(server.stats().max_in_flight, 50);
     let progress = run.bulk.control().progress();
     assert_eq!((progress.succeeded, progress.failed, progress.in_flight), (5000, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_items_that_wait_for_another_are_read_no_further_ahead_than_their_bytes() {
+    const MIB: usize = 1 << 20;
+    for (order, dedupe) in [(Order::Prefix, false), (Order::Arrival, true)] {
+        let server = here(3_600_000);
+        let run = Run::new(&server, 16, StopRules::default(), order).manner(|manner| manner.dedupe = dedupe);
+        let engine = tokio::spawn(Arc::clone(&run.bulk).run(run.pipeline.clone()));
+        let text = "x".repeat(MIB);
+        let mut items = (0..1000).map(|index| run.item(index, text.clone())).peekable();
+        for _ in 0..20 {
+            run.bulk.submit(&mut items);
+            sleep(Duration::from_secs(1)).await;
+        }
+        let ahead = items.peek().unwrap().index;
+        // 64 MiB that wait, 8 MiB before them, and the one under way.
+        assert!((64..=64 + 8 + 2).contains(&ahead), "{order:?}: {ahead}");
+        engine.abort();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,7 +242,7 @@ async fn rules_stop_a_run_and_every_item_is_accounted_for() {
             server.script([Answer { times: 0, ..Answer::status(status) }]);
         }
         let run = Run::new(&server, 4, rules.validated().unwrap(), Order::Arrival).manner(|manner| {
-            manner.price = Some(price);
+            manner.rates = Rates::new(vec![("m".to_owned(), Some(price))]);
         });
         let all = run.all(texts(500)).await;
         assert_once_each(&all, 500);
@@ -284,7 +304,7 @@ async fn a_systems_first_item_warms_the_cache_for_the_others_even_if_it_fails() 
     let manner = |system: char| {
         let template = ChatTemplate::new(Provider::OpenAi, "mock-model", Some(&system.to_string().repeat(4000)), "");
         let calls = ChatCalls::new(template.unwrap(), run.pipeline.keys.lanes("mock-model"));
-        Arc::new(Manner { calls, timeouts: None, price: None, dedupe: false })
+        Arc::new(Manner { calls, timeouts: None, rates: Rates::default(), dedupe: false })
     };
     let manners = ['a', 'b'].map(manner);
     let items = (0..60).map(|index| Item { manner: Arc::clone(&manners[index % 2]), ..run.item(index, "hi") });

@@ -14,7 +14,7 @@ import click
 from millstream import AsyncClient, Client, ConfigurationError, Prices, RateLimiter, create_from_config
 from millstream._create import _profiled, _read
 from millstream._providers import Provider
-from millstream.cli._exit import refusing
+from millstream.cli._exit import Refused, in_options, refusing
 from millstream.cli._types import COUNT, COUNT_OR_AUTO, FIELDS, SECONDS, fields_of
 
 if TYPE_CHECKING:
@@ -43,6 +43,13 @@ class Configured(click.Command):
         elif profile and not context.resilient_parsing:
             raise click.UsageError("--profile names a part of a configuration file: give --config, too", context)
         return super().parse_args(context, arguments)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command; a refusal names options and not the arguments that are behind them."""
+        try:
+            return super().invoke(context)
+        except ConfigurationError as error:
+            raise Refused(in_options(str(error), self)) from error
 
 
 def _configure(context: click.Context, given: dict[str, Any]) -> None:

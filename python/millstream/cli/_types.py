@@ -67,12 +67,24 @@ class CountOrAuto(_ParamType):
         return int(value)
 
 
+class NamedFile(click.Path):
+    """A file by its name. ``-`` is none: what is read twice, or gone on with later, cannot be a stream."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The path."""
+        if value == "-":
+            self.fail("- is no file: a stream cannot be read twice, nor gone on with", parameter, context)
+        return super().convert(value, parameter, context)
+
+
 FIELDS = "millstream.fields"
 """Where the context keeps the configuration file's request fields."""
 
 COUNT = Count()
 SECONDS = Seconds()
 COUNT_OR_AUTO = CountOrAuto()
+INPUT = NamedFile(exists=True, dir_okay=False)
+OUTPUT = NamedFile(dir_okay=False)
 
 
 def fields_of(context: click.Context, parameter: click.Parameter, given: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from millstream._progress import quantity
 from millstream.cli import _table
 from millstream.cli._exit import DONE, FAILED, refusing
 from millstream.cli._options import Configured, Server, request_options, server_options
-from millstream.cli._types import COUNT, SECONDS
+from millstream.cli._types import COUNT, INPUT, OUTPUT, SECONDS
 
 if TYPE_CHECKING:
     from millstream import BatchJob
@@ -38,8 +38,8 @@ def batch() -> None:
 
 
 @batch.command(cls=Configured)
-@click.argument("file", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False))
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Where answers will be.  [default: IN.out.jsonl]")
+@click.argument("file", metavar="IN.jsonl", type=INPUT)
+@click.option("-o", "--output", type=OUTPUT, help="Where answers will be.  [default: IN.out.jsonl]")
 @click.option("--strict", is_flag=True, help="Refuse the whole file if one line of it is bad.")
 @click.option("--max-items", type=COUNT, help="Most items of one batch.  [default: the vendor's limit]")
 @click.option("--max-bytes", type=COUNT, help="Most bytes of one batch.  [default: the vendor's limit]")
@@ -76,7 +76,7 @@ def submit(
 
 
 @batch.command(cls=Configured)
-@click.argument("output", metavar="OUT.jsonl", type=click.Path(dir_okay=False))
+@click.argument("output", metavar="OUT.jsonl", type=OUTPUT)
 @click.option("--wait", is_flag=True, help="Ask again until every batch has ended.")
 @click.option("--max-poll", type=SECONDS, default="5m", help="Longest time between two looks, with --wait.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
@@ -97,7 +97,7 @@ def status(server: Server, output: str, wait: bool, max_poll: float, as_json: bo
 
 
 @batch.command(cls=Configured)
-@click.argument("output", metavar="OUT.jsonl", type=click.Path(dir_okay=False))
+@click.argument("output", metavar="OUT.jsonl", type=OUTPUT)
 @click.option("--wait", is_flag=True, help="Wait until every batch has ended.")
 @click.option("--max-poll", type=SECONDS, default="5m", help="Longest time between two looks, with --wait.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -131,7 +131,7 @@ def fetch(server: Server, output: str, wait: bool, max_poll: float, as_json: boo
 
 
 @batch.command(cls=Configured)
-@click.argument("output", metavar="OUT.jsonl", type=click.Path(dir_okay=False))
+@click.argument("output", metavar="OUT.jsonl", type=OUTPUT)
 @click.option("--json", "as_json", is_flag=True, help="Print how far it was as JSON.")
 @server_options(pace=False)
 def cancel(server: Server, output: str, as_json: bool) -> int:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from millstream._millstream import NativeLineReader
 from millstream._progress import dollars, duration, quantity
-from millstream.cli import _lines, _table
-from millstream.cli._exit import DONE, FAILED, REFUSED
+from millstream.cli import _table, _tokens
+from millstream.cli._exit import DONE, FAILED, REFUSED, refusing
 from millstream.cli._options import (
     Configured,
     Server,
@@ -21,7 +22,7 @@ from millstream.cli._options import (
     request_options,
     server_options,
 )
-from millstream.cli._types import COUNT, SECONDS
+from millstream.cli._types import COUNT, INPUT, SECONDS
 
 if TYPE_CHECKING:
     from millstream import Prices
@@ -31,7 +32,7 @@ _SHOWN = 20
 
 
 @click.command(cls=Configured)
-@click.argument("file", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False))
+@click.argument("file", metavar="IN.jsonl", type=INPUT)
 @click.option("--answer-tokens", type=COUNT, help="Tokens of a usual answer.  [default: as many as a request allows]")
 @click.option("--latency", type=SECONDS, help="Seconds of a usual answer, for the time at --max-concurrency.")
 @click.option("--strict", is_flag=True, help="Exit code 2 also for bad lines, as run --strict would refuse them.")
@@ -116,33 +117,35 @@ def _look(
     prices: Prices,
 ) -> _Found:
     found = _Found()
-    lines: dict[bytes, int] = {}
-    for number, request in _lines.read(file):
-        if isinstance(request, _lines.Request):
-            request = request.with_fields(params, system)
-            name = request.body.get("model") or model
-            if not isinstance(name, str | None):
-                request = "model must be a string"
-            elif name is None and request.needs_model:
-                request = "no model: give --model"
-        if isinstance(request, str):
-            found.bad += 1
-            found.note(number, request)
-            continue
-        if request.custom_id is not None:
+    names: dict[bytes, int] = {}
+    with refusing():
+        lines = NativeLineReader(model, system, params).file(file)
+    for line in lines:
+        if line.custom_id is not None:
             # A million names take some room; their hashes take less.
-            key = blake2b(request.custom_id.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-            first = lines.setdefault(key, number)
-            if first != number:
+            key = blake2b(line.custom_id.encode(), digest_size=12).digest()
+            first = names.setdefault(key, line.number)
+            if first != line.number:
                 found.duplicates += 1
-                found.note(number, f"custom_id {request.custom_id!r} is that of line {first}")
-        _count(found, request, name or "no model", answer_tokens, prices)
+                found.note(line.number, f"custom_id {line.custom_id!r} is that of line {first}")
+        problem, body = line.problem, {}
+        if problem is None:
+            try:
+                body = json.loads(line.body)
+            except (ValueError, RecursionError) as error:
+                problem = str(error)
+        if problem is None:
+            _count(found, line.url, body, answer_tokens, prices)
+        else:
+            found.bad += 1
+            found.note(line.number, problem)
     return found
 
 
-def _count(found: _Found, request: _lines.Request, model: str, answer_tokens: float | None, prices: Prices) -> None:
-    most, prompt = request.most_answer_tokens, request.prompt_tokens
+def _count(found: _Found, url: str, body: dict[str, Any], answer_tokens: float | None, prices: Prices) -> None:
+    most, prompt = _tokens.of_answer(url, body), _tokens.of_prompt(body)
     answer = most if answer_tokens is None else min(int(answer_tokens), int(answer_tokens) if most is None else most)
+    model = body.get("model") or "no model"
     found.requests += 1
     found.models[model] += 1
     found.prompt_tokens += prompt

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from millstream._jobs import FileRun
-from millstream._progress import Watch, dollars, duration, quantity
-from millstream.cli._exit import DONE, FAILED, INTERRUPTED, Refused, refusing
+from millstream import BatchProcessor, ConfigurationError
+from millstream._progress import dollars, duration, quantity
+from millstream.cli._exit import DONE, FAILED, INTERRUPTED, refusing
 from millstream.cli._options import Configured, Server, price_options, request_options, server_options
-from millstream.cli._types import COUNT, SECONDS
+from millstream.cli._types import COUNT, INPUT, OUTPUT, SECONDS
 
 if TYPE_CHECKING:
     from millstream import Prices
@@ -24,9 +24,9 @@ _SHOWN = 20
 
 
 @click.command(cls=Configured)
-@click.argument("file", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False))
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="Where the answers go.")
-@click.option("--errors", type=click.Path(dir_okay=False), help="Where failures go.  [default: the output]")
+@click.argument("file", metavar="IN.jsonl", type=INPUT)
+@click.option("-o", "--output", required=True, type=OUTPUT, help="Where the answers go.")
+@click.option("--errors", type=OUTPUT, help="Where failures go.  [default: the output]")
 @click.option("--ordered", is_flag=True, help="Write in the order of the input, not in that of the answers.")
 @click.option("--resume/--no-resume", default=True, help="Go on with an output that is there, or refuse it.")
 @click.option("--retry-failed", is_flag=True, help="Ask again for what failed in an earlier run.")
@@ -107,20 +107,10 @@ def run(
       2    bad usage or input; nothing was sent
       130  interrupted (143 by SIGTERM)
     """
-    if budget_usd is not None and server.model_name is not None and prices.of(server.model_name) is None:
-        raise Refused(f"--budget-usd needs the price of {server.model_name}: give one with --prices FILE")
     client = server.client(async_mode=True)
-    with refusing(TypeError):
-        job = FileRun(
+    with refusing(ConfigurationError, TypeError):
+        processor = BatchProcessor(
             client,
-            file,
-            output,
-            errors=errors,
-            ordered=ordered,
-            resume=resume,
-            retry_failed=retry_failed,
-            strict=strict,
-            bare=bare,
             system=system,
             max_errors=max_errors,
             max_error_rate=max_error_rate,
@@ -128,14 +118,24 @@ def run(
             deadline=deadline,
             budget_tokens=budget_tokens,
             budget_usd=budget_usd,
-            price_of=lambda model: _dollars(prices, model),
+            prices=prices,
+            progress=progress,
             **params,
         )
 
     async def carry() -> tuple[RunSummary, int | None]:
-        interruptions = _interruptions(job, grace)
-        async with client, Watch(job.counters, progress, stats=client.stats):
-            summary = await job.run()
+        async with client:
+            interruptions = _interruptions(processor, grace)
+            summary = await processor.run_file(
+                file,
+                output,
+                errors=errors,
+                ordered=ordered,
+                resume=resume,
+                retry_failed=retry_failed,
+                strict=strict,
+                bare=bare,
+            )
         return summary, interruptions[0] if interruptions else None
 
     import asyncio  # not at the top: the other commands need none of it
@@ -148,12 +148,7 @@ def run(
     return FAILED if summary.stopped or has_failed else DONE
 
 
-def _dollars(prices: Prices, model: str) -> tuple[float, float] | None:
-    price = prices.of(model)
-    return None if price is None else (price.input, price.output)
-
-
-def _interruptions(job: FileRun, grace: float) -> list[int]:
+def _interruptions(processor: BatchProcessor, grace: float) -> list[int]:
     """Make the first Ctrl-C or SIGTERM drain the run and the second end it; the signals that came, as they come."""
     from asyncio import get_running_loop
 
@@ -164,7 +159,7 @@ def _interruptions(job: FileRun, grace: float) -> list[int]:
         seen.append(number)
         if len(seen) == 1 and grace > 0:
             click.echo(f"\nstopping: what is on the wire has {duration(grace)} to end; again stops at once", err=True)
-        job.stop(grace if len(seen) == 1 else 0.0)
+        processor.stop(grace if len(seen) == 1 else 0.0)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupt, int(number))

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -20,6 +21,9 @@ use super::run::{Sink, Source, Work, run};
 use crate::engine::error::{Error, Kind};
 use crate::engine::pipeline::{Answer, Call, Pipeline};
 use crate::engine::types::{Outcome, Receipt};
+
+/// Bytes of the bodies of items that are neither in the inlet nor under way, from which on no more of them are taken in.
+const MOST_HELD_BYTES: usize = 64 * 1024 * 1024;
 
 /// What an answer takes besides its body, its parts and its headers: about.
 const ANSWER_BYTES: usize = 2048;
@@ -48,6 +52,27 @@ pub struct Bulk<A, K> {
 struct Asked {
     work: Work,
     request: Option<Fingerprint>,
+    _weight: Weight,
+}
+
+/// Bytes among those that are held, for as long as this lives.
+#[derive(Debug)]
+struct Weight {
+    bytes: usize,
+    held: Arc<AtomicUsize>,
+}
+
+impl Weight {
+    fn new(bytes: usize, held: &Arc<AtomicUsize>) -> Self {
+        held.fetch_add(bytes, Relaxed);
+        Self { bytes, held: Arc::clone(held) }
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 /// What others wait for of an item under way.
@@ -63,12 +88,15 @@ struct Desk<K> {
     prefix: Option<Prefix<Asked>>,
     dedupe: Dedupe<K, Asked>,
     under_way: HashMap<usize, Lead>,
+    /// Bytes of the bodies of all [`Asked`].
+    bytes: Arc<AtomicUsize>,
 }
 
 impl<K: Clone> Desk<K> {
-    /// Items that are neither in the inlet nor under way.
+    /// Items that are neither in the inlet nor under way; no fewer than there may be, if they are as large as they may be.
     fn held(&self) -> usize {
-        self.waiting() + self.dedupe.waiting()
+        let count = self.waiting() + self.dedupe.waiting();
+        if self.bytes.load(Relaxed) < MOST_HELD_BYTES { count } else { count.max(WINDOW) }
     }
 
     /// Those of them that are nobody's followers.
@@ -82,12 +110,14 @@ impl<K: Clone> Desk<K> {
             return Some((asked, Beginnings::default()));
         }
         let Some(prefix) = &mut self.prefix else {
-            return inlet.take().map(|item| (Asked::of(item), Beginnings::default()));
+            return inlet.take().map(|item| (Asked::of(item, &self.bytes), Beginnings::default()));
         };
-        while prefix.waiting() < WINDOW
+        // One in any case: what is held may be others' followers.
+        while (prefix.waiting() == 0 || self.bytes.load(Relaxed) < MOST_HELD_BYTES)
+            && prefix.waiting() < WINDOW
             && let Some(item) = inlet.take()
         {
-            let asked = Asked::of(item);
+            let asked = Asked::of(item, &self.bytes);
             let body = asked.work.call.as_ref().map(|call| call.body.clone()).unwrap_or_default();
             prefix.push(&body, asked);
         }
@@ -96,11 +126,13 @@ impl<K: Clone> Desk<K> {
 }
 
 impl Asked {
-    fn of(item: Item) -> Self {
+    fn of(item: Item, held: &Arc<AtomicUsize>) -> Self {
         let Item { index, prompt, manner } = item;
         let call = prompt.and_then(|prompt| manner.calls.call(&prompt));
         let request = call.as_ref().ok().filter(|_| manner.dedupe).map(|call: &Call| Fingerprint::of(&call.body));
-        Self { work: Work { index, call, timeouts: manner.timeouts, price: manner.price }, request }
+        let bytes = call.as_ref().map_or(0, |call| call.body.len());
+        let work = Work { index, call, timeouts: manner.timeouts, rates: manner.rates.clone() };
+        Self { work, request, _weight: Weight::new(bytes, held) }
     }
 }
 
@@ -112,6 +144,7 @@ impl<A, K: Clone> Bulk<A, K> {
             prefix: (order == Order::Prefix).then(Prefix::default),
             dedupe: Dedupe::default(),
             under_way: HashMap::new(),
+            bytes: Arc::default(),
         };
         Self {
             control,
@@ -132,12 +165,11 @@ impl<A, K: Clone> Bulk<A, K> {
 
     /// Takes in one that has to be asked again, before all others; `false` once the run is over.
     pub fn submit_first(&self, item: Item) -> bool {
-        if self.inlet.is_over() {
-            return false;
+        let is_taken = self.inlet.put_first(item);
+        if is_taken {
+            self.arrived.notify_one();
         }
-        self.inlet.put_first(item);
-        self.arrived.notify_one();
-        true
+        is_taken
     }
 
     /// How many items there is room for.
@@ -214,7 +246,8 @@ impl<A, K: Clone> Bulk<A, K> {
             self.control.share(each.outcome.as_ref().map(|_| ()));
         }
         if !ended.is_empty() {
-            self.outlet.put(ended);
+            // They share the answer of the one that was sent.
+            self.outlet.put(ended, 0);
         }
     }
 
@@ -260,7 +293,7 @@ impl<A, K: Clone> Bulk<A, K> {
         }
         left.sort_unstable();
         let ended = |index| Ended { index, outcome: Err(Error::stopped().at(index)), cached: false };
-        self.outlet.put(left.into_iter().map(ended));
+        self.outlet.put(left.into_iter().map(ended), 0);
         self.outlet.end();
     }
 
@@ -335,7 +368,7 @@ impl<A: Answer + 'static, K: Clone + Send + 'static> Sink<A> for Bulk<A, K> {
         let (waiting, held) = (desk.waiting(), desk.held());
         drop(desk);
         self.inlet.hold(held);
-        self.outlet.put([Ended { index, outcome, cached: false }]);
+        self.outlet.put([Ended { index, outcome, cached: false }], size);
         self.share(followers);
         if waiting > 0 {
             // Those that waited for this one.

@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::control::Price;
 use super::gather::ChatCalls;
 use super::outlet::Waiter;
 use super::prefix::WINDOW;
+use super::rates::Rates;
 use crate::engine::config::Timeouts;
 use crate::engine::error::Error;
 use crate::engine::types::Prompt;
@@ -24,8 +24,8 @@ pub struct Manner {
     pub calls: ChatCalls,
     /// In place of the pipeline's own.
     pub timeouts: Option<Timeouts>,
-    /// What their tokens cost, if that is known.
-    pub price: Option<Price>,
+    /// What their tokens cost, as far as that is known.
+    pub rates: Rates,
     /// Whether those that are identical are sent once.
     pub dedupe: bool,
 }
@@ -100,11 +100,15 @@ impl Inlet {
         MOST_ITEMS.saturating_sub(queue.items.len())
     }
 
-    /// Puts one before all others, whether there is room or not.
-    pub(super) fn put_first(&self, item: Item) {
+    /// Puts one before all others, whether there is room or not; `false` once nothing is taken out any more.
+    pub(super) fn put_first(&self, item: Item) -> bool {
         let mut queue = self.lock();
+        if queue.is_over {
+            return false;
+        }
         queue.bytes += item.size();
         queue.items.push_front(item);
+        true
     }
 
     pub(super) fn take(&self) -> Option<Item> {

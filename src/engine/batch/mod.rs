@@ -8,10 +8,12 @@ pub mod gather;
 mod inlet;
 mod outlet;
 mod prefix;
+mod rates;
 pub mod run;
 
 pub use adaptive::{AdaptiveBatchPolicy, BatchMetrics, Rule};
 pub use bulk::{Bulk, Ended, Item, Manner, Order, Page};
 pub use control::{Control, Price, Progress, StopReason, StopRules};
 pub use gather::{Batch, ChatCalls, OnError};
+pub use rates::Rates;
 pub use run::{Sink, Source, Work, run};

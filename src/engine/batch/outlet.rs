@@ -9,8 +9,9 @@ use tokio::sync::Notify;
 
 use crate::engine::types::Outcome;
 
-/// With so many outcomes in it no further item is begun.
+/// With so many outcomes or bytes in it no further item is begun.
 const MOST_ENDED: usize = 512;
+const MOST_BYTES: usize = 64 * 1024 * 1024;
 
 /// Called once, as soon as there is something to do.
 pub(super) type Waiter = Box<dyn FnOnce() + Send>;
@@ -43,22 +44,27 @@ pub(super) struct Outlet<K> {
 }
 
 struct Queue<K> {
-    ended: VecDeque<Ended<K>>,
+    /// With what each takes.
+    ended: VecDeque<(Ended<K>, usize)>,
+    bytes: usize,
     waiter: Option<Waiter>,
     is_over: bool,
 }
 
 impl<K> Default for Outlet<K> {
     fn default() -> Self {
-        let queue = Queue { ended: VecDeque::new(), waiter: None, is_over: false };
+        let queue = Queue { ended: VecDeque::new(), bytes: 0, waiter: None, is_over: false };
         Self { queue: Mutex::new(queue), room: Notify::new() }
     }
 }
 
 impl<K> Outlet<K> {
-    pub(super) fn put(&self, ended: impl IntoIterator<Item = Ended<K>>) {
+    /// Takes in outcomes, each of which keeps `size` bytes in memory.
+    pub(super) fn put(&self, ended: impl IntoIterator<Item = Ended<K>>, size: usize) {
         let mut queue = self.lock();
-        queue.ended.extend(ended);
+        let before = queue.ended.len();
+        queue.ended.extend(ended.into_iter().map(|ended| (ended, size)));
+        queue.bytes += (queue.ended.len() - before) * size;
         let waiter = if queue.ended.is_empty() { None } else { queue.waiter.take() };
         drop(queue);
         if let Some(waiter) = waiter {
@@ -70,11 +76,16 @@ impl<K> Outlet<K> {
     pub(super) async fn room(&self) {
         loop {
             let taken = self.room.notified();
-            if self.lock().ended.len() < MOST_ENDED {
+            if self.has_room() {
                 return;
             }
             taken.await;
         }
+    }
+
+    fn has_room(&self) -> bool {
+        let queue = self.lock();
+        queue.ended.len() < MOST_ENDED && queue.bytes < MOST_BYTES
     }
 
     /// Nothing more will come.
@@ -95,10 +106,11 @@ impl<K> Outlet<K> {
             return if queue.is_over { Page::End } else { Page::Nothing };
         }
         let most = most.clamp(1, queue.ended.len());
-        let page = queue.ended.drain(..most).collect();
+        let taken: Vec<_> = queue.ended.drain(..most).collect();
+        queue.bytes -= taken.iter().map(|(_, size)| size).sum::<usize>();
         drop(queue);
         self.room.notify_waiters();
-        Page::Ended(page)
+        Page::Ended(taken.into_iter().map(|(ended, _)| ended).collect())
     }
 
     /// Calls `waiter` as soon as there is something to take or nothing will come, which may be at once. One waits at a time: a
@@ -115,5 +127,29 @@ impl<K> Outlet<K> {
 
     fn lock(&self) -> MutexGuard<'_, Queue<K>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn ended(index: usize) -> Ended<()> {
+        Ended { index, outcome: Ok(()), cached: false }
+    }
+
+    #[test]
+    fn large_outcomes_hold_the_source_back_as_many_do_until_they_are_taken() {
+        for (count, size) in [(MOST_ENDED, 0), (2, MOST_BYTES / 2)] {
+            let outlet = Outlet::default();
+            outlet.put((1..count).map(ended), size);
+            assert!(outlet.room().now_or_never().is_some());
+            outlet.put([ended(0)], size);
+            assert!(outlet.room().now_or_never().is_none());
+            assert!(matches!(outlet.take(1), Page::Ended(page) if page.len() == 1));
+            assert!(outlet.room().now_or_never().is_some());
+        }
     }
 }

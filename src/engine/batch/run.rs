@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use tokio::task::JoinSet;
 
-use super::control::{Control, Price};
+use super::control::Control;
+use super::rates::Rates;
 use crate::engine::config::Timeouts;
 use crate::engine::error::Error;
 use crate::engine::limit::Window;
@@ -28,14 +29,14 @@ pub struct Work {
     pub call: Result<Call, Error>,
     /// In place of the pipeline's own.
     pub timeouts: Option<Timeouts>,
-    /// What its tokens cost, if that is known.
-    pub price: Option<Price>,
+    /// What its tokens cost, as far as that is known.
+    pub rates: Rates,
 }
 
 impl Work {
     /// An item like the others.
     pub fn new(index: usize, call: Result<Call, Error>) -> Self {
-        Self { index, call, timeouts: None, price: None }
+        Self { index, call, timeouts: None, rates: Rates::default() }
     }
 }
 
@@ -108,13 +109,14 @@ impl<S: Source, K> Shared<S, K> {
                 break;
             }
             let Some(next) = stopped.run_until_cancelled(self.source.next()).await else { break };
-            let Some(Work { index, call, timeouts, price }) = next else {
+            let Some(Work { index, call, timeouts, rates }) = next else {
                 self.is_drained.store(true, Relaxed);
                 break;
             };
             self.control.begin();
             let outcome = self.carry::<A>(call, timeouts).await.map_err(|error| error.at(index));
             let used = outcome.as_ref().map(|(answer, _)| answer.usage());
+            let price = outcome.as_ref().ok().and_then(|(_, receipt)| rates.price(&receipt.body));
             self.control.end(used, price);
             self.sink.put(index, outcome)?;
             let (pullers, wanted) = (self.pullers.load(Relaxed), self.wanted());

@@ -6,19 +6,16 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{HeaderMap, Method};
 use serde_json::Value;
 
-use super::input::{Ask, CHAT, EMBEDDINGS, Entry, MESSAGES, Members, read_object, string};
-use crate::engine::batch::{ChatCalls, Price};
-use crate::engine::error::Error;
+use super::input::{Ask, CHAT, EMBEDDINGS, Entry, Members, read_object, refuse_stream, string};
+use super::usual::{Chat, Named, Usual, as_messages, max_tokens, to_bytes, told};
+use crate::engine::batch::{ChatCalls, Price, Rates};
 use crate::engine::keys::{Keys, Lanes, Route};
 use crate::engine::pipeline::Call;
-use crate::engine::provider::openai::quoted;
 use crate::engine::provider::{ChatTemplate, Format};
 use crate::engine::types::{Priority, Prompt};
 
@@ -54,17 +51,9 @@ impl Defaults {
         }
     }
 
-    /// What `entry` takes from here, as text: a run with other defaults makes another request of the same line.
-    pub(super) fn used_by(&self, entry: &Entry<'_>) -> String {
-        let model = self.model.as_deref().unwrap_or_default();
-        match &entry.ask {
-            Ask::Prompt { .. } => {
-                let system = self.system.as_deref().map(quoted).unwrap_or_default();
-                format!("{model}\n{system}\n{}", self.fields)
-            }
-            Ask::Body(body) if Members::read(body).is_ok_and(|body| body.get("model").is_none()) => model.to_owned(),
-            Ask::Body(_) | Ask::Anthropic(_) => String::new(),
-        }
+    /// What a line leaves open.
+    pub(super) fn usual(&self) -> Usual<'_> {
+        Usual { model: self.model.as_deref(), system: self.system.as_deref(), fields: &self.fields }
     }
 }
 
@@ -73,11 +62,11 @@ impl Defaults {
 struct Model {
     lanes: Lanes,
     fallbacks: Arc<[Lanes]>,
-    price: Option<Price>,
+    rates: Rates,
 }
 
 /// Models that are remembered; a file that names more of them has the rest looked up each time.
-pub(super) const MOST_MODELS: usize = 64;
+const MOST_MODELS: usize = 64;
 
 /// Builds calls.
 #[derive(Debug)]
@@ -87,11 +76,11 @@ pub(super) struct Calls {
     defaults: Arc<Defaults>,
     models: HashMap<String, Model>,
     /// Of shorthands that say nothing but their prompt.
-    plain: Option<(ChatCalls, Option<Price>)>,
+    plain: Option<(ChatCalls, Rates)>,
 }
 
 /// A call and what its tokens cost.
-pub(super) type Priced = (Call, Option<Price>);
+pub(super) type Priced = (Call, Rates);
 
 impl Calls {
     pub(super) fn new(defaults: Arc<Defaults>) -> Self {
@@ -122,74 +111,49 @@ impl Calls {
 
     /// A body that stays as it is, but for a model that it lacks.
     fn body(&mut self, path: &str, body: &str) -> Result<Priced, String> {
-        let members = read_object("body", body)?;
-        refuse_stream(&members)?;
-        let named = members.get("model");
-        let name = match named {
-            Some(name) => string(name).ok_or("model must be a string")?.into_owned(),
-            None if path == CHAT || path == MESSAGES => self.default_model()?,
-            None => self.defaults.model.clone().unwrap_or_default(),
-        };
-        let (body, place) = match named {
-            Some(named) => (Bytes::copy_from_slice(body.as_bytes()), place_of(named, body)),
-            None if name.is_empty() => (Bytes::copy_from_slice(body.as_bytes()), 0..0),
-            None => with_model(&name, body),
-        };
+        let Named { members, model, body, place } = self.defaults.usual().named(path, body)?;
         let inputs = if path == EMBEDDINGS { members.get("input").map(count_inputs) } else { None };
         let max_tokens = max_tokens(&members);
         let route = if path == CHAT { Route::Chat } else { Route::Path { method: Method::POST, path: path.into() } };
-        let model = self.model(&name);
-        let call = Call { body, model: place, inputs, max_tokens, ..Call::get(route, model.lanes) };
-        Ok((self.addressed(call, model.fallbacks), model.price))
+        let model = self.model(&model);
+        let call = Call { body: to_bytes(body), model: place, inputs, max_tokens, ..Call::get(route, model.lanes) };
+        Ok((self.addressed(call, model.fallbacks), model.rates))
     }
 
     /// A shorthand, with the run's settings where it has none.
     fn shorthand(&mut self, prompt: &str, system: Option<&str>, settings: &Members<'_>) -> Result<Priced, String> {
         let prompt = as_messages(prompt);
         if settings.0.is_empty() && system.is_none() {
-            if let Some((calls, price)) = &self.plain {
-                return Ok((calls.call(&prompt).map_err(told)?, *price));
+            if let Some((calls, rates)) = &self.plain {
+                return Ok((calls.call(&prompt).map_err(told)?, rates.clone()));
             }
-            let (calls, price) = self.shorthands(None, settings)?;
+            let (calls, rates) = self.shorthands(None, settings)?;
             let call = calls.call(&prompt).map_err(told)?;
-            self.plain = Some((calls, price));
-            return Ok((call, price));
+            self.plain = Some((calls, rates.clone()));
+            return Ok((call, rates));
         }
-        let (calls, price) = self.shorthands(system, settings)?;
-        Ok((calls.call(&prompt).map_err(told)?, price))
+        let (calls, rates) = self.shorthands(system, settings)?;
+        Ok((calls.call(&prompt).map_err(told)?, rates))
     }
 
-    fn shorthands(
-        &mut self,
-        system: Option<&str>,
-        settings: &Members<'_>,
-    ) -> Result<(ChatCalls, Option<Price>), String> {
+    fn shorthands(&mut self, system: Option<&str>, settings: &Members<'_>) -> Result<(ChatCalls, Rates), String> {
         let defaults = Arc::clone(&self.defaults);
-        let own = format!("{{{}}}", defaults.fields);
-        let mut fields = read_object("the run's settings", &own)?;
-        fields.0.retain(|(key, _)| settings.get(key).is_none());
-        fields.0.extend(settings.0.iter().filter(|(key, _)| key != "model").cloned());
-        let model = match settings.get("model") {
-            Some(name) => string(name).ok_or("model must be a string")?.into_owned(),
-            None => self.default_model()?,
-        };
-        self.chat_calls(&model, system.or(defaults.system.as_deref()), &fields)
+        let chat = defaults.usual().chat(system, settings)?;
+        self.chat_calls(&chat)
     }
 
     /// A chat request in `OpenAI`'s format, for a server that speaks another.
     fn chat(&mut self, body: &Members<'_>, system: Option<&str>) -> Result<Priced, String> {
-        let model = match body.get("model") {
-            Some(name) => string(name).ok_or("model must be a string")?.into_owned(),
-            None => self.default_model()?,
-        };
+        let model = self.defaults.usual().model_of(body)?;
         let messages = body.get("messages").ok_or("body has no \"messages\"")?;
         if !messages.starts_with('[') {
             return Err("messages must be a list".to_owned());
         }
         let rest = |key: &str| !matches!(key, "model" | "messages" | "stream" | "stream_options");
         let fields = Members(body.0.iter().filter(|(key, _)| rest(key)).cloned().collect());
-        let (calls, price) = self.chat_calls(&model, system, &fields)?;
-        Ok((calls.call(&Prompt::Messages(messages.to_owned())).map_err(told)?, price))
+        let chat = Chat { model, system, fields: fields.join(), max_tokens: max_tokens(&fields) };
+        let (calls, rates) = self.chat_calls(&chat)?;
+        Ok((calls.call(&Prompt::Messages(messages.to_owned())).map_err(told)?, rates))
     }
 
     /// Anthropic's request, for a server that speaks another format.
@@ -214,21 +178,17 @@ impl Calls {
         self.chat(&members, system.as_deref())
     }
 
-    fn chat_calls(
-        &mut self,
-        model: &str,
-        system: Option<&str>,
-        fields: &Members<'_>,
-    ) -> Result<(ChatCalls, Option<Price>), String> {
-        let template = ChatTemplate::new(self.defaults.keys.provider(), model, system, &fields.join()).map_err(told)?;
+    fn chat_calls(&mut self, chat: &Chat<'_>) -> Result<(ChatCalls, Rates), String> {
+        let Chat { model, system, fields, max_tokens } = chat;
+        let template = ChatTemplate::new(self.defaults.keys.provider(), model, *system, fields).map_err(told)?;
         let known = self.model(model);
         let mut calls = ChatCalls::new(template, known.lanes);
         calls.fallbacks = known.fallbacks;
         calls.headers.clone_from(&self.defaults.headers);
         calls.query = Arc::clone(&self.defaults.query);
-        calls.max_tokens = max_tokens(fields);
+        calls.max_tokens = *max_tokens;
         calls.priority = self.defaults.priority;
-        Ok((calls, known.price))
+        Ok((calls, known.rates))
     }
 
     fn addressed(&self, call: Call, fallbacks: Arc<[Lanes]>) -> Call {
@@ -236,67 +196,28 @@ impl Calls {
         Call { fallbacks, headers: headers.clone(), query: Arc::clone(query), priority: *priority, ..call }
     }
 
-    fn default_model(&self) -> Result<String, String> {
-        let missing = "it names no model, and neither does the run: give one to the line, or model= to the run";
-        self.defaults.model.clone().ok_or_else(|| missing.to_owned())
-    }
-
     fn model(&mut self, name: &str) -> Model {
         if let Some(known) = self.models.get(name) {
             return known.clone();
         }
         let Defaults { keys, fallbacks, .. } = &*self.defaults;
+        let stand_ins = || fallbacks.iter().map(String::as_str).filter(|other| *other != name);
         let model = Model {
             lanes: keys.lanes(name),
-            fallbacks: fallbacks.iter().filter(|other| *other != name).map(|other| keys.lanes(other)).collect(),
-            price: self.prices.get(name).copied(),
+            fallbacks: stand_ins().map(|other| keys.lanes(other)).collect(),
+            rates: Rates::new(
+                [name]
+                    .into_iter()
+                    .chain(stand_ins())
+                    .map(|name| (name.to_owned(), self.prices.get(name).copied()))
+                    .collect(),
+            ),
         };
         if self.models.len() < MOST_MODELS {
             self.models.insert(name.to_owned(), model.clone());
         }
         model
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn told(error: Error) -> String {
-    error.to_string()
-}
-
-/// A string is one user message.
-fn as_messages(prompt: &str) -> Prompt {
-    Prompt::Messages(if prompt.starts_with('"') {
-        ["[{\"role\":\"user\",\"content\":", prompt, "}]"].concat()
-    } else {
-        prompt.to_owned()
-    })
-}
-
-fn refuse_stream(body: &Members<'_>) -> Result<(), String> {
-    match body.get("stream") {
-        None | Some("false") => Ok(()),
-        Some(_) => Err("a line's answer is whole: leave \"stream\" out".to_owned()),
-    }
-}
-
-fn max_tokens(body: &Members<'_>) -> Option<u64> {
-    ["max_completion_tokens", "max_tokens", "max_output_tokens"]
-        .into_iter()
-        .find_map(|name| body.get(name)?.parse().ok())
-}
-
-/// Where a part of `body` stands in it.
-fn place_of(part: &str, body: &str) -> Range<usize> {
-    let start = part.as_ptr() as usize - body.as_ptr() as usize;
-    start..start + part.len()
-}
-
-/// `body` with a model before its other members, and where it stands.
-fn with_model(name: &str, body: &str) -> (Bytes, Range<usize>) {
-    const BEFORE: &str = "{\"model\":";
-    let (name, rest) = (quoted(name), body.trim_start().get(1..).unwrap_or_default());
-    let comma = if rest.trim_start() == "}" { "" } else { "," };
-    (Bytes::from([BEFORE, &name, comma, rest].concat()), BEFORE.len()..BEFORE.len() + name.len())
 }
 
 /// How many texts or lists of tokens an `input` holds.

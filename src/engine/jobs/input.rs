@@ -40,7 +40,7 @@ const FORBIDDEN: [&str; 9] = [
 ];
 
 /// Fields of a request that a shorthand may have beside its prompt; other keys are the user's own and are echoed.
-const SETTINGS: [&str; 43] = [
+const SETTINGS: [&str; 49] = [
     "audio",
     "best_of",
     "chat_template_kwargs",
@@ -64,9 +64,13 @@ const SETTINGS: [&str; 43] = [
     "prediction",
     "presence_penalty",
     "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
     "random_seed",
     "reasoning",
+    "reasoning_budget",
     "reasoning_effort",
+    "reasoning_format",
     "repetition_penalty",
     "response_format",
     "safe_prompt",
@@ -80,10 +84,12 @@ const SETTINGS: [&str; 43] = [
     "thinking",
     "tool_choice",
     "tools",
+    "top_a",
     "top_k",
     "top_logprobs",
     "top_p",
     "verbosity",
+    "web_search_options",
 ];
 
 /// Why a line is no request.
@@ -245,9 +251,10 @@ impl<'a> Entry<'a> {
             if members.get("url").is_some() {
                 return Err("a line with a url needs its request as \"body\"".to_owned());
             }
+            refuse_stream(members)?;
             let system = members.text("system")?;
             let (settings, others): (Vec<_>, Vec<_>) =
-                rest(&["prompt", "messages", "system"]).into_iter().partition(|(key, _)| is_setting(key));
+                rest(&["prompt", "messages", "system", "stream"]).into_iter().partition(|(key, _)| is_setting(key));
             let ask = Ask::Prompt { prompt, system, settings: Members(settings) };
             return entry(Cow::Borrowed(CHAT), ask, others);
         }
@@ -274,6 +281,14 @@ impl<'a> Entry<'a> {
                 RequestHash::of(&self.path, &request, defaults)
             }
         }
+    }
+}
+
+/// Refuses a request for an answer in parts.
+pub(super) fn refuse_stream(body: &Members<'_>) -> Result<(), String> {
+    match body.get("stream") {
+        None | Some("false") => Ok(()),
+        Some(_) => Err("a line's answer is whole: leave \"stream\" out".to_owned()),
     }
 }
 

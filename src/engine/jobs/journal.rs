@@ -53,14 +53,47 @@ enum Fate {
     Cut,
 }
 
-impl Journal {
-    /// Takes in what `file` holds and repairs it. With `retry_failed` its failed items are taken out of it.
+/// What must be done to an output before lines are appended to it. Until the run begins it is as it was: whatever refuses the run
+/// has changed nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Repair {
+    /// Nothing.
+    #[default]
+    None,
+    /// Its last line is whole and lacks its newline.
+    AddNewline,
+    /// What follows so many bytes is torn.
+    Cut(u64),
+    /// Lines are taken out: damaged ones, and those of failed items that are asked again.
+    TakeOut {
+        /// Whether these are.
+        retry_failed: bool,
+    },
+}
+
+impl Repair {
+    /// Does it.
     ///
     /// # Errors
-    /// A configuration error if it is no output, a journal error if it cannot be repaired.
-    pub(super) fn take_in(&mut self, file: &mut Held, retry_failed: bool) -> Result<(), Error> {
+    /// A journal error if it cannot be done.
+    pub(super) fn apply(self, file: &mut Held) -> Result<(), Error> {
+        match self {
+            Self::None => Ok(()),
+            Self::AddNewline => file.append(b"\n").map_err(|unwritten| unwritten.error),
+            Self::Cut(end) => file.cut(end),
+            Self::TakeOut { retry_failed } => rewrite(file, retry_failed),
+        }
+    }
+}
+
+impl Journal {
+    /// Takes in what `file` holds, without the failed items if these are to be asked again; what must be done to it.
+    ///
+    /// # Errors
+    /// A configuration error if it is no output, a journal error if it cannot be read.
+    pub(super) fn take_in(&mut self, file: &mut Held, retry_failed: bool) -> Result<Repair, Error> {
         if file.length() == 0 {
-            return Ok(());
+            return Ok(Repair::None);
         }
         let path = file.path().to_owned();
         let (mut kept, mut is_rewritten, mut end, mut lacks_newline) = (0_u64, false, 0, false);
@@ -83,13 +116,15 @@ impl Journal {
             let text = format!("{} holds {} lines, none of which is of an output", path.display(), corrupt.len());
             return Err(Error::configuration(text).advise("It is left as it is: name another file for the results."));
         }
-        if is_rewritten || !corrupt.is_empty() {
-            Self::rewrite(file, retry_failed)?;
+        let repair = if is_rewritten || !corrupt.is_empty() {
+            Repair::TakeOut { retry_failed }
         } else if lacks_newline {
-            file.append(b"\n").map_err(|unwritten| unwritten.error)?;
+            Repair::AddNewline
         } else if end < file.length() {
-            file.cut(end)?;
-        }
+            Repair::Cut(end)
+        } else {
+            Repair::None
+        };
         let aside = beside(&path, ".corrupt");
         self.problems.extend(corrupt.into_iter().map(|line| Problem {
             file: path.clone(),
@@ -98,7 +133,7 @@ impl Journal {
         }));
         self.done.sort_unstable();
         self.done.dedup();
-        Ok(())
+        Ok(repair)
     }
 
     /// What becomes of a line; what it says is taken in.
@@ -112,27 +147,6 @@ impl Journal {
             self.failed += u64::from(!done.is_ok);
         }
         fate
-    }
-
-    fn rewrite(file: &mut Held, retry_failed: bool) -> Result<(), Error> {
-        let path = file.path().to_owned();
-        let aside = beside(&path, ".corrupt");
-        file.replace(|old, new| {
-            let mut lines = Lines::new(BufReader::with_capacity(1 << 20, old), LONGEST_LINE);
-            let cannot_read = |error| failed(&path, "cannot be read", error);
-            while let Some(line) = lines.next().map_err(cannot_read)? {
-                let text = trimmed(lines.text());
-                match fate(line, text, retry_failed) {
-                    Fate::Keep => new
-                        .write_all(text)
-                        .and_then(|()| new.write_all(b"\n"))
-                        .map_err(|error| failed(&path, "cannot be written anew", error))?,
-                    Fate::SetAside => set_aside(&aside, &[text, b"\n"].concat())?,
-                    Fate::Drop | Fate::Cut => {}
-                }
-            }
-            Ok(())
-        })
     }
 
     /// Whether the item of that id and identity is done.
@@ -150,6 +164,27 @@ impl Journal {
     pub(super) fn is_empty(&self) -> bool {
         self.done.is_empty()
     }
+}
+
+fn rewrite(file: &mut Held, retry_failed: bool) -> Result<(), Error> {
+    let path = file.path().to_owned();
+    let aside = beside(&path, ".corrupt");
+    file.replace(|old, new| {
+        let mut lines = Lines::new(BufReader::with_capacity(1 << 20, old), LONGEST_LINE);
+        let cannot_read = |error| failed(&path, "cannot be read", error);
+        while let Some(line) = lines.next().map_err(cannot_read)? {
+            let text = trimmed(lines.text());
+            match fate(line, text, retry_failed) {
+                Fate::Keep => new
+                    .write_all(text)
+                    .and_then(|()| new.write_all(b"\n"))
+                    .map_err(|error| failed(&path, "cannot be written anew", error))?,
+                Fate::SetAside => set_aside(&aside, &[text, b"\n"].concat())?,
+                Fate::Drop | Fate::Cut => {}
+            }
+        }
+        Ok(())
+    })
 }
 
 fn each_line(file: &mut Held, mut look: impl FnMut(Line, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
@@ -235,7 +270,9 @@ mod tests {
         fs::write(&path, text).unwrap();
         let mut file = Held::open(&path)?;
         let mut journal = Journal::default();
-        journal.take_in(&mut file, retry_failed)?;
+        let repair = journal.take_in(&mut file, retry_failed)?;
+        assert_eq!(fs::read(&path).unwrap(), text, "nothing is changed before the run begins");
+        repair.apply(&mut file)?;
         let now = fs::read(&path).unwrap();
         assert_eq!(file.length(), now.len() as u64);
         Ok((journal, now))

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::calls::{Calls, Defaults};
+use super::calls::{Calls, Defaults, Priced};
 use super::files::failed;
 use super::hash::key_of;
 use super::input::BadLine;
@@ -16,7 +16,6 @@ use super::report::Counts;
 use super::survey::{Input, Survey, id_of, open, read, request_hash, text_of};
 use crate::engine::batch::Price;
 use crate::engine::error::Error;
-use crate::engine::pipeline::Call;
 
 /// Lines that are read in one go, so that changing threads costs nothing.
 const CHUNK: usize = 256;
@@ -31,7 +30,7 @@ pub(super) struct Next {
     /// What it is.
     pub(super) item: Item,
     /// What to ask, or what is wrong with the line.
-    pub(super) ask: Result<(Call, Option<Price>), String>,
+    pub(super) ask: Result<Priced, String>,
     /// Its bytes.
     pub(super) bytes: usize,
 }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::calls::Defaults;
 use super::files::{Held, are_one};
-use super::journal::{Journal, refuse_results};
+use super::journal::{Journal, Repair, refuse_results};
 use super::output::{Item, Layout};
 use super::reader::{Next, Reader};
 use super::reply::Reply;
@@ -65,18 +65,38 @@ pub struct Job {
     pub layout: Layout,
 }
 
-/// A file whose input was looked at and whose output is locked and repaired.
+/// A file whose input was looked at and whose output is locked. Nothing of either is changed yet.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The models that lines name, and the run's own; the first of them, if they are many.
+    /// The models that lines name, and the run's own with those that stand in for it; the first of them, if they are many.
     pub models: Vec<String>,
     reader: Reader,
-    writer: Writer,
+    outputs: Outputs,
     counts: Arc<Counts>,
     began: Instant,
     open: Open,
     input: PathBuf,
     failed_before: u64,
+}
+
+/// The outputs, locked and as they were found.
+#[derive(Debug)]
+struct Outputs {
+    main: (Held, Repair),
+    errors: Option<(Held, Repair)>,
+    layout: Layout,
+    ordered: bool,
+}
+
+impl Outputs {
+    /// Repairs them, and has them written to.
+    fn begin(self) -> Result<Writer, Error> {
+        let Self { mut main, mut errors, layout, ordered } = self;
+        for (file, repair) in [Some(&mut main), errors.as_mut()].into_iter().flatten() {
+            repair.apply(file)?;
+        }
+        Ok(Writer::new(main.0, errors.map(|(file, _)| file), layout, ordered))
+    }
 }
 
 /// Opens the files of `job` and looks at all that can be refused before anything is sent. Lines will be asked as `defaults` say.
@@ -98,8 +118,11 @@ pub async fn carry(
     prices: Vec<(String, Price)>,
     control: Arc<Control>,
 ) -> Result<Summary, Error> {
-    let Prepared { mut reader, writer, counts, began, open, input, failed_before, .. } = prepared;
+    let Prepared { mut reader, outputs, counts, began, open, input, failed_before, .. } = prepared;
     reader.prices_are(prices.into_iter().collect());
+    // With what says that the outputs are open: this may be dropped meanwhile.
+    let (open, writer) = off_the_engine(move || (open, outputs.begin())).await?;
+    let writer = writer?;
     let (lines, feed) = async_channel::bounded(READ_AHEAD);
     let (finished, outcomes) = unbounded_channel();
     let bounds = Arc::new(Bounds::default());
@@ -175,24 +198,26 @@ fn look(job: Job, defaults: Arc<Defaults>, counts: Arc<Counts>) -> Result<Prepar
     if errors.as_ref().is_some_and(|errors| are_one(&output, errors)) {
         return Err(Error::configuration(format!("{} is the output, too: leave errors out", output.display())));
     }
-    let mut errors = errors.as_deref().map(Held::open).transpose()?;
+    let errors = errors.as_deref().map(Held::open).transpose()?;
     let mut journal = Journal::default();
-    for file in [Some(&mut main), errors.as_mut()].into_iter().flatten() {
-        if resume {
-            journal.take_in(file, retry_failed)?;
-        } else {
-            refuse_results(file)?;
-        }
-    }
+    let mut look_at = |file: &mut Held| {
+        if resume { journal.take_in(file, retry_failed) } else { refuse_results(file).map(|()| Repair::None) }
+    };
+    let repair = look_at(&mut main)?;
+    let errors = errors.map(|mut file| look_at(&mut file).map(|repair| (file, repair))).transpose()?;
     let mut survey = survey::survey(&input, &output, &journal, &defaults, strict)?;
     counts.total.store(survey.total, Relaxed);
     let failed_before = journal.failed;
     counts.add(std::mem::take(&mut journal.problems));
     counts.add(std::mem::take(&mut survey.problems));
-    let models = std::mem::take(&mut survey.models).into_iter().chain(defaults.model.clone()).collect();
+    let models = std::mem::take(&mut survey.models)
+        .into_iter()
+        .chain(defaults.model.clone())
+        .chain(defaults.fallbacks.iter().cloned())
+        .collect();
     let reader = Reader::new(input.clone(), &mut survey, journal, defaults, Arc::clone(&counts))?;
-    let writer = Writer::new(main, errors, layout, ordered);
-    Ok(Prepared { models, reader, writer, counts, began, open, input, failed_before })
+    let outputs = Outputs { main: (main, repair), errors, layout, ordered };
+    Ok(Prepared { models, reader, outputs, counts, began, open, input, failed_before })
 }
 
 /// What is read and not yet written.
@@ -370,9 +395,9 @@ impl Source for Desk {
             let Next { index, item, ask, bytes } = self.feed.recv().await.ok()?;
             let pending = Pending { item, permits: permits_of(bytes) };
             match ask {
-                Ok((call, price)) => {
+                Ok((call, rates)) => {
                     self.pending().insert(index, pending);
-                    return Some(Work { price, ..Work::new(index, Ok(call)) });
+                    return Some(Work { rates, ..Work::new(index, Ok(call)) });
                 }
                 Err(reason) => {
                     self.counts.bad_lines.fetch_add(1, Relaxed);

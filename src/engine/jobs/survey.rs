@@ -5,12 +5,12 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Take};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::calls::{Calls, Defaults, MOST_MODELS};
+use super::calls::{Calls, Defaults};
 use super::files::failed;
 use super::hash::{RequestHash, key_of};
 use super::input::{BadLine, Entry};
@@ -21,6 +21,9 @@ use crate::engine::error::Error;
 
 /// The longest line that is read: what a vendor takes as a whole file is 200 MB, and a request far less.
 const LONGEST_LINE: u64 = 64 << 20;
+
+/// Models that are known by name before the run; a line that names another is of unknown price.
+const MOST_MODELS: usize = 10_000;
 
 /// The input, line by line.
 pub(super) type Input = Lines<BufReader<Take<File>>>;
@@ -33,13 +36,16 @@ pub(super) fn open(path: &Path, length: Option<u64>) -> Result<(Input, u64), Err
     let cannot = |error: io::Error| {
         Error::configuration(format!("{} cannot be read: {error}", path.display())).with_source(error)
     };
-    let file = File::open(path).map_err(cannot)?;
-    let known = file.metadata().map_err(cannot)?;
-    if !known.is_file() {
+    // Before it is opened, which for a pipe waits for somebody to write into it.
+    if !fs::metadata(path).map_err(cannot)?.is_file() {
         let text = format!("{} is no regular file", path.display());
         return Err(Error::configuration(text).advise("The input is read twice: save what comes out of a pipe first."));
     }
-    let length = length.unwrap_or(known.len());
+    let file = File::open(path).map_err(cannot)?;
+    let length = match length {
+        Some(length) => length,
+        None => file.metadata().map_err(cannot)?.len(),
+    };
     Ok((Lines::new(BufReader::with_capacity(1 << 18, file.take(length)), LONGEST_LINE), length))
 }
 
@@ -153,7 +159,7 @@ pub(super) fn id_of<'a>(entry: &'a Result<Entry<'_>, BadLine>, text: &[u8]) -> (
 /// Which request a line is.
 pub(super) fn request_hash(entry: &Result<Entry<'_>, BadLine>, text: &[u8], defaults: &Defaults) -> RequestHash {
     match entry {
-        Ok(entry) => entry.hash(&defaults.used_by(entry)),
+        Ok(entry) => entry.hash(&defaults.usual().used_by(entry)),
         Err(_) => RequestHash::of_bad_line(text),
     }
 }
