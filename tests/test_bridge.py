@@ -431,6 +431,7 @@ def script(body: str) -> str:
 
 
 @counts_in_proc
+@pytest.mark.timeout(200)  # on a busy machine many loops are too late and done again
 @pytest.mark.parametrize("loop", LOOPS)
 def test_200_loops_closed_with_work_in_flight_leave_nothing_behind(loop: str) -> None:
     # The tasks are held, so their requests go on and the answers come when the loop has long been closed.
@@ -468,8 +469,8 @@ def test_200_loops_closed_with_work_in_flight_leave_nothing_behind(loop: str) ->
         until(lambda: all(now <= then + 3 for now, then in zip(counts(), before)), lambda: (before, counts()))
         assert len(loops) <= 1, len(loops)
     """)
-    with MockServer(latency=0.02) as server:
-        assert run(closes, server.base_url, loop, patience=50) == SILENT
+    with MockServer(latency=0.05) as server:
+        assert run(closes, server.base_url, loop, patience=150) == SILENT
         assert server.stats.answered >= 3 * 205 + 2
 
 
