@@ -207,8 +207,8 @@ def test_a_policy_is_a_frozen_value() -> None:
 
 
 def test_retries_beyond_the_budget_wait_and_none_fails(make: Make, mock_server: MockServer) -> None:
-    # A hundred at once and a fifth of the 160 requests, then ten a second: what is answered gives back what it took, but here
-    # every first retry fails, too. 408s: a server that fails is the breaker's matter.
+    # A hundred at once and a fifth of the 160 requests, then ten a second. What is answered gives its own back, but
+    # here every first retry fails. 408s: a server that fails is the breaker's matter.
     mock_server.script(Answer(status=408, times=320))
     face = make(retry=RetryPolicy(max_retries=9, **QUICK), max_concurrency=160)
     answers = face.batch_complete([f"{index}" for index in range(160)])
