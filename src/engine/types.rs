@@ -163,6 +163,23 @@ pub struct Embedding {
     pub vector: Vec<f64>,
 }
 
+/// Embeddings as one block of numbers, for who has many of them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Vectors {
+    /// Row after row, in the order in which they came.
+    pub numbers: Vec<f32>,
+    /// How many numbers a row has; at least one, if there is a row.
+    pub dimensions: usize,
+    /// The input that each row belongs to: every one from 0 up to their count, once.
+    pub inputs: Vec<u32>,
+    /// Whether they came as base64.
+    pub is_base64: bool,
+    /// The model that made them.
+    pub model: String,
+    /// Tokens, if the server counts them.
+    pub usage: Option<Usage>,
+}
+
 /// What came with an answer besides its body.
 #[derive(Debug, Clone)]
 pub struct Receipt {

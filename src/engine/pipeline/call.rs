@@ -11,11 +11,11 @@ use http::{HeaderMap, HeaderValue, Method};
 use super::file::FileBody;
 use crate::engine::error::Error;
 use crate::engine::keys::{Lane, Lanes, Route};
-use crate::engine::provider::{Provider, embeddings, object, openai, to_openai};
+use crate::engine::provider::{Provider, embeddings, object, openai, to_openai, vectors};
 use crate::engine::retry::IDEMPOTENCY_KEY;
 use crate::engine::stream::Writer;
 use crate::engine::transport::{Request, Response, Target};
-use crate::engine::types::{ChatCompletion, Embeddings, Model, Object, Priority, Saved, Text, Usage};
+use crate::engine::types::{ChatCompletion, Embeddings, Model, Object, Priority, Saved, Text, Usage, Vectors};
 
 /// One thing to ask.
 #[derive(Debug, Clone)]
@@ -217,6 +217,20 @@ impl Answer for Embeddings {
 
     fn check(&self, call: &Call, body: &[u8]) -> Result<(), Error> {
         call.inputs.map_or(Ok(()), |inputs| embeddings::check_count(self, inputs, body))
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+}
+
+impl Answer for Vectors {
+    fn read(body: &[u8]) -> Result<Self, Error> {
+        vectors::parse_vectors(body)
+    }
+
+    fn check(&self, call: &Call, body: &[u8]) -> Result<(), Error> {
+        call.inputs.map_or(Ok(()), |inputs| vectors::check_count(self, inputs, body))
     }
 
     fn usage(&self) -> Option<Usage> {

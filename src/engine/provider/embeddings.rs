@@ -99,7 +99,10 @@ pub fn parse_embeddings(body: &[u8]) -> Result<Embeddings, Error> {
 /// # Errors
 /// `InvalidResponse`, retryable.
 pub fn check_count(embeddings: &Embeddings, inputs: usize, body: &[u8]) -> Result<(), Error> {
-    let count = embeddings.data.len();
+    one_each(embeddings.data.len(), inputs, body)
+}
+
+pub(super) fn one_each(count: usize, inputs: usize, body: &[u8]) -> Result<(), Error> {
     if count == inputs {
         return Ok(());
     }
@@ -107,7 +110,7 @@ pub fn check_count(embeddings: &Embeddings, inputs: usize, body: &[u8]) -> Resul
 }
 
 /// What an error says of itself comes before what is missing in it.
-fn not_embeddings(body: &[u8], why: &str) -> Error {
+pub(super) fn not_embeddings(body: &[u8], why: &str) -> Error {
     parse_object(body).err().unwrap_or_else(|| not_an_answer(why, body))
 }
 

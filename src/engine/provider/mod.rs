@@ -20,6 +20,7 @@ mod refusal;
 mod reset;
 pub mod retry_after;
 mod stream;
+pub mod vectors;
 
 pub use self::chat::{ChatTemplate, to_openai};
 pub use self::stream::{Step, StreamReader};
