@@ -39,7 +39,7 @@ MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("provider", "limit", "retry", 
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("keys", "stream")}
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 MAY_IMPORT["batch"] = set(MAY_IMPORT)
-MAY_IMPORT["jobs"] = set(MAY_IMPORT)
+MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("jobs", "embed")}
 
 
 def rust_files(folder: Path) -> list[Path]:

@@ -1114,7 +1114,7 @@ class MockServer:
         *,
         reply: str,
         stream: Streaming,
-        shuffle_embeddings: bool,
+        embeddings: tuple[bool, int, int, int | None, str],
         latency: float | tuple[float, float],
         models: Sequence[str],
         api_key: str | None,

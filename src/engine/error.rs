@@ -110,6 +110,8 @@ struct Inner {
     key_id: Option<String>,
     partial: Option<String>,
     index: Option<usize>,
+    /// What is counted by `index`.
+    items: &'static str,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -147,6 +149,7 @@ impl Error {
             key_id: None,
             partial: None,
             index: None,
+            items: "prompts",
             source: None,
         }))
     }
@@ -282,6 +285,13 @@ impl Error {
         self
     }
 
+    /// With its place among `items` that are no prompts.
+    #[must_use]
+    pub fn among(mut self, items: &'static str, index: usize) -> Self {
+        (self.0.items, self.0.index) = (items, Some(index));
+        self
+    }
+
     /// Without the place of its item in a batch, for one that is known by another name.
     #[must_use]
     pub fn by_itself(mut self) -> Self {
@@ -406,7 +416,7 @@ impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = &*self.0;
         if let Some(index) = inner.index {
-            write!(formatter, "prompts[{index}]: ")?;
+            write!(formatter, "{}[{index}]: ", inner.items)?;
         }
         formatter.write_str(&inner.summary)?;
         if let Some(id) = inner.http.as_ref().and_then(|http| http.request_id.as_deref()) {
@@ -477,6 +487,7 @@ mod tests {
     #[test]
     fn names_its_item_of_a_batch_first() {
         assert_eq!(Error::internal("lost").at(17).to_string(), "prompts[17]: lost");
+        assert_eq!(Error::internal("lost").among("texts", 3).twin(4).to_string(), "texts[4]: lost");
     }
 
     #[test]

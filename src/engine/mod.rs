@@ -3,7 +3,7 @@
 //! A lower row never imports an upper one, and siblings do not import each other (`tests/test_architecture.py` guards it):
 //!
 //! ```text
-//! jobs
+//! jobs  embed
 //! batch
 //! pipeline
 //! keys  stream
@@ -16,6 +16,7 @@
 pub mod batch;
 pub mod config;
 pub mod disk;
+pub mod embed;
 pub mod error;
 pub mod jobs;
 pub mod keys;

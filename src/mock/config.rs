@@ -12,10 +12,43 @@ pub enum Reply {
     /// `echo: ` and the text of the last user message: an answer that shows which request it belongs to.
     #[default]
     Echo,
-    /// One realistic body of about 970 bytes, made once. The request is not even parsed: for benchmarks.
+    /// One realistic body of about 970 bytes, made once. The request is not even parsed: for benchmarks. (Embeddings are the same
+    /// vectors for all texts.)
     Fixed,
     /// Always this text.
     Text(String),
+}
+
+/// How texts are embedded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Embedding {
+    /// They come in an order of chance, placed by their `index`. Default: in that of the inputs.
+    pub shuffle: bool,
+    /// Numbers of a vector, if the request does not say. Default 8.
+    pub dimensions: usize,
+    /// Inputs of one request, 400 above. Default 2048, as `OpenAI`.
+    pub inputs: usize,
+    /// Tokens of one input, 400 above. Default: any number.
+    pub input_tokens: Option<u64>,
+    /// What becomes of `encoding_format: "base64"`. Default: vectors come in it.
+    pub base64: Base64,
+}
+
+impl Default for Embedding {
+    fn default() -> Self {
+        Self { shuffle: false, dimensions: 8, inputs: 2048, input_tokens: None, base64: Base64::Given }
+    }
+}
+
+/// What becomes of `encoding_format: "base64"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base64 {
+    /// Vectors come in it.
+    Given,
+    /// They come as lists all the same.
+    Ignored,
+    /// 400.
+    Refused,
 }
 
 /// Seconds between the end of a request and the head of its answer.
@@ -117,8 +150,8 @@ pub struct MockConfig {
     pub stream: Streaming,
     /// Wait before each answer that is not a refusal. Default: none.
     pub latency: Latency,
-    /// Embeddings come in an order of chance, placed by their `index`. Default: in that of the inputs.
-    pub shuffle_embeddings: bool,
+    /// How texts are embedded.
+    pub embeddings: Embedding,
     /// Ids that `GET /v1/models` lists; any model is accepted in a request. Default: `mock-model`.
     pub models: Vec<String>,
     /// The key to ask for (`Authorization: Bearer`, `api-key` or `x-api-key`), else 401. Default: none asked for.
@@ -158,7 +191,7 @@ impl Default for MockConfig {
             reply: Reply::Echo,
             stream: Streaming::default(),
             latency: Latency::None,
-            shuffle_embeddings: false,
+            embeddings: Embedding::default(),
             models: vec!["mock-model".to_owned()],
             api_key: None,
             keys: Vec::new(),
@@ -198,6 +231,9 @@ impl MockConfig {
         self.stream.check()?;
         for limits in self.keys.iter().map(|(_, limits)| limits).chain([&self.limits()]) {
             limits.check(self.dialect)?;
+        }
+        if self.embeddings.dimensions == 0 || self.embeddings.inputs == 0 {
+            return Err(invalid("embedding_dimensions and embeddings_per_request must be at least 1"));
         }
         for (name, limit) in [("max_concurrent", self.max_concurrent), ("slots", self.slots)] {
             if limit == Some(0) {

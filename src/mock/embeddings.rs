@@ -1,16 +1,15 @@
 //! Embeddings: vectors of length 1 that a text always gets, and no other text does.
 
+use std::collections::HashMap;
+
 use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::api::{Refusal, json, tokens_of};
-
-/// `OpenAI`'s.
-const MOST_INPUTS: usize = 2048;
-/// Numbers of a vector, if the request does not say.
-const DIMENSIONS: usize = 8;
+use super::config::{Base64, Embedding};
 
 #[derive(Debug, Deserialize)]
 struct Request {
@@ -67,8 +66,13 @@ fn encode(vector: &[f32], encoding: Encoding) -> Value {
     }
 }
 
-/// Body of an answer to `POST /v1/embeddings`; with `shuffle` the vectors are in an order drawn from it, as they may be.
-pub(super) fn answer(body: &[u8], usual_model: &str, shuffle: Option<&mut fastrand::Rng>) -> Result<Bytes, Refusal> {
+/// Body of an answer to `POST /v1/embeddings`, in an order drawn from `random` if it is to be shuffled.
+pub(super) fn answer(
+    body: &[u8],
+    usual_model: &str,
+    config: Embedding,
+    random: &mut fastrand::Rng,
+) -> Result<Bytes, Refusal> {
     let request: Request = serde_json::from_slice(body)?;
     let inputs: Vec<_> = match &request.input {
         Input::Text(text) => vec![of_text(text)],
@@ -76,21 +80,68 @@ pub(super) fn answer(body: &[u8], usual_model: &str, shuffle: Option<&mut fastra
         Input::Tokens(tokens) => vec![of_tokens(tokens)],
         Input::TokenLists(lists) => lists.iter().map(|tokens| of_tokens(tokens)).collect(),
     };
-    if inputs.is_empty() || inputs.len() > MOST_INPUTS || inputs.iter().any(|(input, _)| input.is_empty()) {
-        return Err(Refusal::new(format!("'input' must be 1 to {MOST_INPUTS} inputs, none of them empty.")));
+    let most = config.inputs;
+    if inputs.is_empty() || inputs.len() > most || inputs.iter().any(|(input, _)| input.is_empty()) {
+        return Err(Refusal::new(format!("'input' must be 1 to {most} inputs, none of them empty.")));
     }
-    let dimensions = request.dimensions.unwrap_or(DIMENSIONS);
+    if let Some(most) = config.input_tokens
+        && inputs.iter().any(|(_, tokens)| *tokens > most)
+    {
+        return Err(Refusal::new(format!("This model's maximum context length is {most} tokens; an input is longer.")));
+    }
+    let dimensions = request.dimensions.unwrap_or(config.dimensions);
     if dimensions == 0 {
         return Err(Refusal::new("'dimensions' must be at least 1."));
     }
-    let encoding = request.encoding_format.unwrap_or(Encoding::Float);
+    let encoding = encoding(request.encoding_format, config)?;
     let embedding = |(index, (input, _)): (usize, &(Vec<u8>, u64))| json!({"object": "embedding", "index": index, "embedding": encode(&vector(input, dimensions), encoding)});
     let mut data: Vec<_> = inputs.iter().enumerate().map(embedding).collect();
-    if let Some(random) = shuffle {
+    if config.shuffle {
         random.shuffle(&mut data);
     }
     let tokens: u64 = inputs.iter().map(|(_, tokens)| tokens).sum();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
     let model = request.model.as_deref().unwrap_or(usual_model);
     Ok(json(&json!({"object": "list", "data": data, "model": model, "usage": usage})))
+}
+
+fn encoding(asked: Option<Encoding>, config: Embedding) -> Result<Encoding, Refusal> {
+    match (asked, config.base64) {
+        (Some(Encoding::Base64), Base64::Refused) => Err(Refusal::new("'encoding_format' must be 'float'.")),
+        (Some(Encoding::Base64), Base64::Given) => Ok(Encoding::Base64),
+        _ => Ok(Encoding::Float),
+    }
+}
+
+/// What a benchmark's answer depends on: how many inputs, of how many numbers, in which form.
+type Kind = (usize, usize, bool);
+
+/// Answers made once and sent again: vectors that say nothing of the texts, since making them is most of the work.
+#[derive(Debug, Default)]
+pub(super) struct Fixed(HashMap<Kind, Bytes>);
+
+/// The least that has to be read of a request. Most of it is texts, which are counted and not looked at.
+#[derive(Deserialize)]
+struct Counted {
+    input: Vec<IgnoredAny>,
+    dimensions: Option<usize>,
+    encoding_format: Option<Encoding>,
+}
+
+impl Fixed {
+    /// The answer to a request with a list of texts.
+    pub(super) fn answer(&mut self, body: &[u8], model: &str, config: Embedding) -> Result<Bytes, Refusal> {
+        let Counted { input, dimensions, encoding_format } = serde_json::from_slice(body)?;
+        let encoding = encoding(encoding_format, config)?;
+        let kind = (input.len(), dimensions.unwrap_or(config.dimensions), encoding == Encoding::Base64);
+        if let Some(made) = self.0.get(&kind) {
+            return Ok(made.clone());
+        }
+        let inputs: Vec<_> = (0..kind.0).map(|place| format!("text {place}")).collect();
+        let format = if kind.2 { "base64" } else { "float" };
+        let request = json!({"model": model, "input": inputs, "dimensions": kind.1, "encoding_format": format});
+        let made = answer(request.to_string().as_bytes(), model, config, &mut fastrand::Rng::with_seed(0))?;
+        self.0.insert(kind, made.clone());
+        Ok(made)
+    }
 }

@@ -50,6 +50,7 @@ pub(super) struct Mock {
     max_concurrent: AtomicU64,
     random: Mutex<fastrand::Rng>,
     fixed: Bytes,
+    fixed_embeddings: Mutex<embeddings::Fixed>,
     serial: AtomicU64,
     /// When it was first launched.
     started: OnceLock<Instant>,
@@ -77,6 +78,7 @@ impl Mock {
             limits: Mutex::new(limits),
             random: Mutex::new(fastrand::Rng::with_seed(config.seed)),
             fixed: chat::fixed_completion(config.models.first().map_or("", String::as_str)),
+            fixed_embeddings: Mutex::default(),
             serial: AtomicU64::new(0),
             started: OnceLock::new(),
             config,
@@ -252,9 +254,13 @@ impl Mock {
 
     fn embeddings(&self, asked: &Asked, body: &[u8]) -> Result<Bytes, Refusal> {
         let model = asked.to.deployment.as_deref().or(self.config.models.first().map(String::as_str));
-        let mut random = lock(&self.random);
-        let shuffle = self.config.shuffle_embeddings.then_some(&mut *random);
-        embeddings::answer(body, model.unwrap_or_default(), shuffle)
+        let model = model.unwrap_or_default();
+        if self.config.reply == Reply::Fixed {
+            return lock(&self.fixed_embeddings).answer(body, model, self.config.embeddings);
+        }
+        // Not under the lock: large answers take milliseconds.
+        let mut random = lock(&self.random).fork();
+        embeddings::answer(body, model, self.config.embeddings, &mut random)
     }
 
     /// `POST files`, `GET files/ID/content`.

@@ -69,7 +69,7 @@ mod stream_body;
 mod streaming;
 
 pub use api::ToolCall;
-pub use config::{Dialect, Latency, MockConfig, MockLimits, Reply, TlsFiles};
+pub use config::{Base64, Dialect, Embedding, Latency, MockConfig, MockLimits, Reply, TlsFiles};
 pub use record::{KeyStats, MockStats, RecordedRequest};
 pub use script::{Answer, Fault};
 pub use server::MockServer;

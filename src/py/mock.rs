@@ -260,6 +260,23 @@ fn raise(error: io::Error) -> PyErr {
     }
 }
 
+/// Shuffled, numbers of a vector, inputs of a request, tokens of an input, and what becomes of base64.
+type EmbeddingArguments = (bool, usize, usize, Option<u64>, String);
+
+fn embedding(arguments: EmbeddingArguments) -> PyResult<mock::Embedding> {
+    let (shuffle, dimensions, inputs, input_tokens, base64) = arguments;
+    let base64 = match base64.as_str() {
+        "given" => mock::Base64::Given,
+        "ignored" => mock::Base64::Ignored,
+        "refused" => mock::Base64::Refused,
+        other => {
+            let text = format!("base64_embeddings must be \"given\", \"ignored\" or \"refused\", not {other:?}");
+            return Err(PyValueError::new_err(text));
+        }
+    };
+    Ok(mock::Embedding { shuffle, dimensions, inputs, input_tokens, base64 })
+}
+
 /// The server. See `millstream.testing.MockServer`.
 #[pyclass(frozen, module = "millstream._millstream")]
 pub(crate) struct MockServer(mock::MockServer);
@@ -267,12 +284,12 @@ pub(crate) struct MockServer(mock::MockServer);
 #[pymethods]
 impl MockServer {
     #[new]
-    #[pyo3(signature = (*, reply, stream, shuffle_embeddings, latency, models, api_key, keys, limits, dialect, max_concurrent, slots, record, tls, port, seed))]
+    #[pyo3(signature = (*, reply, stream, embeddings, latency, models, api_key, keys, limits, dialect, max_concurrent, slots, record, tls, port, seed))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments, each a field of MockConfig")]
     fn new(
         reply: String,
         stream: Streaming<'_>,
-        shuffle_embeddings: bool,
+        embeddings: EmbeddingArguments,
         latency: Latency,
         models: Vec<String>,
         api_key: Option<String>,
@@ -294,7 +311,7 @@ impl MockServer {
         let config = mock::MockConfig {
             reply,
             stream: stream.into_engine()?,
-            shuffle_embeddings,
+            embeddings: embedding(embeddings)?,
             latency: latency.into_engine()?,
             models,
             api_key,

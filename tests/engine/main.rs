@@ -4,6 +4,7 @@
 
 mod bulk;
 mod concurrency;
+mod embed;
 mod jobs;
 mod mock;
 mod mock_apis;

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use millstream::mock::{Answer, Dialect, MockConfig, MockServer, StreamFault, Streaming, ToolCall};
+use millstream::mock::{Answer, Dialect, Embedding, MockConfig, MockServer, StreamFault, Streaming, ToolCall};
 use serde_json::{Value, json};
 
 const VERSION: &str = "anthropic-version: 2023-06-01\r\n";
@@ -222,7 +222,11 @@ fn text_completions_are_whole_or_streamed() {
 
 #[test]
 fn embeddings_belong_to_their_texts_wherever_they_come() {
-    let server = MockServer::start(MockConfig { shuffle_embeddings: true, ..MockConfig::default() }).unwrap();
+    let server = MockServer::start(MockConfig {
+        embeddings: Embedding { shuffle: true, ..Embedding::default() },
+        ..MockConfig::default()
+    })
+    .unwrap();
     let texts: Vec<_> = (0..20).map(|number| format!("text {number}")).collect();
     let request = json!({"model": "e", "input": texts, "dimensions": 3});
     let vectors = |request: &Value| {

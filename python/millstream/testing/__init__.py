@@ -219,6 +219,9 @@ class Limits(TypedDict, total=False):
 
 
 _KINDS = {
+    "embedding_dimensions": _arguments.COUNT._replace(optional=False),
+    "embeddings_per_request": _arguments.COUNT._replace(optional=False),
+    "tokens_per_embedding": _arguments.COUNT,
     "max_concurrent": _arguments.COUNT,
     "slots": _arguments.COUNT,
     "port": _arguments.COUNT._replace(optional=False, most=2**16 - 1),
@@ -277,6 +280,10 @@ class MockServer:
         reply: Literal["echo", "fixed"] | str = "echo",
         stream: Streaming | None = None,
         shuffle_embeddings: bool = False,
+        embedding_dimensions: int = 8,
+        embeddings_per_request: int = 2048,
+        tokens_per_embedding: int | None = None,
+        base64_embeddings: Literal["given", "ignored", "refused"] = "given",
         latency: float | tuple[float, float] = 0.0,
         models: Sequence[str] = ("mock-model",),
         api_key: str | None = None,
@@ -302,6 +309,11 @@ class MockServer:
                 other: that text.
             stream: How an answer is streamed to a client that asks for that. Default: a word to an event, at once.
             shuffle_embeddings: Send embeddings in an order of chance, as they may come: their place is their ``index``.
+            embedding_dimensions: Numbers of a vector, if the request does not say.
+            embeddings_per_request: Inputs of one request for embeddings, 400 above.
+            tokens_per_embedding: Tokens of one input, 400 for the whole request above. Default: any number.
+            base64_embeddings: What becomes of ``encoding_format="base64"``: vectors come in it, or as lists all the
+                same, or a 400.
             latency: Seconds before each answer that is not a refusal, or ``(median seconds, sigma)`` of a
                 lognormal.
             models: Ids that ``GET /v1/models`` lists. A request may name any model.
@@ -327,11 +339,28 @@ class MockServer:
         Raises:
             ValueError: An argument makes no sense, or a PEM file does not.
         """
-        _arguments.check({"max_concurrent": max_concurrent, "slots": slots, "port": port, "seed": seed}, _KINDS)
+        _arguments.check(
+            {
+                "embedding_dimensions": embedding_dimensions,
+                "embeddings_per_request": embeddings_per_request,
+                "tokens_per_embedding": tokens_per_embedding,
+                "max_concurrent": max_concurrent,
+                "slots": slots,
+                "port": port,
+                "seed": seed,
+            },
+            _KINDS,
+        )
         self._native = _millstream.MockServer(
             reply=reply,
             stream=stream or Streaming(),
-            shuffle_embeddings=shuffle_embeddings,
+            embeddings=(
+                shuffle_embeddings,
+                embedding_dimensions,
+                embeddings_per_request,
+                tokens_per_embedding,
+                base64_embeddings,
+            ),
             latency=latency,
             models=list(models),
             api_key=api_key,

@@ -1,0 +1,223 @@
+//! One call: texts through the pipeline in packs, their vectors into the block.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use tokio::sync::Notify;
+
+use super::block::{Block, Shape};
+use super::learnt::{Form, Learnt};
+use super::pack::PackLimits;
+use super::piece::{Pieces, Texts, TooLong};
+use super::queue::{Next, Queue, Rules};
+use crate::engine::batch::{Sink, Source, Work, run};
+use crate::engine::disk::off_the_engine;
+use crate::engine::error::Error;
+use crate::engine::keys::{Lanes, Route};
+use crate::engine::pipeline::{Call, Pipeline};
+use crate::engine::provider::openai::{push_quoted, quoted};
+use crate::engine::types::{Outcome, Priority, Receipt, Usage, Vectors};
+
+/// More texts than that are looked through on a thread of their own, since that takes milliseconds.
+const MANY: usize = 10_000;
+
+/// What a text that has no vector means for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnError {
+    /// The first error ends the call; what is in flight is aborted.
+    Raise,
+    /// A text's own fault leaves its row without numbers; any other fault ends the call.
+    Blank,
+    /// Every error is kept beside the rows.
+    Return,
+}
+
+/// Builds the calls that ask for vectors.
+#[derive(Debug, Clone)]
+pub struct EmbedCalls {
+    /// The model's name.
+    pub model: String,
+    /// Further fields: a JSON object's inside without the braces.
+    pub fields: String,
+    /// The model's lanes.
+    pub lanes: Lanes,
+    /// Headers besides the endpoint's.
+    pub headers: Option<Arc<HeaderMap>>,
+    /// Parts of the URL's query besides the endpoint's.
+    pub query: Arc<[(String, String)]>,
+    /// Who goes first.
+    pub priority: Priority,
+}
+
+impl EmbedCalls {
+    fn call(&self, texts: &[&str], form: Form, once: bool) -> Call {
+        const BEFORE_MODEL: &str = "{\"model\":";
+        let model = quoted(&self.model);
+        let length: usize = texts.iter().map(|text| text.len() + text.len() / 16 + 4).sum();
+        let mut body = Vec::with_capacity(BEFORE_MODEL.len() + model.len() + length + self.fields.len() + 64);
+        body.extend_from_slice(BEFORE_MODEL.as_bytes());
+        body.extend_from_slice(model.as_bytes());
+        body.extend_from_slice(b",\"input\":");
+        for (place, text) in texts.iter().enumerate() {
+            body.push(if place == 0 { b'[' } else { b',' });
+            push_quoted(&mut body, text);
+        }
+        body.push(b']');
+        if !self.fields.is_empty() {
+            body.push(b',');
+            body.extend_from_slice(self.fields.as_bytes());
+        }
+        body.extend_from_slice(b",\"encoding_format\":\"");
+        body.extend_from_slice(form.name().as_bytes());
+        body.extend_from_slice(b"\"}");
+        let route = Route::Path { method: Method::POST, path: "embeddings".into() };
+        Call {
+            query: Arc::clone(&self.query),
+            headers: self.headers.clone(),
+            body: Bytes::from(body),
+            model: BEFORE_MODEL.len()..BEFORE_MODEL.len() + model.len(),
+            // There is no answer but numbers.
+            max_tokens: Some(0),
+            priority: self.priority,
+            inputs: Some(texts.len()),
+            once,
+            ..Call::get(route, self.lanes.clone())
+        }
+    }
+}
+
+/// One call that embeds texts.
+#[derive(Debug)]
+pub struct Embed {
+    /// What each pack goes through; `bulk` is set.
+    pub pipeline: Pipeline,
+    /// How each is asked.
+    pub calls: EmbedCalls,
+    /// What a pack may hold.
+    pub limits: PackLimits,
+    /// Whether the user said how many texts go into one.
+    pub is_sized: bool,
+    /// The form that vectors are asked for in, if the user said so.
+    pub form: Option<Form>,
+    /// What the server is known to take.
+    pub learnt: Arc<Learnt>,
+    /// What becomes of a text that is too long.
+    pub too_long: TooLong,
+    /// What becomes of an error.
+    pub on_error: OnError,
+    /// What is done with each vector.
+    pub shape: Shape,
+    /// Whether equal texts are sent once.
+    pub dedupe: bool,
+    /// The number of the first text, where there were others before.
+    pub first: usize,
+}
+
+/// Texts embedded.
+#[derive(Debug, Default)]
+pub struct Embedded {
+    /// Row after row; those of texts that failed are NaN.
+    pub numbers: Vec<f32>,
+    /// As many as texts.
+    pub rows: usize,
+    /// Numbers of a row; 0 if no answer told.
+    pub dimensions: usize,
+    /// The model that answered.
+    pub model: String,
+    /// Tokens of all answers, if the server counts them.
+    pub usage: Option<Usage>,
+    /// Packs that were sent, those that were refused among them.
+    pub requests: usize,
+    /// The texts that have no vector, and why, in their order.
+    pub errors: Vec<(usize, Error)>,
+}
+
+/// Both ends of the run: a pack that is refused comes back as smaller ones.
+struct Desk {
+    calls: EmbedCalls,
+    queue: Mutex<Queue>,
+    changed: Notify,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bytes_per_token(&self) -> f64 {
+        bytes_per_token(&self.calls.lanes)
+    }
+
+    fn take(&self) -> Option<Option<Work>> {
+        let mut queue = self.lock();
+        match queue.take(self.bytes_per_token()) {
+            Next::Wait => None,
+            Next::End => Some(None),
+            Next::Pack(number) => {
+                let (texts, form, once) = queue.texts(number);
+                Some(Some(Work::new(number, Ok(self.calls.call(&texts, form, once)))))
+            }
+        }
+    }
+}
+
+fn bytes_per_token(lanes: &Lanes) -> f64 {
+    lanes.first().map_or(1.0, |lane| lane.tokens.bytes_per_token())
+}
+
+impl Source for Desk {
+    async fn next(&self) -> Option<Work> {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(next) = self.take() {
+                return next;
+            }
+            changed.await;
+        }
+    }
+
+    fn left(&self) -> usize {
+        self.lock().left()
+    }
+}
+
+impl Sink<Vectors> for Desk {
+    fn put(&self, index: usize, outcome: Outcome<(Vectors, Receipt)>) -> Result<(), Error> {
+        let taken = self.lock().put(index, outcome.map(|(vectors, _)| vectors), self.bytes_per_token());
+        self.changed.notify_waiters();
+        taken
+    }
+}
+
+impl Embed {
+    /// Embeds `texts`, in as few requests as the server takes.
+    ///
+    /// # Errors
+    /// What [`OnError`] says, after the other packs were aborted. Dropping the future aborts all that is in flight.
+    pub async fn run(self, texts: Texts) -> Result<Embedded, Error> {
+        if u32::try_from(texts.texts.len()).is_err() {
+            return Err(Error::configuration("texts must be at most 4,294,967,295"));
+        }
+        let (dedupe, too_long, longest) = (self.dedupe, self.too_long, self.limits.tokens_per_input);
+        let bytes_per_token = bytes_per_token(&self.calls.lanes);
+        let is_many = texts.texts.len() > MANY;
+        let cut = move || Pieces::of(texts, dedupe, too_long, longest, bytes_per_token);
+        let pieces = if is_many { off_the_engine(cut).await? } else { cut() };
+        let rules = Rules {
+            limits: self.limits,
+            is_sized: self.is_sized,
+            form: self.form,
+            learnt: self.learnt,
+            too_long,
+            on_error: self.on_error,
+            first: self.first,
+        };
+        let block = Block::new(pieces.rows, self.shape);
+        let queue = Mutex::new(Queue::new(rules, pieces, block));
+        let desk = Arc::new(Desk { calls: self.calls, queue, changed: Notify::new() });
+        run::<Vectors, _, _>(self.pipeline, Arc::clone(&desk), Arc::clone(&desk), Arc::default()).await?;
+        let embedded = desk.lock().finish();
+        Ok(embedded)
+    }
+}
