@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch::{Dollars, NativeBatch};
 use super::bridge::{Pending, dispatch};
+use super::embeddings::{self, Embeddings, NativeEmbedding, NativeTexts, Sizes};
 use super::endpoint::Endpoint;
 use super::errors::{self, OrRaise};
 use super::jobs::{self, NativeFileRun};
@@ -35,6 +36,7 @@ use super::stats;
 use super::stream::{NativeStream, Whole};
 use crate::engine::batch::{Batch, ChatCalls, OnError, Order};
 use crate::engine::config::{self, Timeouts};
+use crate::engine::embed::{Embed, EmbedCalls, LearntModels, PackLimits};
 use crate::engine::error::Error;
 use crate::engine::jobs::Defaults;
 use crate::engine::keys::{Keys, Lanes, Route, UpstreamConfig};
@@ -137,6 +139,7 @@ pub(crate) struct NativeClient {
     idempotency_key: bool,
     timeouts: Timeouts,
     metrics: Arc<PerProcess<Metrics>>,
+    learnt: Arc<PerProcess<LearntModels>>,
     plain: PerProcess<PlainCalls>,
 }
 
@@ -263,6 +266,7 @@ impl NativeClient {
             idempotency_key,
             timeouts: timeout.over(Timeouts { queue, ..Timeouts::default() }),
             metrics: parent.map_or_else(|| Arc::new(PerProcess::for_any_clock()), |parent| Arc::clone(&parent.metrics)),
+            learnt: shared(same_upstreams, |parent| &parent.learnt),
             plain: PerProcess::new(),
         })
     }
@@ -524,6 +528,38 @@ impl NativeClient {
         })
     }
 
+    /// Embeds texts; `Embeddings`.
+    fn embed(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        texts: &Bound<'_, NativeTexts>,
+        options: Options,
+        rules: embeddings::Rules,
+    ) -> PyResult<Py<PyAny>> {
+        let (embed, start) = self.embed_of(py, options, rules)?;
+        let work = Box::pin(embed.run(texts.get().take()));
+        dispatch(py, pending, work, move |py, embedded| Embeddings::new(embedded, start).into_py_any(py))
+    }
+
+    /// Begins to embed texts, whose result is asked for later.
+    fn embed_page(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, NativeTexts>,
+        options: Options,
+        rules: embeddings::Rules,
+    ) -> PyResult<NativeEmbedding> {
+        let (embed, start) = self.embed_of(py, options, rules)?;
+        NativeEmbedding::begin(embed.run(texts.get().take()), start).or_raise(py)
+    }
+
+    /// What one request may hold: texts, tokens of one if that is known, tokens of all.
+    fn embed_limits(&self, py: Python<'_>, sizes: Sizes) -> PyResult<(usize, Option<u64>, u64)> {
+        let limits = self.pack_limits(sizes).or_raise(py)?;
+        Ok((limits.items, limits.tokens_per_input, limits.tokens_per_request))
+    }
+
     /// Lists the models; `(id, created, owned_by, all fields)` of each.
     fn models(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>, options: Options) -> PyResult<Py<PyAny>> {
         let pipeline = self.pipeline(&options).or_raise(py)?;
@@ -595,6 +631,34 @@ impl NativeClient {
         let window = max_concurrent.map(|size| Runtime::on_its_clock(|| Window::fixed(size)));
         pipeline.bulk = Some(Bulk { window, holds_on, parking: Arc::default(), stopped: CancellationToken::new() });
         Ok(pipeline)
+    }
+
+    fn pack_limits(&self, sizes: Sizes) -> Result<PackLimits, Error> {
+        let endpoints = self.upstreams.iter().map(|upstream| &*upstream.endpoint);
+        Ok(PackLimits::of_all(endpoints, embeddings::sizes(sizes)?))
+    }
+
+    /// What embeds texts, and the number of the first.
+    fn embed_of(&self, py: Python<'_>, options: Options, rules: embeddings::Rules) -> PyResult<(Embed, usize)> {
+        let mut pipeline = self.bulk_pipeline(&options, rules.max_concurrent).or_raise(py)?;
+        // No other model stands in: its vectors would be of another space. So it waits for its own.
+        pipeline.retry = pipeline.retry.in_bulk();
+        if let Some(bulk) = &mut pipeline.bulk {
+            bulk.holds_on = true;
+        }
+        let model = config::model(options.model.as_deref()).or_raise(py)?.to_owned();
+        let calls = EmbedCalls {
+            lanes: pipeline.keys.lanes(&model),
+            headers: options.headers(&pipeline.keys).or_raise(py)?.map(Arc::new),
+            fields: options.fields,
+            query: options.query.into(),
+            priority: options.priority,
+            model,
+        };
+        let learnt = self.learnt.get_or_make(|| Ok::<_, Error>(LearntModels::default())).or_raise(py)?;
+        let limits = self.pack_limits(rules.sizes).or_raise(py)?;
+        let start = rules.start;
+        Ok((rules.embed(pipeline, calls, limits, &learnt).or_raise(py)?, start))
     }
 
     fn posted(&self, py: Python<'_>, path: &str, options: Options) -> PyResult<(Pipeline, Call)> {

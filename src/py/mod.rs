@@ -11,6 +11,7 @@ mod bridge;
 mod chunks;
 mod client;
 mod clock;
+mod embeddings;
 mod endpoint;
 mod errors;
 mod events;
@@ -48,6 +49,8 @@ mod _millstream {
     use super::client::{BatchOutcomes, NativeClient, is_secret_header};
     #[pymodule_export]
     use super::clock::NativeVirtualClock;
+    #[pymodule_export]
+    use super::embeddings::{Embeddings, NativeEmbedding, NativeTexts};
     #[pymodule_export]
     use super::endpoint::Endpoint;
     #[pymodule_export]

@@ -262,6 +262,19 @@ async fn what_is_too_long_is_cut_or_its_parts_are_averaged() {
 }
 
 #[tokio::test]
+async fn a_text_that_is_known_to_be_too_long_is_not_sent() {
+    let client = client(Embedding::default());
+    let sizes = PackSizes { tokens_per_input: Some(5), ..PackSizes::default() };
+    let given = || Texts { tokens: Some(vec![1, 6, 5]), ..of(&texts(3)) };
+    let embed = |on_error| Embed { on_error, ..client.embed(sizes) };
+    let error = embed(OnError::Raise).run(given()).await.unwrap_err();
+    assert_eq!((error.kind(), error.index(), client.counts().len()), (Kind::InputTooLarge, Some(1), 0));
+    let embedded = embed(OnError::Blank).run(given()).await.unwrap();
+    assert_eq!((embedded.errors.len(), client.counts()), (1, vec![2]));
+    assert!(rows(&embedded)[1].iter().all(|number| number.is_nan()) && !rows(&embedded)[2][0].is_nan());
+}
+
+#[tokio::test]
 async fn parts_weigh_by_their_length() {
     let client = client(Embedding::default());
     let parts = ["aaa", "b", "whole"].map(str::to_owned).to_vec();
@@ -270,7 +283,9 @@ async fn parts_weigh_by_their_length() {
     let embedded = client.embed(PackSizes::default()).run(given).await.unwrap();
     let mut mean: Vec<_> = vectors[0].iter().zip(&vectors[1]).map(|(one, other)| 0.75 * one + 0.25 * other).collect();
     let length = mean.iter().map(|number| number * number).sum::<f32>().sqrt();
-    mean.iter_mut().for_each(|number| *number /= length);
+    for number in &mut mean {
+        *number /= length;
+    }
     let rows = rows(&embedded);
     assert!(rows[0].iter().zip(&mean).all(|(one, other)| (one - other).abs() < 1e-6));
     assert_eq!((rows.len(), &rows[1]), (2, &vectors[2]));

@@ -66,7 +66,7 @@ impl Block {
                 "Give a smaller truncate_dim.",
             );
         }
-        let total = self.rows.checked_mul(kept).unwrap_or(usize::MAX);
+        let total = self.rows.saturating_mul(kept);
         // Asked for first, since a block that cannot be had would end the process.
         if Vec::<f32>::new().try_reserve_exact(total).is_err() {
             return Err(Error::internal(format!("no memory for {} rows of {kept} numbers", self.rows))
@@ -129,7 +129,9 @@ impl Block {
 fn normalize(vector: &mut [f32]) {
     let length = vector.iter().map(|number| f64::from(*number).powi(2)).sum::<f64>().sqrt();
     if length > 0.0 && length.is_finite() {
-        vector.iter_mut().for_each(|number| *number = (f64::from(*number) / length) as f32);
+        for number in vector {
+            *number = (f64::from(*number) / length) as f32;
+        }
     }
 }
 

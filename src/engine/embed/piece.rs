@@ -106,7 +106,7 @@ impl Piece {
 
 /// What is sent for some texts.
 pub(super) struct Pieces {
-    pub(super) pieces: Vec<Piece>,
+    pub(super) all: Vec<Piece>,
     /// Rows that are the same as others: of each the row and whose it is like.
     pub(super) copies: Vec<(u32, u32)>,
     pub(super) rows: usize,
@@ -144,7 +144,7 @@ impl Pieces {
                 Some(most) => pieces.extend(piece.split(most)),
             }
         }
-        Self { pieces, copies, rows: count }
+        Self { all: pieces, copies, rows: count }
     }
 }
 
@@ -204,7 +204,7 @@ mod tests {
     }
 
     fn sent(pieces: &Pieces) -> Vec<(&str, u32)> {
-        pieces.pieces.iter().map(|piece| (piece.text.as_str(), piece.row)).collect()
+        pieces.all.iter().map(|piece| (piece.text.as_str(), piece.row)).collect()
     }
 
     #[test]
@@ -221,8 +221,8 @@ mod tests {
         let cut = pieces(&[long], TooLong::IsCut, 5);
         assert_eq!(sent(&cut), [("eins zwei drei vie", 0)]);
         let split = pieces(&["a", long], TooLong::IsSplit, 5);
-        assert!(split.pieces.len() > 2 && split.pieces[1..].iter().all(|piece| piece.row == 1));
-        assert_eq!(split.pieces[0].share, None);
+        assert!(split.all.len() > 2 && split.all[1..].iter().all(|piece| piece.row == 1));
+        assert_eq!(split.all[0].share, None);
         assert_eq!(split.rows, 2);
     }
 
@@ -230,7 +230,7 @@ mod tests {
     fn parts_that_were_made_elsewhere_weigh_by_their_length() {
         let texts = ["aaa", "b", "cc"].map(str::to_owned).to_vec();
         let texts = Texts { texts, tokens: None, rows: Some(vec![0, 0, 1]) };
-        let Pieces { pieces, rows, .. } = Pieces::of(texts, true, TooLong::IsSplit, None, 4.0);
+        let Pieces { all: pieces, rows, .. } = Pieces::of(texts, true, TooLong::IsSplit, None, 4.0);
         assert_eq!(pieces.iter().map(|piece| piece.share).collect::<Vec<_>>(), [Some(0.75), Some(0.25), None]);
         assert_eq!(rows, 2);
     }
@@ -250,8 +250,8 @@ mod tests {
         #[test]
         fn parts_are_the_text_and_their_shares_one(text in "\\PC{0,300}", most in 1..60_u64) {
             let pieces = pieces(&[&text], TooLong::IsSplit, most);
-            prop_assert_eq!(pieces.pieces.iter().map(|piece| piece.text.as_str()).collect::<String>(), text.clone());
-            let shares: f32 = pieces.pieces.iter().map(|piece| piece.share.unwrap_or(1.0)).sum();
+            prop_assert_eq!(pieces.all.iter().map(|piece| piece.text.as_str()).collect::<String>(), text.clone());
+            let shares: f32 = pieces.all.iter().map(|piece| piece.share.unwrap_or(1.0)).sum();
             prop_assert!((shares - 1.0).abs() < 1e-4, "{}", shares);
             let mut piece = Piece { text: text.clone(), ..Piece::default() };
             if let Some([first, second]) = piece.halves() {

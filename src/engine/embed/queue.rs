@@ -152,7 +152,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(rules: Rules, pieces: Pieces, block: Block) -> Self {
-        let Pieces { pieces, copies, rows } = pieces;
+        let Pieces { all: pieces, copies, rows } = pieces;
         let spread = if rules.is_sized { usize::MAX } else { pieces.len().div_ceil(SPREAD).max(SMALLEST_SPREAD) };
         Self {
             next: 0,
@@ -172,6 +172,25 @@ impl Queue {
             errors: BTreeMap::new(),
             rules,
         }
+    }
+
+    /// Refuses what is known to be longer than the model takes, before anything is sent.
+    ///
+    /// # Errors
+    /// What ends the call.
+    pub(super) fn refuse_known(&mut self) -> Result<(), Error> {
+        let Some(most) = self.rules.limits.tokens_per_input else { return Ok(()) };
+        let (known, rest) = std::mem::take(&mut self.pieces)
+            .into_iter()
+            .partition::<Vec<_>, _>(|piece| piece.tokens.is_some_and(|tokens| u64::from(tokens) > most));
+        (self.pieces, self.fresh) = (rest, self.fresh - known.len());
+        for piece in known {
+            let tokens = piece.tokens.unwrap_or_default();
+            let error = Error::new(Kind::InputTooLarge, format!("it has {tokens} tokens and the model takes {most}"))
+                .advise("Cut it, or give too_long=\"truncate\" or \"chunk-mean\".");
+            self.keep_error(piece.row, &error, true)?;
+        }
+        Ok(())
     }
 
     /// The most packs that there may still be.
@@ -229,7 +248,7 @@ impl Queue {
         let start = self.next as u32;
         self.next += items;
         let pieces: Vec<u32> = (start..start + items as u32).collect();
-        (items > 0).then(|| Pack { pieces, form, is_trial: false, is_probe: false, misfits: 0, parent: None })
+        (items > 0).then_some(Pack { pieces, form, is_trial: false, is_probe: false, misfits: 0, parent: None })
     }
 
     /// Takes in what became of a pack.
@@ -245,7 +264,7 @@ impl Queue {
         let Some(pack) = self.out.remove(&number) else { return Ok(()) };
         match outcome {
             Ok(vectors) => self.answered(pack, vectors),
-            Err(error) => self.failed(pack, error, bytes_per_token),
+            Err(error) => self.failed(pack, &error, bytes_per_token),
         }
     }
 
@@ -296,8 +315,8 @@ impl Queue {
         Ok(())
     }
 
-    fn failed(&mut self, pack: Pack, error: Error, bytes_per_token: f64) -> Result<(), Error> {
-        let fault = Fault::of(&error);
+    fn failed(&mut self, pack: Pack, error: &Error, bytes_per_token: f64) -> Result<(), Error> {
+        let fault = Fault::of(error);
         if pack.is_probe && fault == Fault::Others {
             // Whatever it was, it was no more than one attempt.
             self.again.push_front(Pack { is_probe: false, ..pack });
@@ -313,18 +332,18 @@ impl Queue {
         }
         let is_hopeless = self.answered == 0 && self.refused >= HOPELESS;
         if fault == Fault::Others || (pack.pieces.len() > 1 && is_hopeless) {
-            return self.refuse(&pack, &error, false);
+            return self.refuse(&pack, error, false);
         }
         if pack.pieces.len() > 1 {
             self.halve(&pack, fault, bytes_per_token);
             return Ok(());
         }
-        if self.rules.too_long != TooLong::Fails && is_about_length(&error) && self.shorten(&pack) {
+        if self.rules.too_long != TooLong::Fails && is_about_length(error) && self.shorten(&pack) {
             return Ok(());
         }
         self.refused += 1;
         let is_own = fault == Fault::Input || self.answered > 0;
-        self.refuse(&pack, &error, is_own)
+        self.refuse(&pack, error, is_own)
     }
 
     /// Puts both halves of a pack before all others.
@@ -387,14 +406,19 @@ impl Queue {
             let Some(piece) = self.pieces.get_mut(*piece as usize) else { continue };
             let row = piece.row;
             piece.text = String::new();
-            let error = error.twin(row as usize).among("texts", self.rules.first + row as usize);
-            match self.rules.on_error {
-                OnError::Return => {}
-                OnError::Blank if is_own => {}
-                OnError::Raise | OnError::Blank => return Err(error),
-            }
-            self.errors.entry(row).or_insert(error);
+            self.keep_error(row, error, is_own)?;
         }
+        Ok(())
+    }
+
+    fn keep_error(&mut self, row: u32, error: &Error, is_own: bool) -> Result<(), Error> {
+        let error = error.twin(row as usize).among("texts", self.rules.first + row as usize);
+        match self.rules.on_error {
+            OnError::Return => {}
+            OnError::Blank if is_own => {}
+            OnError::Raise | OnError::Blank => return Err(error),
+        }
+        self.errors.entry(row).or_insert(error);
         Ok(())
     }
 

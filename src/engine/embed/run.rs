@@ -149,16 +149,13 @@ impl Desk {
         bytes_per_token(&self.calls.lanes)
     }
 
-    fn take(&self) -> Option<Option<Work>> {
+    /// The call of the next pack, with its number.
+    fn take(&self) -> (Next, Option<Work>) {
         let mut queue = self.lock();
-        match queue.take(self.bytes_per_token()) {
-            Next::Wait => None,
-            Next::End => Some(None),
-            Next::Pack(number) => {
-                let (texts, form, once) = queue.texts(number);
-                Some(Some(Work::new(number, Ok(self.calls.call(&texts, form, once)))))
-            }
-        }
+        let next = queue.take(self.bytes_per_token());
+        let Next::Pack(number) = next else { return (next, None) };
+        let (texts, form, once) = queue.texts(number);
+        (next, Some(Work::new(number, Ok(self.calls.call(&texts, form, once)))))
     }
 }
 
@@ -170,10 +167,10 @@ impl Source for Desk {
     async fn next(&self) -> Option<Work> {
         loop {
             let changed = self.changed.notified();
-            if let Some(next) = self.take() {
-                return next;
+            match self.take() {
+                (Next::Wait, _) => changed.await,
+                (Next::Pack(_) | Next::End, work) => return work,
             }
-            changed.await;
         }
     }
 
@@ -214,7 +211,9 @@ impl Embed {
             first: self.first,
         };
         let block = Block::new(pieces.rows, self.shape);
-        let queue = Mutex::new(Queue::new(rules, pieces, block));
+        let mut queue = Queue::new(rules, pieces, block);
+        queue.refuse_known()?;
+        let queue = Mutex::new(queue);
         let desk = Arc::new(Desk { calls: self.calls, queue, changed: Notify::new() });
         run::<Vectors, _, _>(self.pipeline, Arc::clone(&desk), Arc::clone(&desk), Arc::default()).await?;
         let embedded = desk.lock().finish();

@@ -53,7 +53,7 @@ fn read(body: &[u8]) -> Read<Vectors> {
                 has_data = true;
                 reader.array(|reader| rows.read(reader))?;
             }
-            "model" => vectors.model = reader.value::<Value>()?.as_str().unwrap_or_default().to_owned(),
+            "model" => reader.value::<Value>()?.as_str().unwrap_or_default().clone_into(&mut vectors.model),
             "usage" => vectors.usage = usage(&reader.value()?),
             "error" if !reader.value::<Value>()?.is_null() => return Err("it has an error".to_owned()),
             "error" => {}
