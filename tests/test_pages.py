@@ -34,6 +34,7 @@ def test_there_are_blocks_to_run() -> None:
         "keys.md",
         "limits.md",
         "migrating.md",
+        "embeddings.md",
         "openai.md",
         "providers.md",
         "retries.md",

@@ -15,6 +15,7 @@ from millstream._millstream import (
     BatchResult,
     ChatCompletion,
     ChatCompletionChunk,
+    Embeddings,
     Endpoint,
     Reservation,
 )
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from millstream._batch_policy import AdaptiveBatchPolicy
     from millstream._config import CompletionConfig, Timeout
     from millstream._create import create_client, create_from_config
+    from millstream._embedding_batcher import EmbeddingBatcher
     from millstream._prices import Price, Prices
     from millstream._processor import BatchProcessor
     from millstream._progress import Progress
@@ -77,6 +79,7 @@ else:
         "BatchSummary": "_results",
         "ClientStats": "types",
         "CompletionConfig": "_config",
+        "EmbeddingBatcher": "_embedding_batcher",
         "ModelList": "types",
         "Price": "_prices",
         "Prices": "_prices",
@@ -135,6 +138,8 @@ __all__ = [
     "ConflictError",
     "ContentFilterFinishReasonError",
     "DeadlineExceeded",
+    "EmbeddingBatcher",
+    "Embeddings",
     "Endpoint",
     "EventStream",
     "InputTooLargeError",

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Self, TypeVar, overload
 
+from millstream import _embed
 from millstream._arguments import check
 from millstream._base import Base
 from millstream._bridge import block, wait
 from millstream._chat import AsyncChat, Chat
 from millstream._completions import AsyncTextCompletions, TextCompletions
-from millstream._embeddings import AsyncEmbeddings, Embeddings
+from millstream._embeddings import AsyncEmbeddings
+from millstream._embeddings import Embeddings as EmbeddingsOfOpenAI
 from millstream._files import form_of, replacing
 from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
@@ -30,12 +32,22 @@ from millstream._stream import (
 from millstream.exceptions import APIError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterable,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterable,
+        Mapping,
+    )
     from os import PathLike
     from types import TracebackType
 
     from millstream._config import CompletionConfig, Timeout
-    from millstream._millstream import Completion, NativeStream, Pending, Reply, Response, _Options
+    from millstream._embed import EncodingFormat, OnError, TooLong
+    from millstream._millstream import Completion, Embeddings, NativeStream, Pending, Reply, Response, _Options
     from millstream._prompts import Prompt
     from millstream._structured import ResponseModel
     from millstream.exceptions import MillstreamError
@@ -819,6 +831,207 @@ class AsyncClient(Base):
     def completions(self) -> AsyncTextCompletions:
         """OpenAI's namespace of text completions: ``client.completions.create(...)``."""
         return AsyncTextCompletions(self)
+
+    async def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+        max_input_tokens: int | None = None,
+        max_concurrent: int | None = None,
+        encoding_format: EncodingFormat | None = None,
+        too_long: TooLong = "error",
+        count_tokens: Callable[[str], int] | None = None,
+        dedupe: bool = True,
+        on_error: OnError = "raise",
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> Embeddings:
+        """Embed texts with as few HTTP requests as make sense.
+
+        Args:
+            texts: N strings, none empty. Order is kept.
+            model: Model to ask. Default: the client's. No other stands in for it: its vectors would not compare.
+            dimensions: Numbers of each vector, if the model leaves a choice; an error if the server gives others.
+            truncate_dim: Keep only so many numbers of each (Matryoshka models) and bring them to length 1.
+            normalize: Bring each vector to length 1.
+            batch_size: Texts of one request. Default: what the server takes, by its documentation or its refusals, but
+                spread over up to 16 requests of at least 128.
+            max_batch_tokens: Tokens of one request, by estimate. Default: what the server takes (OpenAI 300,000).
+            max_input_tokens: Tokens of one text. Default: what the server takes (OpenAI 8192), if that is known.
+            max_concurrent: Requests in flight. Default: the client's window.
+            encoding_format: Form to ask for. Default: ``"base64"``, a quarter of the bytes, until a server refuses it;
+                then ``"float"``. Either is read, whatever was asked.
+            too_long: What becomes of a text that is longer than the model takes: its error, its beginning, or the mean
+                of its parts' vectors by their length, brought to length 1.
+            count_tokens: The exact tokens of a text. Default: an estimate by its bytes, corrected by each answer.
+            dedupe: Send equal texts once.
+            on_error: What becomes of a text that has no vector: ``"raise"`` its error; ``"nan"`` a row of NaN and the
+                error in ``.errors``, if it is the text's own fault; ``"return"`` the same whatever went wrong.
+            timeout: Seconds for each request over all its attempts, or a `Timeout`; None for no limit. Default: the
+                client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for each request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+            extra_body: Further request fields.
+            **params: Request fields (``user=``, a server's own ``input_type=``), sent untouched.
+
+        Returns:
+            float32, shape (N, D); row i belongs to the i-th text. numpy, torch and pyarrow read it without a copy.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            InputTooLargeError: ``count_tokens`` says that a text is too long.
+            APIError: A text has no vector; ``.index`` is its number.
+            TypeError: ``texts`` is one string, or one of them is none.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        plan = _embed.plan(
+            self,
+            lambda fields: self._post_options(
+                "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            ),
+            dimensions=dimensions,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            max_input_tokens=max_input_tokens,
+            max_concurrent=max_concurrent,
+            encoding_format=encoding_format,
+            too_long=too_long,
+            count_tokens=count_tokens,
+            dedupe=dedupe,
+            on_error=on_error,
+            params=params,
+        )
+        return await _embed.embed_awaiting(self, plan, texts)
+
+    async def embed_one(self, text: str, **options: Any) -> memoryview[float]:
+        """Embed one text.
+
+        Args:
+            text: What to embed.
+            **options: As of `embed`.
+
+        Returns:
+            float32, one dimension: ``numpy.asarray`` reads it without a copy, ``.tolist()`` makes a list.
+
+        Raises:
+            APIError: As of `embed`.
+            TypeError: ``text`` is no string.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, not {type(text).__name__}")
+        return (await self.embed([text], **options))[0]
+
+    def embed_stream(
+        self,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        page_size: int = 2048,
+        model: str | None = None,
+        dimensions: int | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+        max_input_tokens: int | None = None,
+        max_concurrent: int | None = None,
+        encoding_format: EncodingFormat | None = None,
+        too_long: TooLong = "error",
+        count_tokens: Callable[[str], int] | None = None,
+        dedupe: bool = True,
+        on_error: OnError = "raise",
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> AsyncGenerator[Embeddings]:
+        """Embed any number of texts, a page of rows at a time, in their order.
+
+        Texts are read as pages are taken: at most four pages are asked for or lie ready, so memory does not grow with
+        the number of texts. Leaving the loop early ends what is in flight.
+
+        Args:
+            texts: Strings, from an iterable or an async iterable, none empty.
+            page_size: Rows of a page. The last one may have fewer.
+            model: Model to ask. Default: the client's. No other stands in for it: its vectors would not compare.
+            dimensions: Numbers of each vector, if the model leaves a choice; an error if the server gives others.
+            truncate_dim: Keep only so many numbers of each (Matryoshka models) and bring them to length 1.
+            normalize: Bring each vector to length 1.
+            batch_size: Texts of one request. Default: what the server takes, by its documentation or its refusals, but
+                spread over up to 16 requests of at least 128.
+            max_batch_tokens: Tokens of one request, by estimate. Default: what the server takes (OpenAI 300,000).
+            max_input_tokens: Tokens of one text. Default: what the server takes (OpenAI 8192), if that is known.
+            max_concurrent: Requests in flight. Default: the client's window.
+            encoding_format: Form to ask for. Default: ``"base64"``, a quarter of the bytes, until a server refuses it;
+                then ``"float"``. Either is read, whatever was asked.
+            too_long: What becomes of a text that is longer than the model takes: its error, its beginning, or the mean
+                of its parts' vectors by their length, brought to length 1.
+            count_tokens: The exact tokens of a text. Default: an estimate by its bytes, corrected by each answer.
+            dedupe: Send equal texts once.
+            on_error: What becomes of a text that has no vector: ``"raise"`` its error; ``"nan"`` a row of NaN and the
+                error in ``.errors``, if it is the text's own fault; ``"return"`` the same whatever went wrong.
+            timeout: Seconds for each request over all its attempts, or a `Timeout`; None for no limit. Default: the
+                client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for each request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+            extra_body: Further request fields.
+            **params: Request fields (``user=``, a server's own ``input_type=``), sent untouched.
+
+        Returns:
+            Pages of rows, as of `embed`; ``page.start`` is the number of its first text.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            InputTooLargeError: ``count_tokens`` says that a text is too long.
+            APIError: A text has no vector; ``.index`` is its number.
+            TypeError: ``texts`` is one string, or one of them is none.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        plan = _embed.plan(
+            self,
+            lambda fields: self._post_options(
+                "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            ),
+            dimensions=dimensions,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            max_input_tokens=max_input_tokens,
+            max_concurrent=max_concurrent,
+            encoding_format=encoding_format,
+            too_long=too_long,
+            count_tokens=count_tokens,
+            dedupe=dedupe,
+            on_error=on_error,
+            params=params,
+        )
+        _embed.check_texts(texts)
+        check({"page_size": page_size}, _embed._KINDS)
+        return _embed.pages_awaiting(self, plan, texts, page_size)
 
     @property
     def embeddings(self) -> AsyncEmbeddings:
@@ -1614,10 +1827,211 @@ class Client(Base):
         """OpenAI's namespace of text completions: ``client.completions.create(...)``."""
         return TextCompletions(self)
 
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+        max_input_tokens: int | None = None,
+        max_concurrent: int | None = None,
+        encoding_format: EncodingFormat | None = None,
+        too_long: TooLong = "error",
+        count_tokens: Callable[[str], int] | None = None,
+        dedupe: bool = True,
+        on_error: OnError = "raise",
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> Embeddings:
+        """Embed texts with as few HTTP requests as make sense.
+
+        Args:
+            texts: N strings, none empty. Order is kept.
+            model: Model to ask. Default: the client's. No other stands in for it: its vectors would not compare.
+            dimensions: Numbers of each vector, if the model leaves a choice; an error if the server gives others.
+            truncate_dim: Keep only so many numbers of each (Matryoshka models) and bring them to length 1.
+            normalize: Bring each vector to length 1.
+            batch_size: Texts of one request. Default: what the server takes, by its documentation or its refusals, but
+                spread over up to 16 requests of at least 128.
+            max_batch_tokens: Tokens of one request, by estimate. Default: what the server takes (OpenAI 300,000).
+            max_input_tokens: Tokens of one text. Default: what the server takes (OpenAI 8192), if that is known.
+            max_concurrent: Requests in flight. Default: the client's window.
+            encoding_format: Form to ask for. Default: ``"base64"``, a quarter of the bytes, until a server refuses it;
+                then ``"float"``. Either is read, whatever was asked.
+            too_long: What becomes of a text that is longer than the model takes: its error, its beginning, or the mean
+                of its parts' vectors by their length, brought to length 1.
+            count_tokens: The exact tokens of a text. Default: an estimate by its bytes, corrected by each answer.
+            dedupe: Send equal texts once.
+            on_error: What becomes of a text that has no vector: ``"raise"`` its error; ``"nan"`` a row of NaN and the
+                error in ``.errors``, if it is the text's own fault; ``"return"`` the same whatever went wrong.
+            timeout: Seconds for each request over all its attempts, or a `Timeout`; None for no limit. Default: the
+                client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for each request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+            extra_body: Further request fields.
+            **params: Request fields (``user=``, a server's own ``input_type=``), sent untouched.
+
+        Returns:
+            float32, shape (N, D); row i belongs to the i-th text. numpy, torch and pyarrow read it without a copy.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            InputTooLargeError: ``count_tokens`` says that a text is too long.
+            APIError: A text has no vector; ``.index`` is its number.
+            TypeError: ``texts`` is one string, or one of them is none.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        plan = _embed.plan(
+            self,
+            lambda fields: self._post_options(
+                "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            ),
+            dimensions=dimensions,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            max_input_tokens=max_input_tokens,
+            max_concurrent=max_concurrent,
+            encoding_format=encoding_format,
+            too_long=too_long,
+            count_tokens=count_tokens,
+            dedupe=dedupe,
+            on_error=on_error,
+            params=params,
+        )
+        return _embed.embed(self, plan, texts)
+
+    def embed_one(self, text: str, **options: Any) -> memoryview[float]:
+        """Embed one text.
+
+        Args:
+            text: What to embed.
+            **options: As of `embed`.
+
+        Returns:
+            float32, one dimension: ``numpy.asarray`` reads it without a copy, ``.tolist()`` makes a list.
+
+        Raises:
+            APIError: As of `embed`.
+            TypeError: ``text`` is no string.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, not {type(text).__name__}")
+        return (self.embed([text], **options))[0]
+
+    def embed_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        page_size: int = 2048,
+        model: str | None = None,
+        dimensions: int | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+        max_input_tokens: int | None = None,
+        max_concurrent: int | None = None,
+        encoding_format: EncodingFormat | None = None,
+        too_long: TooLong = "error",
+        count_tokens: Callable[[str], int] | None = None,
+        dedupe: bool = True,
+        on_error: OnError = "raise",
+        timeout: float | Timeout | NotGiven | None = NOT_GIVEN,
+        queue_timeout: float | NotGiven | None = NOT_GIVEN,
+        priority: int = 0,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_query: Mapping[str, object] | None = None,
+        max_retries: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> Generator[Embeddings]:
+        """Embed any number of texts, a page of rows at a time, in their order.
+
+        Texts are read as pages are taken: at most four pages are asked for or lie ready, so memory does not grow with
+        the number of texts. Leaving the loop early ends what is in flight.
+
+        Args:
+            texts: Strings, from an iterable, none empty.
+            page_size: Rows of a page. The last one may have fewer.
+            model: Model to ask. Default: the client's. No other stands in for it: its vectors would not compare.
+            dimensions: Numbers of each vector, if the model leaves a choice; an error if the server gives others.
+            truncate_dim: Keep only so many numbers of each (Matryoshka models) and bring them to length 1.
+            normalize: Bring each vector to length 1.
+            batch_size: Texts of one request. Default: what the server takes, by its documentation or its refusals, but
+                spread over up to 16 requests of at least 128.
+            max_batch_tokens: Tokens of one request, by estimate. Default: what the server takes (OpenAI 300,000).
+            max_input_tokens: Tokens of one text. Default: what the server takes (OpenAI 8192), if that is known.
+            max_concurrent: Requests in flight. Default: the client's window.
+            encoding_format: Form to ask for. Default: ``"base64"``, a quarter of the bytes, until a server refuses it;
+                then ``"float"``. Either is read, whatever was asked.
+            too_long: What becomes of a text that is longer than the model takes: its error, its beginning, or the mean
+                of its parts' vectors by their length, brought to length 1.
+            count_tokens: The exact tokens of a text. Default: an estimate by its bytes, corrected by each answer.
+            dedupe: Send equal texts once.
+            on_error: What becomes of a text that has no vector: ``"raise"`` its error; ``"nan"`` a row of NaN and the
+                error in ``.errors``, if it is the text's own fault; ``"return"`` the same whatever went wrong.
+            timeout: Seconds for each request over all its attempts, or a `Timeout`; None for no limit. Default: the
+                client's.
+            queue_timeout: Seconds until the admission; None for no limit. Default: the client's.
+            priority: Who goes first among those who wait: higher before lower.
+            extra_headers: Headers for each request.
+            extra_query: Parts of the URL's query, in place of the client's of the same names.
+            max_retries: Attempts after the first. Default: the client's.
+            extra_body: Further request fields.
+            **params: Request fields (``user=``, a server's own ``input_type=``), sent untouched.
+
+        Returns:
+            Pages of rows, as of `embed`; ``page.start`` is the number of its first text.
+
+        Raises:
+            ConfigurationError: An argument is not valid; nothing was sent.
+            InputTooLargeError: ``count_tokens`` says that a text is too long.
+            APIError: A text has no vector; ``.index`` is its number.
+            TypeError: ``texts`` is one string, or one of them is none.
+        """
+        hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
+        plan = _embed.plan(
+            self,
+            lambda fields: self._post_options(
+                "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            ),
+            dimensions=dimensions,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            max_input_tokens=max_input_tokens,
+            max_concurrent=max_concurrent,
+            encoding_format=encoding_format,
+            too_long=too_long,
+            count_tokens=count_tokens,
+            dedupe=dedupe,
+            on_error=on_error,
+            params=params,
+        )
+        _embed.check_texts(texts)
+        check({"page_size": page_size}, _embed._KINDS)
+        return _embed.pages(self, plan, texts, page_size)
+
     @property
-    def embeddings(self) -> Embeddings:
+    def embeddings(self) -> EmbeddingsOfOpenAI:
         """OpenAI's namespace: ``client.embeddings.create(...)``."""
-        return Embeddings(self)
+        return EmbeddingsOfOpenAI(self)
 
     @property
     def models(self) -> Models:

@@ -3,7 +3,7 @@
 import os
 from asyncio import Future
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, NoReturn, TypeAlias, final, overload
+from typing import Any, Final, Literal, NoReturn, Self, TypeAlias, final, overload
 
 from typing_extensions import disjoint_base
 
@@ -29,6 +29,7 @@ __all__ = [
     "CustomCall",
     "CustomCallDelta",
     "Embedding",
+    "Embeddings",
     "Endpoint",
     "FunctionCall",
     "FunctionCallDelta",
@@ -38,6 +39,7 @@ __all__ = [
     "NativeAdaptiveBatchPolicy",
     "NativeBatch",
     "NativeClient",
+    "NativeEmbedding",
     "NativeFileRun",
     "NativeLine",
     "NativeLineReader",
@@ -46,6 +48,7 @@ __all__ = [
     "NativeRateLimiter",
     "NativeRetryPolicy",
     "NativeStream",
+    "NativeTexts",
     "NativeVirtualClock",
     "Pending",
     "Port",
@@ -434,6 +437,11 @@ class NativeClient:
     ) -> Reply: ...
     def post_stream(self, path: str, options: _Options, kind: Literal["Response", "Completion"]) -> NativeStream: ...
     def embeddings(self, pending: Pending | None, options: _Options, inputs: int) -> CreateEmbeddingResponse: ...
+    def embed(
+        self, pending: Pending | None, texts: NativeTexts, options: _Options, rules: _EmbedRules
+    ) -> Embeddings: ...
+    def embed_page(self, texts: NativeTexts, options: _Options, rules: _EmbedRules) -> NativeEmbedding: ...
+    def embed_limits(self, sizes: tuple[int | None, int | None, int | None]) -> tuple[int, int | None, int]: ...
     def models(self, pending: Pending | None, options: _Options) -> list[tuple[str, int, str, Record]]: ...
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
@@ -441,6 +449,100 @@ class NativeClient:
     def base_url(self) -> str: ...
     @property
     def closed(self) -> bool: ...
+
+# Texts, tokens of one, tokens of all; requests in flight; number of the first text; form; what becomes of one that is
+# too long, and of one that failed; numbers asked for and kept, and whether to normalize; whether equal texts go once.
+_EmbedRules: TypeAlias = tuple[
+    tuple[int | None, int | None, int | None],
+    int | None,
+    int,
+    str | None,
+    str,
+    str,
+    tuple[int | None, int | None, bool],
+    bool,
+]
+
+@final
+class NativeTexts:
+    def __new__(cls) -> Self: ...
+    def extend(self, texts: list[str]) -> None: ...
+    def add(self, part: str, tokens: int, row: int) -> None: ...
+    def __len__(self) -> int: ...
+
+@final
+class NativeEmbedding:
+    def result(self, pending: Pending | None) -> Embeddings: ...
+    def abort(self) -> None: ...
+
+@final
+class Embeddings:
+    """Rows of float32, one for each text, in one block.
+
+    numpy (``numpy.asarray(embeddings)``), torch, pyarrow and `memoryview` read it where it lies, without a copy. It is
+    read-only and lives as long as any view of it.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and numbers of a row: ``(N, D)``. D is 0 if no answer came and ``dimensions=`` was not given."""
+
+    @property
+    def start(self) -> int:
+        """The number of the first text: 0, but for a later page of `embed_stream`."""
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens of all answers, if the server counts them."""
+
+    @property
+    def requests(self) -> int:
+        """Packs that were sent, those that were refused among them."""
+
+    @property
+    def errors(self) -> dict[int, MillstreamError]:
+        """The rows that have no vector, and why. They are NaN."""
+
+    def raise_first(self) -> None:
+        """Raise the first of `errors`, if there is one."""
+
+    def tolist(self) -> list[list[float]]:
+        """The rows as lists of floats."""
+
+    def to_numpy(self) -> Any:
+        """A ``numpy.ndarray`` over the same memory."""
+
+    def to_torch(self) -> Any:
+        """A ``torch.Tensor`` over the same memory, which must not be written: ``clone()`` it for that."""
+
+    def to_arrow(self) -> Any:
+        """A ``pyarrow.FixedSizeListArray`` over the same memory, null where a text failed."""
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, place: int) -> memoryview[float]:
+        """A row, where it lies."""
+
+    @overload
+    def __getitem__(self, place: slice) -> memoryview[float]:
+        """Several rows, where they lie."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    @staticmethod
+    def _restore(
+        numbers: bytes,
+        shape: tuple[int, int],
+        start: int,
+        model: str,
+        usage: tuple[int, int] | None,
+        requests: int,
+        errors: dict[int, MillstreamError],
+    ) -> Embeddings: ...
 
 @final
 class BatchOutcomes:

@@ -321,6 +321,42 @@ impl Embeddings {
         slf.py().import(intern!(slf.py(), "numpy"))?.call_method1(intern!(slf.py(), "asarray"), (slf,))
     }
 
+    fn to_torch<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let torch = py.import(intern!(py, "torch"))?;
+        // Torch warns of memory that it may not write. This is shared as it is; `clone()` is the user's to call.
+        let warnings = py.import(intern!(py, "warnings"))?;
+        let quiet = warnings.call_method0(intern!(py, "catch_warnings"))?;
+        quiet.call_method0(intern!(py, "__enter__"))?;
+        warnings.call_method1(intern!(py, "simplefilter"), ("ignore",))?;
+        let tensor = torch.call_method1(intern!(py, "from_numpy"), (Self::to_numpy(slf)?,));
+        quiet.call_method1(intern!(py, "__exit__"), (py.None(), py.None(), py.None()))?;
+        tensor
+    }
+
+    /// A `FixedSizeListArray` of float32 over the same memory, with nulls for the rows of texts that failed.
+    fn to_arrow<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let (py, this) = (slf.py(), slf.get());
+        let arrow = py.import(intern!(py, "pyarrow"))?;
+        let buffer = arrow.call_method1(intern!(py, "py_buffer"), (slf,))?;
+        let float32 = arrow.call_method0(intern!(py, "float32"))?;
+        let array = arrow.getattr(intern!(py, "Array"))?;
+        let buffers = PyList::new(py, [py.None().into_bound(py), buffer])?;
+        let values = array.call_method1(intern!(py, "from_buffers"), (float32, this.numbers.len(), buffers))?;
+        let mut missing = vec![false; this.rows()];
+        for row in this.error_dict(py)?.bind(py).keys().iter() {
+            if let Some(missing) = missing.get_mut(row.extract::<usize>()?) {
+                *missing = true;
+            }
+        }
+        let options = PyDict::new(py);
+        if missing.contains(&true) {
+            options.set_item("mask", arrow.call_method1(intern!(py, "array"), (missing,))?)?;
+        }
+        let lists = arrow.getattr(intern!(py, "FixedSizeListArray"))?;
+        lists.call_method(intern!(py, "from_arrays"), (values, this.dimensions()), Some(&options))
+    }
+
     fn __len__(&self) -> usize {
         self.rows()
     }

@@ -23,6 +23,8 @@ from millstream import (
     Client,
     ClientStats,
     CompletionConfig,
+    EmbeddingBatcher,
+    Embeddings,
     Endpoint,
     EventStream,
     MillstreamError,
@@ -388,6 +390,15 @@ def surface(client: Client, flag: bool) -> None:
     assert_type(client.completions.create(prompt="hi"), Completion)
     assert_type(client.completions.create(prompt=["hi"], stream=True), EventStream[Completion])
     assert_type(client.completions.create(prompt="hi", stream=True).response, Completion)
+    embeddings = client.embed(iter(["hi"]), dimensions=8, on_error="nan", too_long="truncate", count_tokens=len)
+    assert_type(embeddings, Embeddings)
+    assert_type(embeddings.shape, tuple[int, int])
+    assert_type(embeddings[0], memoryview[float])
+    assert_type(embeddings.errors, dict[int, MillstreamError])
+    assert_type(client.embed_one("hi", model="m"), memoryview[float])
+    for page in client.embed_stream(["hi"], page_size=2):
+        assert_type(page, Embeddings)
+    client.embed(["hi"], on_error="ignore")  # type: ignore[arg-type]
     for event in client.responses.create(input="hi", stream=True):
         assert_type(event, StreamEvent)
     answer = client.embeddings.create(input=["hi"], dimensions=8)
@@ -413,6 +424,11 @@ async def surface_async(flag: bool) -> None:
     assert_type(await (await client.completions.create(prompt="hi", stream=True)).get_final(), Completion)
     assert_type(await client.embeddings.create(input=[1, 2]), CreateEmbeddingResponse)
     assert_type(await client.responses.with_raw_response.create(input="hi"), RawResponse[Response])
+    assert_type(await client.embed(["hi"]), Embeddings)
+    async for page in client.embed_stream(["hi"]):
+        assert_type(page, Embeddings)
+    async with EmbeddingBatcher(client, linger=0.01, model="m") as batcher:
+        assert_type(await batcher.embed("hi"), memoryview[float])
 
 
 async def bulk(client: AsyncClient, blocking: Client) -> None:

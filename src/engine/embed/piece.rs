@@ -123,6 +123,8 @@ impl Pieces {
         bytes_per_token: f64,
     ) -> Self {
         let Texts { texts, tokens, rows } = texts;
+        // One for each is what none says.
+        let rows = rows.filter(|rows| rows.iter().enumerate().any(|(place, row)| place != *row as usize));
         let copies = if dedupe && rows.is_none() { copies(&texts) } else { Vec::new() };
         let lengths = rows.as_ref().map(|rows| Lengths::of(rows, &texts));
         let count = lengths.as_ref().map_or(texts.len(), |lengths| lengths.0.len());
