@@ -131,6 +131,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Result], float], int, bool]]
     "chunks/s": (("chunks_per_s",), lambda result: result["chunks_per_s"], 0, True),
     "CPU µs a chunk": (("cpu_us_per_chunk",), lambda result: result["cpu_us_per_chunk"], 2, False),
     "first chunk µs": (("first_us",), lambda result: result["first_us"], 0, False),
+    "longest stall ms": (("stall_ms",), lambda result: result["stall_ms"], 1, True),
     "µs per future": (("us_per_future",), lambda result: result["us_per_future"], 2, True),
     "wall ms": (("wall_ms",), lambda result: result["wall_ms"], 1, True),
     "threads": (("threads",), lambda result: result["threads"], 0, False),

@@ -90,6 +90,18 @@ def difference(metric: str, first: str, second: str) -> Callable[[Rounds], list[
     return lambda rounds: [a[metric] - b[metric] for a, b in paired(rounds, first, second)]
 
 
+def over_better(name: str, *peers: str) -> Callable[[Rounds], list[float]]:
+    """The throughput as a ratio to the best of ``peers``, round by round."""
+
+    def measure(rounds: Rounds) -> list[float]:
+        rivals = zip_longest(*(rounds.get(peer, ()) for peer in peers))
+        best = [max((result["rps"] for result in each if result), default=None) for each in rivals]
+        both = zip(rounds.get(name, ()), best, strict=False)
+        return [result["rps"] / rival for result, rival in both if result is not None and rival is not None]
+
+    return measure
+
+
 def over_best_peer(metric: str, name: str, best: Callable[..., float]) -> Callable[[Rounds], list[float]]:
     """The ratio to the best of the fast peers, round by round."""
 
@@ -217,6 +229,33 @@ def _streams(name: str, title: str, metric: str, streams: Mapping[str, int], **l
     """Streamed answers. ``streams`` names the contenders, each with the number of streams that it reads."""
     contenders = tuple(replace(STREAMS[label], requests=count) for label, count in streams.items())
     return Scenario(name, title, contenders, ("millstream_texts", "millstream_chunks"), metric, **load)
+
+
+def _embeddings() -> tuple[Scenario, ...]:
+    """The same texts in both forms."""
+
+    def scenario(form: str, speeds: Mapping[str, float]) -> Scenario:
+        peers = tuple(
+            _peer("embeddings", speed, "--kind", kind, "--form", form, label=f"{kind}_{form}", requests=20_000)
+            for kind, speed in speeds.items()
+        )
+        return Scenario(
+            f"embeddings_{form}",
+            f"20,000 texts to vectors of 1536 numbers, as {form}",
+            peers,
+            (f"millstream_{form}",),
+            concurrency=16,
+            server_flags=("--embedding-dimensions", "1536"),
+            note=(
+                "Packs of 128, 16 in flight; `requests/s` are texts a second. Each ends with one block of float32: "
+                "millstream's own, of the others what numpy makes of their answer. `answers MB` is its size."
+            ),
+        )
+
+    return (
+        scenario("base64", {"millstream": 20_000, "baseten": 15_000, "openai": 3_000}),
+        scenario("float", {"millstream": 8_000, "baseten": 7_500, "openai": 1_500}),
+    )
 
 
 SCENARIOS = (
@@ -380,6 +419,7 @@ SCENARIOS = (
     _adaptive("adaptive_8", "a server that works at 8 requests at once", 8, 800, "--slots", "8"),
     _adaptive("adaptive_32", "a server that works at 32 requests at once", 32, 2500, "--slots", "32"),
     _adaptive("adaptive_free", "a server without a knee", 64, 5000),
+    *_embeddings(),
     _streams(
         "streams_200",
         "200 streams of 300 chunks at once",
@@ -478,7 +518,29 @@ def value(metric: str, name: str) -> Callable[[Rounds], list[float]]:
     return lambda rounds: [result[metric] for result in rounds.get(name, ()) if result is not None]
 
 
+def memory_share(name: str, spare_mb: float) -> Callable[[Rounds], list[float]]:
+    """Peak RSS over the baseline less ``spare_mb``, as a share of the result's own size."""
+    return lambda rounds: [
+        (result["peak_rss_mb"] - result["baseline_rss_mb"] - spare_mb) / result["answers_mb"]
+        for result in rounds.get(name, ())
+        if result is not None
+    ]
+
+
+def _embedding_targets(form: str, over_peers: float) -> tuple[Target, ...]:
+    name, scenario = f"millstream_{form}", f"embeddings_{form}"
+    peers = (f"baseten_{form}", f"openai_{form}")
+    return (
+        Target(scenario, f"{name} ÷ the better peer, texts/s", over_better(name, *peers), at_least=over_peers),
+        Target(scenario, f"{name} ÷ openai_{form}, texts/s", ratio("rps", name, f"openai_{form}"), at_least=5.0),
+        Target(scenario, "growth of RSS less 60 MB ÷ the result's size", memory_share(name, 60.0), at_most=1.3),
+        Target(scenario, "longest stall of the event loop", value("stall_ms", name), at_most=5.0, unit="ms"),
+    )
+
+
 TARGETS = (
+    *_embedding_targets("base64", 2.0),
+    *_embedding_targets("float", 1.05),
     Target(
         "file", "millstream_file ÷ floor_reqwest, requests/s", ratio("rps", "millstream_file", "floor_reqwest"), 0.75
     ),

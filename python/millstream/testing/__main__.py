@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dialect=options.dialect,
         max_concurrent=options.max_concurrent,
         slots=options.slots,
+        embedding_dimensions=options.embedding_dimensions,
         record=False,
         tls=tls,
         port=options.port,
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gap", type=_gaps, default=0.0, help="seconds between two events, or FIRST,SECOND,...; default: 0"
     )
+    parser.add_argument("--embedding-dimensions", type=int, default=8, help="numbers of an embedding; default: 8")
     parser.add_argument("--model", action="append", help="id for /v1/models, repeatable; default: mock-model")
     parser.add_argument("--api-key", help="ask for this key; default: none")
     parser.add_argument("--rpm", type=int, help="requests per minute; default: no limit")
