@@ -971,7 +971,7 @@ class AsyncClient(Base):
         the number of texts. Leaving the loop early ends what is in flight.
 
         Args:
-            texts: Strings, from an iterable or an async iterable, none empty.
+            texts: Strings, none empty, from an iterable; for `AsyncClient` also from an async one.
             page_size: Rows of a page. The last one may have fewer.
             model: Model to ask. Default: the client's. No other stands in for it: its vectors would not compare.
             dimensions: Numbers of each vector, if the model leaves a choice; an error if the server gives others.
@@ -1966,7 +1966,7 @@ class Client(Base):
         the number of texts. Leaving the loop early ends what is in flight.
 
         Args:
-            texts: Strings, from an iterable, none empty.
+            texts: Strings, none empty, from an iterable; for `AsyncClient` also from an async one.
             page_size: Rows of a page. The last one may have fewer.
             model: Model to ask. Default: the client's. No other stands in for it: its vectors would not compare.
             dimensions: Numbers of each vector, if the model leaves a choice; an error if the server gives others.

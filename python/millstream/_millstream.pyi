@@ -524,11 +524,11 @@ class Embeddings:
 
     def __len__(self) -> int: ...
     @overload
-    def __getitem__(self, place: int) -> memoryview[float]:
+    def __getitem__(self, key: int, /) -> memoryview[float]:
         """A row, where it lies."""
 
     @overload
-    def __getitem__(self, place: slice) -> memoryview[float]:
+    def __getitem__(self, key: slice, /) -> memoryview[float]:
         """Several rows, where they lie."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...

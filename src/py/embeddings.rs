@@ -201,7 +201,7 @@ impl Drop for NativeEmbedding {
 }
 
 /// Rows of 32-bit floats, one for each text.
-#[pyclass(frozen, module = "millstream", name = "Embeddings")]
+#[pyclass(frozen, module = "millstream._millstream")]
 pub(crate) struct Embeddings {
     numbers: Vec<f32>,
     /// Rows and numbers of a row, as the buffer protocol points at them.
@@ -222,13 +222,18 @@ type Pickled<'py> = (Bound<'py, PyBytes>, (usize, usize), usize, String, Option<
 
 const ITEM: usize = size_of::<f32>();
 
+/// As C counts. No block in memory is larger than that.
+fn signed(count: usize) -> isize {
+    isize::try_from(count).unwrap_or(isize::MAX)
+}
+
 impl Embeddings {
     pub(crate) fn new(embedded: Embedded, start: usize) -> Self {
         let Embedded { numbers, rows, dimensions, model, usage, requests, errors } = embedded;
         Self {
             numbers,
-            shape: [rows as isize, dimensions as isize],
-            strides: [(dimensions * ITEM) as isize, ITEM as isize],
+            shape: [signed(rows), signed(dimensions)],
+            strides: [signed(dimensions * ITEM), signed(ITEM)],
             start,
             model,
             usage,
@@ -239,11 +244,11 @@ impl Embeddings {
     }
 
     fn rows(&self) -> usize {
-        self.shape[0] as usize
+        self.shape[0].unsigned_abs()
     }
 
     fn dimensions(&self) -> usize {
-        self.shape[1] as usize
+        self.shape[1].unsigned_abs()
     }
 
     fn error_dict(&self, py: Python<'_>) -> PyResult<&Py<PyDict>> {
@@ -460,9 +465,9 @@ impl Embeddings {
         let this = slf.get();
         let has = |flag: c_int| flags & flag == flag;
         view.buf = this.numbers.as_ptr().cast_mut().cast();
-        view.len = (this.numbers.len() * ITEM) as ffi::Py_ssize_t;
+        view.len = signed(this.numbers.len() * ITEM);
         view.readonly = 1;
-        view.itemsize = ITEM as ffi::Py_ssize_t;
+        view.itemsize = signed(ITEM);
         view.format = if has(ffi::PyBUF_FORMAT) { c"f".as_ptr().cast_mut() } else { std::ptr::null_mut() };
         view.ndim = if has(ffi::PyBUF_ND) { 2 } else { 1 };
         view.shape = if has(ffi::PyBUF_ND) { this.shape.as_ptr().cast_mut() } else { std::ptr::null_mut() };
