@@ -239,8 +239,17 @@ def test_both_clients_are_documented_in_the_same_words() -> None:
                 assert inspect.getdoc(getattr(blocking, name)) == inspect.getdoc(member), name
                 compared.add(name)
     methods = {"complete", "batch_complete", "stream_complete", "stream_many", "gather", "test_connection", "close"}
+    embedding = {"embed", "embed_one", "embed_stream"}
     namespaces = {"chat", "completions", "embeddings", "models", "responses", "with_raw_response"}
-    assert compared == methods | namespaces | {"create", "parse", "list", "post", "get", "upload", "download"}
+    assert compared == methods | embedding | namespaces | {
+        "create",
+        "parse",
+        "list",
+        "post",
+        "get",
+        "upload",
+        "download",
+    }
 
 
 def test_every_public_record_of_the_native_module_is_documented_in_its_stub() -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.real
 
 TEXTS = ["a cat", "a dog", "the stock market fell today", "ein Hund", "a cat"]
 # Tokens of a text that the server takes.
-CONTEXT = 128
+CONTEXT = 32
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def server(real_server_available: None) -> Iterator[RealServer]:
 
 @pytest.fixture
 def client(server: RealServer) -> Iterator[Client]:
-    with Client(api_key="unused", base_url=server.base_url, model=server.model, timeout=60) as client:
+    with Client(api_key="unused", base_url=server.base_url, model=server.model, timeout=110) as client:
         yield client
 
 
@@ -77,7 +77,7 @@ async def test_single_texts_are_embedded_together(server: RealServer) -> None:
     import asyncio
 
     async with (
-        AsyncClient(api_key="unused", base_url=server.base_url, model=server.model, timeout=60) as client,
+        AsyncClient(api_key="unused", base_url=server.base_url, model=server.model, timeout=110) as client,
         EmbeddingBatcher(client) as batcher,
     ):
         vectors = await asyncio.gather(*(batcher.embed(text) for text in TEXTS))
