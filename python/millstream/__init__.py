@@ -55,6 +55,7 @@ from millstream.exceptions import (
 if TYPE_CHECKING:
     from millstream import types as types
     from millstream._batch_policy import AdaptiveBatchPolicy
+    from millstream._cache import Cache, CacheStats
     from millstream._config import CompletionConfig, Timeout
     from millstream._create import create_client, create_from_config
     from millstream._prices import Price, Prices
@@ -75,6 +76,8 @@ else:
         "BatchResults": "_results",
         "BatchStream": "_run",
         "BatchSummary": "_results",
+        "Cache": "_cache",
+        "CacheStats": "_cache",
         "ClientStats": "types",
         "CompletionConfig": "_config",
         "ModelList": "types",
@@ -125,6 +128,8 @@ __all__ = [
     "BatchStoppedError",
     "BatchStream",
     "BatchSummary",
+    "Cache",
+    "CacheStats",
     "ChatCompletion",
     "ChatCompletionChunk",
     "Client",

@@ -18,7 +18,7 @@ from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._prompts import checked_prompt, checked_prompts, kept
 from millstream._responses import AsyncResponses, Responses
-from millstream._settings import hide
+from millstream._settings import call_cache, hide
 from millstream._stream import (
     AsyncEventStream,
     AsyncMergedStream,
@@ -81,6 +81,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> str: ...
 
@@ -100,6 +103,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> T: ...
 
@@ -119,6 +125,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Any: ...
 
@@ -137,6 +146,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Any:
         """Ask one prompt.
@@ -157,6 +169,9 @@ class AsyncClient(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
         Returns:
@@ -175,14 +190,34 @@ class AsyncClient(Base):
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         if response_model is None:
             options = self._options(
-                system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params
+                system,
+                model,
+                config,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                params,
+                caching=call_cache(cache, refresh, sample_index),
             )
             return await self._ask(options, self._native.chat, prompt, system, options, text_only=True)
         from millstream._structured import Tries, response_format, value_of
 
         form = response_format(response_model)
         params = form._fields(params)
-        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        options = self._options(
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            caching=call_cache(cache, refresh, sample_index),
+        )
         tries = Tries(value_of, form, checked_prompt(prompt), validation_retries)
         while tries.open:
             tries.take(await self._ask(options, self._native.chat, tries.prompt, system, options, text_only=False))
@@ -206,6 +241,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[str]: ...
 
@@ -227,6 +265,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
 
@@ -248,6 +289,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[T]: ...
 
@@ -269,6 +313,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[T | MillstreamError]: ...
 
@@ -290,6 +337,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[Any]: ...
 
@@ -310,6 +360,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[Any]:
         """Ask many prompts at once; the answers come back in the prompts' order.
@@ -334,6 +387,9 @@ class AsyncClient(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -363,6 +419,7 @@ class AsyncClient(Base):
                 hidden,
                 params,
                 max_concurrent=max_concurrent,
+                caching=call_cache(cache, refresh, sample_index),
             )
             batch = BatchTries(form, checked_prompts(prompts), validation_retries, keep_errors=return_exceptions)
             for asked in batch.rounds():
@@ -392,6 +449,7 @@ class AsyncClient(Base):
             hidden,
             params,
             max_concurrent=max_concurrent,
+            caching=call_cache(cache, refresh, sample_index),
         )
         if self._settings.token is not None:
             await self._settings.token.ask_awaiting(options)
@@ -423,6 +481,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> AsyncStream[str]:
         """Ask one prompt and read the answer as it comes.
@@ -442,6 +503,9 @@ class AsyncClient(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -453,7 +517,18 @@ class AsyncClient(Base):
             APIError: While it is read: no answer, or the server reported an error in the middle of it.
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
-        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        options = self._options(
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            caching=call_cache(cache, refresh, sample_index),
+        )
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
         if self._settings.token is None:
             return AsyncStream(native)
@@ -482,6 +557,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> AsyncMergedStream[tuple[int, str]]: ...
 
@@ -501,6 +579,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> AsyncMergedStream[tuple[int, str | MillstreamError]]: ...
 
@@ -519,6 +600,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> AsyncMergedStream[Any]:
         """Ask many prompts at once and read all answers as they come, merged into one stream.
@@ -539,6 +623,9 @@ class AsyncClient(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -561,6 +648,7 @@ class AsyncClient(Base):
             hidden,
             params,
             max_concurrent=max_concurrent,
+            caching=call_cache(cache, refresh, sample_index),
         )
         token = self._settings.token
         asked = checked_prompts(prompts)
@@ -613,6 +701,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
     ) -> Reply:
         """Post JSON to any path of the server, with limits, retries, keys and window as for every other call.
 
@@ -625,6 +716,9 @@ class AsyncClient(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature and the path.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
 
         Returns:
             The answer, a JSON object, whose fields are attributes.
@@ -638,7 +732,17 @@ class AsyncClient(Base):
         check({"path": path, "json": json})
         if json is not None and json.get("stream"):
             raise ConfigurationError("post() reads whole answers; leave stream out")
-        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, json or {})
+        options = self._post_options(
+            None,
+            None,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            json or {},
+            caching=call_cache(cache, refresh, sample_index),
+        )
         return await self._ask(options, self._native.post, path, options, "Reply")
 
     async def get(
@@ -885,6 +989,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> str: ...
 
@@ -904,6 +1011,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> T: ...
 
@@ -923,6 +1033,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Any: ...
 
@@ -941,6 +1054,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Any:
         """Ask one prompt.
@@ -961,6 +1077,9 @@ class Client(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
         Returns:
@@ -979,14 +1098,34 @@ class Client(Base):
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         if response_model is None:
             options = self._options(
-                system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params
+                system,
+                model,
+                config,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                params,
+                caching=call_cache(cache, refresh, sample_index),
             )
             return self._ask(options, self._native.chat, prompt, system, options, text_only=True)
         from millstream._structured import Tries, response_format, value_of
 
         form = response_format(response_model)
         params = form._fields(params)
-        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        options = self._options(
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            caching=call_cache(cache, refresh, sample_index),
+        )
         tries = Tries(value_of, form, checked_prompt(prompt), validation_retries)
         while tries.open:
             tries.take(self._ask(options, self._native.chat, tries.prompt, system, options, text_only=False))
@@ -1010,6 +1149,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[str]: ...
 
@@ -1031,6 +1173,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
 
@@ -1052,6 +1197,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[T]: ...
 
@@ -1073,6 +1221,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[T | MillstreamError]: ...
 
@@ -1094,6 +1245,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[Any]: ...
 
@@ -1114,6 +1268,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[Any]:
         """Ask many prompts at once; the answers come back in the prompts' order.
@@ -1138,6 +1295,9 @@ class Client(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -1165,6 +1325,7 @@ class Client(Base):
                 hidden,
                 params,
                 max_concurrent=max_concurrent,
+                caching=call_cache(cache, refresh, sample_index),
             )
             batch = BatchTries(form, checked_prompts(prompts), validation_retries, keep_errors=return_exceptions)
             for asked in batch.rounds():
@@ -1193,6 +1354,7 @@ class Client(Base):
             hidden,
             params,
             max_concurrent=max_concurrent,
+            caching=call_cache(cache, refresh, sample_index),
         )
         if self._settings.token is not None:
             self._settings.token.ask(options, _NO_WAITING)
@@ -1220,6 +1382,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Stream[str]:
         """Ask one prompt and read the answer as it comes.
@@ -1239,6 +1404,9 @@ class Client(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -1250,7 +1418,18 @@ class Client(Base):
             APIError: While it is read: no answer, or the server reported an error in the middle of it.
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
-        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        options = self._options(
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            caching=call_cache(cache, refresh, sample_index),
+        )
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
         if self._settings.token is None:
             return Stream(native)
@@ -1279,6 +1458,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> MergedStream[tuple[int, str]]: ...
 
@@ -1298,6 +1480,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> MergedStream[tuple[int, str | MillstreamError]]: ...
 
@@ -1316,6 +1501,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> MergedStream[Any]:
         """Ask many prompts at once and read all answers as they come, merged into one stream.
@@ -1336,6 +1524,9 @@ class Client(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -1358,6 +1549,7 @@ class Client(Base):
             hidden,
             params,
             max_concurrent=max_concurrent,
+            caching=call_cache(cache, refresh, sample_index),
         )
         token = self._settings.token
         asked = checked_prompts(prompts)
@@ -1410,6 +1602,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
     ) -> Reply:
         """Post JSON to any path of the server, with limits, retries, keys and window as for every other call.
 
@@ -1422,6 +1617,9 @@ class Client(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature and the path.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
 
         Returns:
             The answer, a JSON object, whose fields are attributes.
@@ -1435,7 +1633,17 @@ class Client(Base):
         check({"path": path, "json": json})
         if json is not None and json.get("stream"):
             raise ConfigurationError("post() reads whole answers; leave stream out")
-        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, json or {})
+        options = self._post_options(
+            None,
+            None,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            json or {},
+            caching=call_cache(cache, refresh, sample_index),
+        )
         return self._ask(options, self._native.post, path, options, "Reply")
 
     def get(
