@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import subprocess
+import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import KEY, until_async
+from helpers import KEY, until, until_async
 from millstream import AsyncClient, BatchProcessor, Cache, ConfigurationError
 from millstream.testing import Answer, MockServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from helpers import Face
 
@@ -21,6 +25,19 @@ if TYPE_CHECKING:
 
 def seen(server: MockServer) -> int:
     return server.stats.requests
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(script: str) -> str:
+    """What a process says that runs it to its end."""
+    process = start(script)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out
 
 
 # ---- a client's cache ----
@@ -286,3 +303,116 @@ def test_a_call_cannot_ask_for_a_cache_that_is_not_there(face: Face, mock_server
             face.complete("hi", **arguments)
     face.complete("hi", cache=False)
     assert seen(mock_server) == 1
+
+
+# ---- on disk ----
+
+
+def test_a_cache_on_disk_is_there_for_the_next_process(mock_server: MockServer, tmp_path: Path) -> None:
+    script = f"""
+        import warnings; warnings.simplefilter("ignore")
+        from millstream import Client
+        client = Client(api_key={KEY!r}, base_url={mock_server.base_url!r}, model="m", cache={str(tmp_path / "c")!r})
+        answers = [client.chat.completions.create(messages=[{{"role": "user", "content": str(n)}}]) for n in range(20)]
+        print(sum(answer.cached for answer in answers), answers[-1].text)
+    """
+    said = [run(script).split(maxsplit=1) for _ in range(3)]
+    assert said == [["0", "echo: 19\n"], ["20", "echo: 19\n"], ["20", "echo: 19\n"]]
+    assert seen(mock_server) == 20
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "c").iterdir()}
+    assert ((tmp_path / "c").stat().st_mode & 0o777, modes) == (0o700, {0o600})
+
+
+def test_no_key_is_in_a_cache(make: Make, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c")
+    make(cache=cache).complete("a prompt that nobody needs to keep", extra_headers={"x-auth-token": "canary-0123456"})
+    cache.flush()
+    for path in (tmp_path / "c").iterdir():
+        content = path.read_bytes()
+        for secret in (KEY, "canary-0123456", 'a prompt that nobody needs to keep"}]'):
+            assert secret.encode() not in content, path
+
+
+@pytest.mark.parametrize("memory_bytes", [0, None])
+def test_several_processes_share_a_cache_and_the_death_of_one_harms_nothing(
+    tmp_path: Path, memory_bytes: int | None
+) -> None:
+    with MockServer(latency=0.001) as server:
+        script = f"""
+            import asyncio, random, sys, warnings; warnings.simplefilter("ignore")
+            from millstream import AsyncClient, Cache
+            async def main():
+                cache = Cache({str(tmp_path / "c")!r}, memory_bytes={memory_bytes})
+                client = AsyncClient(api_key={KEY!r}, base_url={server.base_url!r}, model="m", cache=cache)
+                prompts = [f"question {{n % 100}}" for n in range(500)]
+                random.shuffle(prompts)
+                while True:
+                    assert await client.batch_complete(prompts, max_concurrent=16) == [f"echo: {{p}}" for p in prompts]
+                    print("round", flush=True)
+                    if sys.argv[1] == "once":
+                        break
+            asyncio.run(main())
+        """
+        doomed = start(script, "forever")
+        others = [start(script, "once") for _ in range(3)]
+        assert doomed.stdout is not None
+        assert doomed.stdout.readline() == "round\n"
+        doomed.kill()
+        for each in others:
+            out, err = each.communicate(timeout=60)
+            assert (each.returncode, out) == (0, "round\n"), err
+        doomed.communicate(timeout=60)
+        before = server.stats.requests
+        # 100 questions, and those that several asked at once.
+        assert before <= 400
+        again = start(script, "once")
+        assert (again.communicate(timeout=60)[0], again.returncode) == ("round\n", 0)
+        assert server.stats.requests - before <= 100
+        stats = Cache(tmp_path / "c").stats()
+        assert (stats.entries, stats.broken) == (100, 0)
+
+
+def test_a_damaged_cache_is_set_aside_with_a_warning_and_no_call_fails(
+    make: Make, mock_server: MockServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir(mode=0o700)
+    (folder / "answers.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.warns(RuntimeWarning, match="set aside"):
+        cache = Cache(folder)
+    face = make(cache=cache)
+    assert face.complete("hi") == face.complete("hi")
+    assert seen(mock_server) == 1
+    assert any(".damaged-" in path.name for path in folder.iterdir())
+
+
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(ConfigurationError, match="written by others"):
+        Cache(tmp_path / "open")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(ConfigurationError, match="link"):
+        Cache(tmp_path / "link")
+
+
+def test_disk_is_the_users_folder_for_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert repr(Cache("disk")) == f"Cache({str(tmp_path / 'millstream')!r})"
+    assert (tmp_path / "millstream" / "answers.sqlite").exists()
+
+
+def test_an_answer_on_disk_lives_as_long_as_it_may(make: Make, mock_server: MockServer, tmp_path: Path) -> None:
+    """In whole seconds, by the wall clock: nothing on disk knows a process's own."""
+    cache = Cache(tmp_path / "c", ttl=1, memory_bytes=0)
+    face = make(cache=cache)
+    face.complete("hi")
+    cache.flush()
+    face.complete("hi")
+    assert seen(mock_server) == 1
+
+    def is_asked_again() -> bool:
+        face.complete("hi")
+        return seen(mock_server) == 2
+
+    until(is_asked_again)

@@ -143,7 +143,8 @@ class Base:
             hedge_after: Send a request a second time when it has taken so many seconds, or longer than 95 % of the
                 last ones (``"p95"``); the first answer counts and the other is cancelled. Both may be billed. At
                 most one request in twenty. Default: never.
-            cache: Give an answer again to whoever asks the same: ``"memory"``, or a `Cache`. See ``docs/cache.md``.
+            cache: Give an answer again to whoever asks the same: ``"memory"``, ``"disk"``, the
+                path of a folder, or a `Cache`. See ``docs/cache.md``.
                 Default: ask each time.
             default_headers: Headers for every request. They may replace the key's, not ``Host`` or
                 ``Content-Length``. Before them go those of ``OPENAI_CUSTOM_HEADERS`` or ``ANTHROPIC_CUSTOM_HEADERS``

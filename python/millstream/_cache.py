@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
 
@@ -20,11 +22,15 @@ if TYPE_CHECKING:
     CacheArgument: TypeAlias = "Cache | str | os.PathLike[str]"
 
 _MEGABYTE = 1 << 20
+_SEPARATORS = {os.sep, os.altsep or os.sep}
 
 _FLAG = Kind(lambda value: isinstance(value, bool), "True or False", optional=False)
 _KINDS = {
     "ttl": SECONDS,
-    "max_bytes": Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "a number of bytes"),
+    **dict.fromkeys(
+        ("max_bytes", "memory_bytes"),
+        Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "a number of bytes"),
+    ),
     "shared": _FLAG,
     "any_temperature": _FLAG,
     "also_keep": Kind(
@@ -83,9 +89,13 @@ class Cache:
     A cache may be shared by clients, threads and event loops. A forked process opens one of its own.
 
     Args:
-        where: ``"memory"``: in this process.
+        where: ``"memory"``: in this process. ``"disk"``: in a folder of the user's (``millstream`` in
+            ``XDG_CACHE_HOME`` or ``~/.cache``), for all processes. A path (with a slash in it, or a `pathlib.Path`):
+            in that folder, which is made if need be, readable by nobody else.
         ttl: Seconds that an answer is kept. Default: for as long as there is room.
-        max_bytes: How much is kept; what is asked again stays longest. Default 256 MiB.
+        max_bytes: How much is kept. In memory what is asked again stays longest (default 256 MiB), on disk what came
+            last (default 1 GiB).
+        memory_bytes: How much of what is on disk is kept in memory, too. Default 64 MiB; 0 for none.
         shared: Give an answer to whoever asks, with whichever key. Default: each key has its own answers.
         any_temperature: Keep answers of any temperature.
         also_keep: Answers to keep though they are not whole: ``"truncated"``, ``"filtered"``, ``"empty"``.
@@ -104,6 +114,7 @@ class Cache:
         *,
         ttl: float | None = None,
         max_bytes: int | None = None,
+        memory_bytes: int | None = None,
         shared: bool = False,
         any_temperature: bool = False,
         also_keep: Sequence[_Flaw] = (),
@@ -111,6 +122,7 @@ class Cache:
         given = {
             "ttl": ttl,
             "max_bytes": max_bytes,
+            "memory_bytes": memory_bytes,
             "shared": shared,
             "any_temperature": any_temperature,
             "also_keep": also_keep,
@@ -118,15 +130,22 @@ class Cache:
         check(given, kinds=_KINDS)
         if not isinstance(where, (str, os.PathLike)):
             raise TypeError(f"cache must be a Cache, a str, a path or None, not {type(where).__name__}")
-        self._where = os.fspath(where)
+        kind, path = _place(where)
+        if kind == "memory" and memory_bytes is not None:
+            raise ConfigurationError("memory_bytes is for a cache on disk; in memory it is max_bytes")
+        self._where = path or kind
+        usual_bytes = 256 * _MEGABYTE if kind == "memory" else 1024 * _MEGABYTE
         self._native = NativeCache(
-            _place(self._where),
+            (kind, path),
             ttl=ttl,
-            max_bytes=256 * _MEGABYTE if max_bytes is None else max_bytes,
+            max_bytes=usual_bytes if max_bytes is None else max_bytes,
+            memory_bytes=64 * _MEGABYTE if memory_bytes is None else memory_bytes,
             shared=shared,
             any_temperature=any_temperature,
             also_keep=list(also_keep),
         )
+        if kind != "memory":
+            _open.add(self._native)
 
     @classmethod
     def _given(cls, cache: CacheArgument) -> Cache:
@@ -153,6 +172,14 @@ class Cache:
         """The same, awaited."""
         await wait(self._native.clear)
 
+    def flush(self) -> None:
+        """Wait until all that was kept is on disk. At the end of the program this is done by itself."""
+        self._native.flush(None)
+
+    async def aflush(self) -> None:
+        """The same, awaited."""
+        await wait(self._native.flush)
+
     def __repr__(self) -> str:
         return f"Cache({self._where!r})"
 
@@ -160,10 +187,29 @@ class Cache:
         raise TypeError("Cache holds what is open, so it cannot be pickled; make one in each process")
 
 
-def _place(where: str) -> tuple[str, str]:
+def _place(where: str | os.PathLike[str]) -> tuple[str, str]:
     if where == "memory":
         return "memory", ""
-    raise ConfigurationError(f'cache must be "memory" or a Cache, not {where!r}')
+    if where == "disk":
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return "disk", os.path.join(caches, "millstream")
+    path = os.path.expanduser(os.fspath(where))
+    if isinstance(where, str) and ("://" in path or not any(separator in path for separator in _SEPARATORS)):
+        raise ConfigurationError(
+            f'cache must be "memory", "disk", the path of a folder (such as "./cache") or a Cache, not {where!r}'
+        )
+    return "disk", path
+
+
+# Weak: who drops a cache has no more use for it.
+_open: weakref.WeakSet[NativeCache] = weakref.WeakSet()
+
+
+@atexit.register
+def _flush() -> None:
+    """Answers of the last moment would be paid for again."""
+    for native in list(_open):
+        native.flush(None)
 
 
 def _stats(counters: Mapping[str, object], prices: Prices | PriceTable | str | None) -> CacheStats:

@@ -464,12 +464,14 @@ class NativeCache:
         *,
         ttl: float | None,
         max_bytes: int,
+        memory_bytes: int,
         shared: bool,
         any_temperature: bool,
         also_keep: list[str],
     ) -> NativeCache: ...
     def stats(self, pending: Pending | None) -> dict[str, Any]: ...
     def clear(self, pending: Pending | None) -> None: ...
+    def flush(self, pending: Pending | None) -> None: ...
 
 @final
 class NativeRateLimiter:

@@ -1,8 +1,11 @@
 //! `Cache`, given to clients: where answers are kept, and what came of it.
 
+use std::ffi::CString;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyRuntimeWarning;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -20,25 +23,39 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The cache; what is wrong with its store becomes a warning of whoever uses it next.
     pub(crate) fn get(&self) -> Result<Arc<Cache>, Error> {
-        self.state.get_or_make(|| Cache::open(self.config.clone()))
+        let cache = self.state.get_or_make(|| Cache::open(self.config.clone()))?;
+        if let Some(fault) = cache.take_fault() {
+            // Its callers are attached. A filter that makes errors of warnings does not make one of this: no call fails of it.
+            Python::attach(|py| {
+                if let (Ok(text), kind) = (CString::new(fault), py.get_type::<PyRuntimeWarning>())
+                    && let Err(error) = PyErr::warn(py, &kind, &text, 2)
+                {
+                    error.write_unraisable(py, None);
+                }
+            });
+        }
+        Ok(cache)
     }
 }
 
 /// Answers that are given again.
-#[pyclass(frozen, module = "millstream._millstream")]
+#[pyclass(frozen, weakref, module = "millstream._millstream")]
 pub(crate) struct NativeCache(pub(crate) Arc<Shared>);
 
 #[pymethods]
 impl NativeCache {
-    /// One at `place`, `(kind, path or URL)`.
+    /// One at `place`, `(kind, path)`.
     #[new]
-    #[pyo3(signature = (place, *, ttl, max_bytes, shared, any_temperature, also_keep))]
+    #[pyo3(signature = (place, *, ttl, max_bytes, memory_bytes, shared, any_temperature, also_keep))]
+    #[expect(clippy::too_many_arguments, reason = "the options of the Python class, by name")]
     fn new(
         py: Python<'_>,
-        place: (String, String),
+        place: (String, PathBuf),
         ttl: Option<f64>,
         max_bytes: i64,
+        memory_bytes: i64,
         shared: bool,
         any_temperature: bool,
         also_keep: Vec<String>,
@@ -48,6 +65,7 @@ impl NativeCache {
                 place: to_place(&place)?,
                 ttl: config::positive_seconds("ttl", ttl)?,
                 max_bytes: config::count("max_bytes", max_bytes, 1)? as u64,
+                memory_bytes: config::count("memory_bytes", memory_bytes, 0)? as u64,
                 shared,
                 any_temperature,
                 also_keep: AlsoKept::named(also_keep.iter().map(String::as_str))?,
@@ -70,10 +88,25 @@ impl NativeCache {
         let cache = self.0.get().or_raise(py)?;
         dispatch(py, pending, async move { cache.clear().await }, |py, ()| Ok(py.None()))
     }
+
+    /// Waits until all that was put is where it is kept.
+    fn flush(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
+        let cache = self.0.get().or_raise(py)?;
+        dispatch(
+            py,
+            pending,
+            async move {
+                cache.flush().await;
+                Ok(())
+            },
+            |py, ()| Ok(py.None()),
+        )
+    }
 }
 
-fn to_place((kind, _where): &(String, String)) -> Result<Place, Error> {
+fn to_place((kind, path): &(String, PathBuf)) -> Result<Place, Error> {
     match kind.as_str() {
+        "disk" => Ok(Place::Disk(path.clone())),
         "memory" => Ok(Place::Memory),
         _ => Err(Error::internal(format!("no place is named {kind:?}"))),
     }

@@ -687,6 +687,10 @@ impl NativeClient {
             return Err(Error::closed());
         }
         let model = config::model(options.model.as_deref())?;
+        if let Some(cache) = &self.cache {
+            // For its warnings.
+            cache.get()?;
+        }
         let plain = self.plain.get_or_make(|| {
             let pipeline = self.pipeline(options)?;
             let mut calls = ChatCalls::new(

@@ -21,6 +21,8 @@ pub struct CacheConfig {
     pub ttl: Option<Duration>,
     /// How much may be kept.
     pub max_bytes: u64,
+    /// How much of what is kept elsewhere is in memory, too; 0 for none.
+    pub memory_bytes: u64,
     /// Whether an answer is given to whoever asks, with whichever key.
     pub shared: bool,
     /// Whether answers are kept that may be others each time.
@@ -32,7 +34,15 @@ pub struct CacheConfig {
 impl CacheConfig {
     /// One with the usual rules.
     pub fn new(place: Place, max_bytes: u64) -> Self {
-        Self { place, ttl: None, max_bytes, shared: false, any_temperature: false, also_keep: AlsoKept::default() }
+        Self {
+            place,
+            ttl: None,
+            max_bytes,
+            memory_bytes: 0,
+            shared: false,
+            any_temperature: false,
+            also_keep: AlsoKept::default(),
+        }
     }
 
     /// Checks it.
@@ -69,10 +79,10 @@ impl Cache {
     /// Opens one.
     ///
     /// # Errors
-    /// As [`CacheConfig::validated`].
+    /// As [`CacheConfig::validated`], and if the place cannot be used at all: another user's, another program's.
     pub fn open(config: CacheConfig) -> Result<Self, Error> {
         let config = config.validated()?;
-        let store = Store::open(&config.place, config.ttl, config.max_bytes);
+        let store = Store::open(&config.place, config.ttl, config.max_bytes, config.memory_bytes)?;
         Ok(Self { config, store, counters: Counters::default(), flight: Flight::default() })
     }
 
@@ -135,8 +145,20 @@ impl Cache {
         self.store.clear().await
     }
 
+    /// Returns once all that was put is where it is kept.
+    pub async fn flush(&self) {
+        self.store.flush().await;
+    }
+
+    /// What went wrong with the store, once: no call fails of it.
+    pub fn take_fault(&self) -> Option<String> {
+        self.store.take_fault()
+    }
+
     /// The counters now.
     pub async fn stats(&self) -> Stats {
-        self.counters.snapshot(self.store.size().await)
+        let mut stats = self.counters.snapshot(self.store.size().await);
+        stats.broken += self.store.damaged();
+        stats
     }
 }

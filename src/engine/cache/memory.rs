@@ -66,7 +66,12 @@ impl Memory {
 
     /// Keeps it, unless it is larger than the whole store.
     pub fn put(&self, key: Key, entry: Arc<Entry>) {
-        let expires = self.ttl.and_then(|ttl| Instant::now().checked_add(ttl));
+        self.put_for(key, entry, self.ttl);
+    }
+
+    /// The same, for as long as it says.
+    pub fn put_for(&self, key: Key, entry: Arc<Entry>, ttl: Option<Duration>) {
+        let expires = ttl.and_then(|ttl| Instant::now().checked_add(ttl));
         self.kept.insert(key, Kept { entry, expires });
     }
 

@@ -4,6 +4,7 @@
 //! [`store`]'s matter, and a store never fails a call: what cannot be read is not there, what cannot be written is not kept. Those who ask
 //! the same at once share one answer ([`flight`]). When the cache is asked is written in `pipeline`.
 
+pub mod disk;
 pub mod entry;
 pub mod flight;
 mod keeper;
