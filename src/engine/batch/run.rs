@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use tokio::task::JoinSet;
 
-use super::control::Control;
+use super::control::{Control, Price};
 use super::rates::Rates;
 use crate::engine::config::Timeouts;
 use crate::engine::error::Error;
@@ -117,7 +117,8 @@ impl<S: Source, K> Shared<S, K> {
             let outcome = self.carry::<A>(call, timeouts).await.map_err(|error| error.at(index));
             // Nothing is paid for what the cache has.
             let is_free = outcome.as_ref().is_ok_and(|(_, receipt)| receipt.cached);
-            let used = outcome.as_ref().map(|(answer, _)| if is_free { Some(Usage::default()) } else { answer.usage() });
+            let used =
+                outcome.as_ref().map(|(answer, _)| if is_free { Some(Usage::default()) } else { answer.usage() });
             let price = outcome.as_ref().ok().and_then(|(_, receipt)| rates.price(&receipt.body));
             let price = if is_free { Some(Price { input: 0.0, output: 0.0 }) } else { price };
             self.control.end(used, price);
