@@ -32,7 +32,7 @@ from millstream.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from millstream._cache import Cache, CacheArgument
+    from millstream._cache import Cache, _CacheArgument
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
     from millstream._millstream import Endpoint, _Options
@@ -49,7 +49,7 @@ _NEVER = frozenset({"stream", "messages"})
 _ELSEWHERE = NOT_PARAMETERS.keys() - {"stream", "messages", "prompt", "prompts"}
 
 
-def _cache(cache: CacheArgument) -> Cache:
+def _cache(cache: _CacheArgument) -> Cache:
     from millstream._cache import Cache  # not at the top: few need it
 
     return Cache._given(cache)
@@ -90,7 +90,7 @@ class Base:
         max_concurrency: int | Literal["auto"] | None = None,
         rate_limiter: RateLimiter | None = None,
         hedge_after: float | Literal["p95"] | None = None,
-        cache: CacheArgument | None = None,
+        cache: _CacheArgument | None = None,
         default_headers: Mapping[str, str] | None = None,
         default_query: Mapping[str, object] | None = None,
         organization: str | None = None,
@@ -256,7 +256,7 @@ class Base:
         max_concurrency: int | Literal["auto"] | None = None,
         rate_limiter: RateLimiter | NotGiven | None = NOT_GIVEN,
         hedge_after: float | Literal["p95"] | NotGiven | None = NOT_GIVEN,
-        cache: CacheArgument | NotGiven | None = NOT_GIVEN,
+        cache: _CacheArgument | NotGiven | None = NOT_GIVEN,
         default_headers: Mapping[str, str] | None = None,
         default_query: Mapping[str, object] | None = None,
         organization: str | None = None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from millstream._prices import Prices, PriceTable
 
     _Flaw: TypeAlias = Literal["truncated", "filtered", "empty"]
-    CacheArgument: TypeAlias = "Cache | str | os.PathLike[str]"
+    _CacheArgument: TypeAlias = "Cache | str | os.PathLike[str]"
 
 _MEGABYTE = 1 << 20
 _SEPARATORS = {os.sep, os.altsep or os.sep}
@@ -148,7 +148,7 @@ class Cache:
             _open.add(self._native)
 
     @classmethod
-    def _given(cls, cache: CacheArgument) -> Cache:
+    def _given(cls, cache: _CacheArgument) -> Cache:
         """What an argument ``cache=`` means."""
         return cache if isinstance(cache, Cache) else cls(cache)
 
