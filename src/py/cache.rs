@@ -80,7 +80,7 @@ impl NativeCache {
     /// The counters, by the names of `CacheStats`' fields: through `pending`, or blocking without it.
     fn stats(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
         let cache = self.0.get().or_raise(py)?;
-        dispatch(py, pending, async move { Ok(cache.stats().await) }, |py, stats| to_dict(py, stats))
+        dispatch(py, pending, async move { Ok(cache.stats().await) }, to_dict)
     }
 
     /// Forgets everything.
