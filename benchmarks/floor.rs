@@ -231,6 +231,7 @@ impl EngineLoop {
             idempotency: Some(Arc::default()),
             timeouts: Timeouts { total: Some(Duration::from_secs(60)), ..Timeouts::default() },
             bulk: None,
+            caching: None,
             metrics,
         };
         let model = field("/model");

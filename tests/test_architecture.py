@@ -34,9 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"error", "secret", "types"},
     "multipart": set(),
     "disk": {"error"},
+    "canonical": set(),
 }
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("provider", "limit", "retry", "transport")}
-MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("keys", "stream")}
+MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("keys", "stream", "cache")}
 MAY_IMPORT["pipeline"] = set(MAY_IMPORT)
 MAY_IMPORT["batch"] = set(MAY_IMPORT)
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("jobs", "embed")}

@@ -30,6 +30,7 @@ def test_there_are_blocks_to_run() -> None:
     assert {page for page, _ in blocks()} >= {
         "batch-apis.md",
         "bulk.md",
+        "cache.md",
         "concurrency.md",
         "keys.md",
         "limits.md",

@@ -56,6 +56,7 @@ from millstream.exceptions import (
 if TYPE_CHECKING:
     from millstream import types as types
     from millstream._batch_policy import AdaptiveBatchPolicy
+    from millstream._cache import Cache, CacheStats
     from millstream._config import CompletionConfig, Timeout
     from millstream._create import create_client, create_from_config
     from millstream._embedding_batcher import EmbeddingBatcher
@@ -77,6 +78,8 @@ else:
         "BatchResults": "_results",
         "BatchStream": "_run",
         "BatchSummary": "_results",
+        "Cache": "_cache",
+        "CacheStats": "_cache",
         "ClientStats": "types",
         "CompletionConfig": "_config",
         "EmbeddingBatcher": "_embedding_batcher",
@@ -128,6 +131,8 @@ __all__ = [
     "BatchStoppedError",
     "BatchStream",
     "BatchSummary",
+    "Cache",
+    "CacheStats",
     "ChatCompletion",
     "ChatCompletionChunk",
     "Client",

@@ -108,6 +108,10 @@ KINDS: Mapping[str, Kind] = {
     "path": TEXT._replace(optional=False),
     "json": Kind(lambda value: isinstance(value, Mapping), "a dict"),
     "max_concurrent": INTEGER,
+    # A call's; a client's is more than that.
+    "cache": FLAG._replace(optional=True),
+    "refresh": FLAG,
+    "sample_index": INTEGER,
     "priority": Kind(_is_integer, "an int", optional=False, least=-(2**31), most=2**31 - 1),
     # A `Timeout`'s.
     "timeout.total": SECONDS,

@@ -32,11 +32,12 @@ from millstream.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from millstream._cache import Cache, _CacheArgument
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
     from millstream._millstream import Endpoint, _Options
     from millstream._retry import RetryPolicy
-    from millstream._settings import ApiKey
+    from millstream._settings import ApiKey, CallCache
     from millstream._token import Token
     from millstream.types import ClientStats
 
@@ -46,6 +47,12 @@ _NEVER = frozenset({"stream", "messages"})
 
 # What would go to the server unseen; the others are request fields of one path or another.
 _ELSEWHERE = NOT_PARAMETERS.keys() - {"stream", "messages", "prompt", "prompts"}
+
+
+def _cache(cache: _CacheArgument) -> Cache:
+    from millstream._cache import Cache  # not at the top: few need it
+
+    return Cache._given(cache)
 
 
 def _token(secrets: Secrets) -> Token | None:
@@ -83,6 +90,7 @@ class Base:
         max_concurrency: int | Literal["auto"] | None = None,
         rate_limiter: RateLimiter | None = None,
         hedge_after: float | Literal["p95"] | None = None,
+        cache: _CacheArgument | None = None,
         default_headers: Mapping[str, str] | None = None,
         default_query: Mapping[str, object] | None = None,
         organization: str | None = None,
@@ -135,6 +143,9 @@ class Base:
             hedge_after: Send a request a second time when it has taken so many seconds, or longer than 95 % of the
                 last ones (``"p95"``); the first answer counts and the other is cancelled. Both may be billed. At
                 most one request in twenty. Default: never.
+            cache: Give an answer again to whoever asks the same: ``"memory"``, ``"disk"``, the
+                path of a folder, or a `Cache`. See ``docs/cache.md``.
+                Default: ask each time.
             default_headers: Headers for every request. They may replace the key's, not ``Host`` or
                 ``Content-Length``. Before them go those of ``OPENAI_CUSTOM_HEADERS`` or ``ANTHROPIC_CUSTOM_HEADERS``
                 (lines of ``Name: value``), for the same hosts as the environment's key.
@@ -221,6 +232,7 @@ class Base:
             rate_limiter=rate_limiter,
             hedge_after=hedge_after,
             fallback_models=model_names(fallback_models, where),
+            cache=None if cache is None else _cache(cache),
             http2=http2,
             allow_http=allow_http,
         )
@@ -244,6 +256,7 @@ class Base:
         max_concurrency: int | Literal["auto"] | None = None,
         rate_limiter: RateLimiter | NotGiven | None = NOT_GIVEN,
         hedge_after: float | Literal["p95"] | NotGiven | None = NOT_GIVEN,
+        cache: _CacheArgument | NotGiven | None = NOT_GIVEN,
         default_headers: Mapping[str, str] | None = None,
         default_query: Mapping[str, object] | None = None,
         organization: str | None = None,
@@ -303,6 +316,8 @@ class Base:
             changes["rate_limiter"] = rate_limiter
         if not isinstance(hedge_after, NotGiven):
             changes["hedge_after"] = hedge_after
+        if not isinstance(cache, NotGiven):
+            changes["cache"] = None if cache is None else _cache(cache)
         settings = settings._replace(**changes)
         secrets.find_usual_headers(settings, settings.server.base_url)
         other = object.__new__(type(self))
@@ -347,6 +362,7 @@ class Base:
         *,
         max_concurrent: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        caching: CallCache | None = None,
     ) -> _Options:
         """The request's fields; the nearest word wins: argument, call's config, client's config, client's model."""
         settings = self._settings
@@ -377,6 +393,7 @@ class Base:
             and queue_timeout is NOT_GIVEN
             and hidden is None
             and max_retries is None
+            and caching is None
             and priority == 0
         ):
             # Most calls are like that, and the engine has them ready.
@@ -394,7 +411,7 @@ class Base:
         )
         given = None if isinstance(timeout, NotGiven) else (timeout,)
         queue = None if isinstance(queue_timeout, NotGiven) else (queue_timeout,)
-        return model, fields, given, hidden, queue, priority, max_retries
+        return model, fields, given, hidden, queue, priority, max_retries, caching
 
     def _post_options(
         self,
@@ -407,6 +424,8 @@ class Base:
         hidden: Hidden | None,
         params: Mapping[str, Any],
         extra_body: Mapping[str, Any] | None = None,
+        *,
+        caching: CallCache | None = None,
     ) -> _Options:
         """Those of a call that is no chat: the fields of a config are a chat's. No ``path`` is any, unknown to us."""
         settings = self._settings
@@ -439,7 +458,7 @@ class Base:
         )
         given = None if isinstance(timeout, NotGiven) else (timeout,)
         queue = None if isinstance(queue_timeout, NotGiven) else (queue_timeout,)
-        return model, fields, given, hidden, queue, priority, max_retries
+        return model, fields, given, hidden, queue, priority, max_retries, caching
 
     def __repr__(self) -> str:
         if not hasattr(self, "_native"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, overload
 from millstream._millstream import ChatMessage
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._raw import AsyncWithRawResponse, WithRawResponse
-from millstream._settings import hide
+from millstream._settings import call_cache, hide
 from millstream._stream import AsyncStream, Stream
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ class AsyncCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion: ...
@@ -81,6 +84,9 @@ class AsyncCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> AsyncStream[ChatCompletionChunk]: ...
@@ -98,6 +104,9 @@ class AsyncCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]: ...
@@ -114,6 +123,9 @@ class AsyncCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
@@ -132,6 +144,9 @@ class AsyncCompletions:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields, as openai-python wants them; here they may as well stand in
                 ``params``.
             **params: Request fields, sent untouched.
@@ -145,7 +160,17 @@ class AsyncCompletions:
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, params, extra_body=extra_body
+            None,
+            model,
+            None,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            extra_body=extra_body,
+            caching=call_cache(cache, refresh, sample_index),
         )
         if not stream:
             return await self._client._ask(
@@ -176,6 +201,9 @@ class AsyncCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[T]: ...
@@ -194,6 +222,9 @@ class AsyncCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[Any]: ...
@@ -211,6 +242,9 @@ class AsyncCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[Any]:
@@ -229,6 +263,9 @@ class AsyncCompletions:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields, as in `create`.
             **params: Request fields, sent untouched.
 
@@ -249,7 +286,17 @@ class AsyncCompletions:
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = form._fields({**params, **(extra_body or {})})
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, params, extra_body=fields
+            None,
+            model,
+            None,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            extra_body=fields,
+            caching=call_cache(cache, refresh, sample_index),
         )
         tries = _structured.Tries(_structured.parsed_of, form, _messages(messages), validation_retries)
         while tries.open:
@@ -301,6 +348,9 @@ class Completions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion: ...
@@ -318,6 +368,9 @@ class Completions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Stream[ChatCompletionChunk]: ...
@@ -335,6 +388,9 @@ class Completions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion | Stream[ChatCompletionChunk]: ...
@@ -351,6 +407,9 @@ class Completions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ChatCompletion | Stream[ChatCompletionChunk]:
@@ -369,6 +428,9 @@ class Completions:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields, as openai-python wants them; here they may as well stand in
                 ``params``.
             **params: Request fields, sent untouched.
@@ -382,7 +444,17 @@ class Completions:
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, params, extra_body=extra_body
+            None,
+            model,
+            None,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            extra_body=extra_body,
+            caching=call_cache(cache, refresh, sample_index),
         )
         if not stream:
             return self._client._ask(
@@ -413,6 +485,9 @@ class Completions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[T]: ...
@@ -431,6 +506,9 @@ class Completions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[Any]: ...
@@ -448,6 +526,9 @@ class Completions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> ParsedChatCompletion[Any]:
@@ -466,6 +547,9 @@ class Completions:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields, as in `create`.
             **params: Request fields, sent untouched.
 
@@ -486,7 +570,17 @@ class Completions:
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = form._fields({**params, **(extra_body or {})})
         options = self._client._options(
-            None, model, None, timeout, queue_timeout, priority, max_retries, hidden, params, extra_body=fields
+            None,
+            model,
+            None,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            extra_body=fields,
+            caching=call_cache(cache, refresh, sample_index),
         )
         tries = _structured.Tries(_structured.parsed_of, form, _messages(messages), validation_retries)
         while tries.open:

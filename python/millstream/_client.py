@@ -20,7 +20,7 @@ from millstream._models import AsyncModels, Models
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._prompts import checked_prompt, checked_prompts, kept
 from millstream._responses import AsyncResponses, Responses
-from millstream._settings import hide
+from millstream._settings import call_cache, hide
 from millstream._stream import (
     AsyncEventStream,
     AsyncMergedStream,
@@ -93,6 +93,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> str: ...
 
@@ -112,6 +115,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> T: ...
 
@@ -131,6 +137,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Any: ...
 
@@ -149,6 +158,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Any:
         """Ask one prompt.
@@ -169,6 +181,9 @@ class AsyncClient(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
         Returns:
@@ -187,14 +202,34 @@ class AsyncClient(Base):
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         if response_model is None:
             options = self._options(
-                system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params
+                system,
+                model,
+                config,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                params,
+                caching=call_cache(cache, refresh, sample_index),
             )
             return await self._ask(options, self._native.chat, prompt, system, options, text_only=True)
         from millstream._structured import Tries, response_format, value_of
 
         form = response_format(response_model)
         params = form._fields(params)
-        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        options = self._options(
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            caching=call_cache(cache, refresh, sample_index),
+        )
         tries = Tries(value_of, form, checked_prompt(prompt), validation_retries)
         while tries.open:
             tries.take(await self._ask(options, self._native.chat, tries.prompt, system, options, text_only=False))
@@ -218,6 +253,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[str]: ...
 
@@ -239,6 +277,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
 
@@ -260,6 +301,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[T]: ...
 
@@ -281,6 +325,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[T | MillstreamError]: ...
 
@@ -302,6 +349,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[Any]: ...
 
@@ -322,6 +372,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[Any]:
         """Ask many prompts at once; the answers come back in the prompts' order.
@@ -346,6 +399,9 @@ class AsyncClient(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -375,6 +431,7 @@ class AsyncClient(Base):
                 hidden,
                 params,
                 max_concurrent=max_concurrent,
+                caching=call_cache(cache, refresh, sample_index),
             )
             batch = BatchTries(form, checked_prompts(prompts), validation_retries, keep_errors=return_exceptions)
             for asked in batch.rounds():
@@ -404,6 +461,7 @@ class AsyncClient(Base):
             hidden,
             params,
             max_concurrent=max_concurrent,
+            caching=call_cache(cache, refresh, sample_index),
         )
         if self._settings.token is not None:
             await self._settings.token.ask_awaiting(options)
@@ -435,6 +493,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> AsyncStream[str]:
         """Ask one prompt and read the answer as it comes.
@@ -454,6 +515,9 @@ class AsyncClient(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -465,7 +529,18 @@ class AsyncClient(Base):
             APIError: While it is read: no answer, or the server reported an error in the middle of it.
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
-        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        options = self._options(
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            caching=call_cache(cache, refresh, sample_index),
+        )
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
         if self._settings.token is None:
             return AsyncStream(native)
@@ -494,6 +569,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> AsyncMergedStream[tuple[int, str]]: ...
 
@@ -513,6 +591,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> AsyncMergedStream[tuple[int, str | MillstreamError]]: ...
 
@@ -531,6 +612,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> AsyncMergedStream[Any]:
         """Ask many prompts at once and read all answers as they come, merged into one stream.
@@ -551,6 +635,9 @@ class AsyncClient(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -573,6 +660,7 @@ class AsyncClient(Base):
             hidden,
             params,
             max_concurrent=max_concurrent,
+            caching=call_cache(cache, refresh, sample_index),
         )
         token = self._settings.token
         asked = checked_prompts(prompts)
@@ -625,6 +713,9 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
     ) -> Reply:
         """Post JSON to any path of the server, with limits, retries, keys and window as for every other call.
 
@@ -637,6 +728,9 @@ class AsyncClient(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature and the path.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
 
         Returns:
             The answer, a JSON object, whose fields are attributes.
@@ -650,7 +744,17 @@ class AsyncClient(Base):
         check({"path": path, "json": json})
         if json is not None and json.get("stream"):
             raise ConfigurationError("post() reads whole answers; leave stream out")
-        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, json or {})
+        options = self._post_options(
+            None,
+            None,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            json or {},
+            caching=call_cache(cache, refresh, sample_index),
+        )
         return await self._ask(options, self._native.post, path, options, "Reply")
 
     async def get(
@@ -1098,6 +1202,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> str: ...
 
@@ -1117,6 +1224,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> T: ...
 
@@ -1136,6 +1246,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Any: ...
 
@@ -1154,6 +1267,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Any:
         """Ask one prompt.
@@ -1174,6 +1290,9 @@ class Client(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields (``temperature=``, ``max_tokens=``, a server's own), sent untouched.
 
         Returns:
@@ -1192,14 +1311,34 @@ class Client(Base):
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         if response_model is None:
             options = self._options(
-                system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params
+                system,
+                model,
+                config,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                params,
+                caching=call_cache(cache, refresh, sample_index),
             )
             return self._ask(options, self._native.chat, prompt, system, options, text_only=True)
         from millstream._structured import Tries, response_format, value_of
 
         form = response_format(response_model)
         params = form._fields(params)
-        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        options = self._options(
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            caching=call_cache(cache, refresh, sample_index),
+        )
         tries = Tries(value_of, form, checked_prompt(prompt), validation_retries)
         while tries.open:
             tries.take(self._ask(options, self._native.chat, tries.prompt, system, options, text_only=False))
@@ -1223,6 +1362,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[str]: ...
 
@@ -1244,6 +1386,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[str | MillstreamError]: ...
 
@@ -1265,6 +1410,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[T]: ...
 
@@ -1286,6 +1434,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[T | MillstreamError]: ...
 
@@ -1307,6 +1458,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[Any]: ...
 
@@ -1327,6 +1481,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> list[Any]:
         """Ask many prompts at once; the answers come back in the prompts' order.
@@ -1351,6 +1508,9 @@ class Client(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -1378,6 +1538,7 @@ class Client(Base):
                 hidden,
                 params,
                 max_concurrent=max_concurrent,
+                caching=call_cache(cache, refresh, sample_index),
             )
             batch = BatchTries(form, checked_prompts(prompts), validation_retries, keep_errors=return_exceptions)
             for asked in batch.rounds():
@@ -1406,6 +1567,7 @@ class Client(Base):
             hidden,
             params,
             max_concurrent=max_concurrent,
+            caching=call_cache(cache, refresh, sample_index),
         )
         if self._settings.token is not None:
             self._settings.token.ask(options, _NO_WAITING)
@@ -1433,6 +1595,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> Stream[str]:
         """Ask one prompt and read the answer as it comes.
@@ -1452,6 +1617,9 @@ class Client(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -1463,7 +1631,18 @@ class Client(Base):
             APIError: While it is read: no answer, or the server reported an error in the middle of it.
         """
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
-        options = self._options(system, model, config, timeout, queue_timeout, priority, max_retries, hidden, params)
+        options = self._options(
+            system,
+            model,
+            config,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            params,
+            caching=call_cache(cache, refresh, sample_index),
+        )
         native = self._native.chat_stream(prompt, system, options, text_only=True, with_usage=False)
         if self._settings.token is None:
             return Stream(native)
@@ -1492,6 +1671,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> MergedStream[tuple[int, str]]: ...
 
@@ -1511,6 +1693,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> MergedStream[tuple[int, str | MillstreamError]]: ...
 
@@ -1529,6 +1714,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         **params: Any,
     ) -> MergedStream[Any]:
         """Ask many prompts at once and read all answers as they come, merged into one stream.
@@ -1549,6 +1737,9 @@ class Client(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             **params: Request fields, sent untouched.
 
         Returns:
@@ -1571,6 +1762,7 @@ class Client(Base):
             hidden,
             params,
             max_concurrent=max_concurrent,
+            caching=call_cache(cache, refresh, sample_index),
         )
         token = self._settings.token
         asked = checked_prompts(prompts)
@@ -1623,6 +1815,9 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
     ) -> Reply:
         """Post JSON to any path of the server, with limits, retries, keys and window as for every other call.
 
@@ -1635,6 +1830,9 @@ class Client(Base):
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature and the path.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
 
         Returns:
             The answer, a JSON object, whose fields are attributes.
@@ -1648,7 +1846,17 @@ class Client(Base):
         check({"path": path, "json": json})
         if json is not None and json.get("stream"):
             raise ConfigurationError("post() reads whole answers; leave stream out")
-        options = self._post_options(None, None, timeout, queue_timeout, priority, max_retries, hidden, json or {})
+        options = self._post_options(
+            None,
+            None,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            json or {},
+            caching=call_cache(cache, refresh, sample_index),
+        )
         return self._ask(options, self._native.post, path, options, "Reply")
 
     def get(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from millstream._millstream import Completion
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._raw import AsyncWithRawResponse, WithRawResponse
-from millstream._settings import hide
+from millstream._settings import call_cache, hide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +43,9 @@ class AsyncTextCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Completion: ...
@@ -60,6 +63,9 @@ class AsyncTextCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> AsyncEventStream[Completion]: ...
@@ -77,6 +83,9 @@ class AsyncTextCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Completion | AsyncEventStream[Completion]: ...
@@ -93,6 +102,9 @@ class AsyncTextCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Completion | AsyncEventStream[Completion]:
@@ -108,6 +120,9 @@ class AsyncTextCompletions:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields.
             **params: Request fields, sent untouched.
 
@@ -123,7 +138,16 @@ class AsyncTextCompletions:
         if stream:
             fields["stream"] = True
         options = self._client._post_options(
-            "completions", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "completions",
+            model,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            fields,
+            extra_body,
+            caching=call_cache(cache, refresh, sample_index),
         )
         return await self._client._post_or_stream(options, "completions", Completion, stream)
 
@@ -154,6 +178,9 @@ class TextCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Completion: ...
@@ -171,6 +198,9 @@ class TextCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> EventStream[Completion]: ...
@@ -188,6 +218,9 @@ class TextCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Completion | EventStream[Completion]: ...
@@ -204,6 +237,9 @@ class TextCompletions:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Completion | EventStream[Completion]:
@@ -219,6 +255,9 @@ class TextCompletions:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields.
             **params: Request fields, sent untouched.
 
@@ -234,6 +273,15 @@ class TextCompletions:
         if stream:
             fields["stream"] = True
         options = self._client._post_options(
-            "completions", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "completions",
+            model,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            fields,
+            extra_body,
+            caching=call_cache(cache, refresh, sample_index),
         )
         return self._client._post_or_stream(options, "completions", Completion, stream)

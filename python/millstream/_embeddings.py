@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._arguments import check
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._raw import AsyncWithRawResponse, WithRawResponse
-from millstream._settings import hide
+from millstream._settings import call_cache, hide
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class AsyncEmbeddings:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> CreateEmbeddingResponse:
@@ -67,6 +70,9 @@ class AsyncEmbeddings:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields.
             **params: Request fields, sent untouched.
 
@@ -81,7 +87,16 @@ class AsyncEmbeddings:
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = _fields(input, dimensions, encoding_format, params)
         options = self._client._post_options(
-            "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "embeddings",
+            model,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            fields,
+            extra_body,
+            caching=call_cache(cache, refresh, sample_index),
         )
         return await self._client._ask(options, self._client._native.embeddings, options, _count(input))
 
@@ -112,6 +127,9 @@ class Embeddings:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> CreateEmbeddingResponse:
@@ -131,6 +149,9 @@ class Embeddings:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields.
             **params: Request fields, sent untouched.
 
@@ -145,7 +166,16 @@ class Embeddings:
         hidden, extra_headers, extra_query = hide(extra_headers, extra_query), None, None
         fields = _fields(input, dimensions, encoding_format, params)
         options = self._client._post_options(
-            "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "embeddings",
+            model,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            fields,
+            extra_body,
+            caching=call_cache(cache, refresh, sample_index),
         )
         return self._client._ask(options, self._client._native.embeddings, options, _count(input))
 

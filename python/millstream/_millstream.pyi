@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NoReturn, Self, TypeAlias, final, overlo
 from typing_extensions import disjoint_base
 
 from millstream._config import Timeout
-from millstream._settings import Hidden
+from millstream._settings import CallCache, Hidden
 from millstream.exceptions import MillstreamError
 from millstream.testing import Answer, Limits, Streaming
 from millstream.types import Record
@@ -38,6 +38,7 @@ __all__ = [
     "MockStats",
     "NativeAdaptiveBatchPolicy",
     "NativeBatch",
+    "NativeCache",
     "NativeClient",
     "NativeEmbedding",
     "NativeFileRun",
@@ -86,6 +87,7 @@ _Options: TypeAlias = (
         tuple[float | None] | None,
         int,
         int | None,
+        CallCache | None,
     ]
     | str
 )
@@ -357,6 +359,7 @@ class NativeClient:
         rate_limiter: NativeRateLimiter | None,
         hedge_after: float | Literal["p95"] | None,
         fallback_models: list[str],
+        cache: NativeCache | None,
         http2: bool,
         allow_http: bool,
     ) -> NativeClient: ...
@@ -556,6 +559,23 @@ _Amounts: TypeAlias = tuple[float, float, float, float]
 _Rule: TypeAlias = tuple[str, float, float, float | None]
 
 @final
+class NativeCache:
+    def __new__(
+        cls,
+        place: tuple[str, str],
+        *,
+        ttl: float | None,
+        max_bytes: int,
+        memory_bytes: int,
+        shared: bool,
+        any_temperature: bool,
+        also_keep: list[str],
+    ) -> NativeCache: ...
+    def stats(self, pending: Pending | None) -> dict[str, Any]: ...
+    def clear(self, pending: Pending | None) -> None: ...
+    def flush(self, pending: Pending | None) -> None: ...
+
+@final
 class NativeRateLimiter:
     def __new__(cls, rules: list[_Rule], sliding: bool) -> NativeRateLimiter: ...
     def acquire(
@@ -675,6 +695,9 @@ class ChatCompletion:
         """HTTP requests made, the first included."""
 
     @property
+    def cached(self) -> bool:
+        """Whether it was not asked for: it was kept, or another call asked the same at the same time."""
+    @property
     def queue_time(self) -> float:
         """Seconds from the call to its admission: the wait for a place in flight and for the rate limit.
 
@@ -703,6 +726,7 @@ class ChatCompletion:
         queue_time: float,
         elapsed: float,
         raw: bytes | None,
+        cached: bool,
     ) -> ChatCompletion: ...
 
 @final
@@ -1045,6 +1069,9 @@ class Reply:
     def attempts(self) -> int:
         """HTTP requests made, the first included."""
 
+    @property
+    def cached(self) -> bool:
+        """Whether it was not asked for: it was kept, or another call asked the same at the same time."""
     @property
     def queue_time(self) -> float:
         """Seconds from the call to its admission: the wait for a place in flight and for the rate limit.

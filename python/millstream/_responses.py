@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from millstream._millstream import Response
 from millstream._not_given import NOT_GIVEN, NotGiven
 from millstream._raw import AsyncWithRawResponse, WithRawResponse
-from millstream._settings import hide
+from millstream._settings import call_cache, hide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +43,9 @@ class AsyncResponses:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Response: ...
@@ -60,6 +63,9 @@ class AsyncResponses:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> AsyncEventStream[Response]: ...
@@ -77,6 +83,9 @@ class AsyncResponses:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Response | AsyncEventStream[Response]: ...
@@ -93,6 +102,9 @@ class AsyncResponses:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Response | AsyncEventStream[Response]:
@@ -108,6 +120,9 @@ class AsyncResponses:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields.
             **params: Request fields, sent untouched.
 
@@ -123,7 +138,16 @@ class AsyncResponses:
         if stream:
             fields["stream"] = True
         options = self._client._post_options(
-            "responses", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "responses",
+            model,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            fields,
+            extra_body,
+            caching=call_cache(cache, refresh, sample_index),
         )
         return await self._client._post_or_stream(options, "responses", Response, stream)
 
@@ -154,6 +178,9 @@ class Responses:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Response: ...
@@ -171,6 +198,9 @@ class Responses:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> EventStream[Response]: ...
@@ -188,6 +218,9 @@ class Responses:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Response | EventStream[Response]: ...
@@ -204,6 +237,9 @@ class Responses:
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
+        sample_index: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Response | EventStream[Response]:
@@ -219,6 +255,9 @@ class Responses:
             extra_headers: Headers for this request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: False: leave the client's cache out. True: use it, whatever the temperature.
+            refresh: Ask anew, and keep the answer in place of the one that is kept.
+            sample_index: Which of several answers to one question is wanted, each kept apart. Default: the only one.
             extra_body: Further request fields.
             **params: Request fields, sent untouched.
 
@@ -234,6 +273,15 @@ class Responses:
         if stream:
             fields["stream"] = True
         options = self._client._post_options(
-            "responses", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+            "responses",
+            model,
+            timeout,
+            queue_timeout,
+            priority,
+            max_retries,
+            hidden,
+            fields,
+            extra_body,
+            caching=call_cache(cache, refresh, sample_index),
         )
         return self._client._post_or_stream(options, "responses", Response, stream)

@@ -6,11 +6,13 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from millstream._arguments import check
 from millstream._millstream import Endpoint, NativeClient, is_secret_header
 from millstream._providers import Server, check_key_is_not_needed, environment_key, is_own_host, model_name
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from millstream._cache import Cache
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
     from millstream._retry import RetryPolicy
@@ -40,6 +42,20 @@ def hide(headers: Mapping[str, str] | Hidden | None, query: Mapping[str, object]
     if isinstance(headers, Hidden):
         return headers
     return None if headers is None and query is None else Hidden(headers, query)
+
+
+CallCache = tuple[bool | None, bool, int | None]
+"""Whether the cache is used, whether what it has is replaced, and which of several answers is wanted."""
+
+
+def call_cache(cache: bool | None, refresh: bool, sample_index: int | None) -> CallCache | None:
+    """What one call says of the cache; None for nothing."""
+    if cache is None and refresh is False and sample_index is None:
+        return None
+    check({"cache": cache, "refresh": refresh, "sample_index": sample_index})
+    if cache is False and (refresh or sample_index is not None):
+        raise ConfigurationError("cache=False leaves nothing to refresh= or sample_index=")
+    return cache, refresh, sample_index
 
 
 class Secrets:
@@ -134,6 +150,7 @@ class Settings(NamedTuple):
     rate_limiter: RateLimiter | None
     hedge_after: float | Literal["p95"] | None
     fallback_models: tuple[str, ...]
+    cache: Cache | None
     http2: bool
     allow_http: bool
 
@@ -162,6 +179,7 @@ class Settings(NamedTuple):
             rate_limiter=None if self.rate_limiter is None else self.rate_limiter._native,
             hedge_after=self.hedge_after,
             fallback_models=list(self.fallback_models),
+            cache=None if self.cache is None else self.cache._native,
             http2=self.http2,
             allow_http=self.allow_http,
         )

@@ -302,9 +302,14 @@ impl Error {
     /// The same for another item of the batch, which asked the same; what caused it stays with the first.
     #[must_use]
     pub fn twin(&self, index: usize) -> Self {
+        self.copy().at(index)
+    }
+
+    /// The same once more; what caused it stays with the first.
+    #[must_use]
+    pub fn copy(&self) -> Self {
         let inner = &*self.0;
         Self(Box::new(Inner {
-            index: Some(index),
             source: None,
             summary: inner.summary.clone(),
             http: inner.http.clone(),

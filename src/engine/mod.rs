@@ -6,14 +6,17 @@
 //! jobs  embed
 //! batch
 //! pipeline
-//! keys  stream
+//! keys  stream  cache
 //! provider  limit  retry  transport
 //! error  types  config  secret  service  sse  tokens  metrics  multipart  disk
+//! canonical
 //! ```
 //!
 //! All waiting goes through tokio's clock, so a test can pause it.
 
 pub mod batch;
+pub mod cache;
+pub mod canonical;
 pub mod config;
 pub mod disk;
 pub mod embed;

@@ -98,7 +98,7 @@ impl ApiKey {
 pub fn scrub<'a>(headers: &HeaderMap, text: &'a [u8]) -> Cow<'a, [u8]> {
     let mut clean = Cow::Borrowed(text);
     for secret in secrets(headers) {
-        if clean.windows(secret.len()).any(|window| window == secret.as_bytes()) {
+        if memchr::memmem::find(&clean, secret.as_bytes()).is_some() {
             clean = Cow::Owned(String::from_utf8_lossy(&clean).replace(secret, MASK).into_bytes());
         }
     }

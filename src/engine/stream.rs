@@ -374,6 +374,11 @@ impl Writer {
         Self { feed: None, number: 0, wanted: Wanted::Chunks, events: None, progress: Mutex::default() }
     }
 
+    /// Whether somebody reads its pieces as they come.
+    pub fn has_reader(&self) -> bool {
+        self.feed.is_some()
+    }
+
     /// Whether it is a chat's.
     pub fn is_chat(&self) -> bool {
         self.events.is_none()

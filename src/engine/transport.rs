@@ -97,6 +97,17 @@ impl Target {
         let host = url.host_str().unwrap_or("the server").to_owned();
         Self { method, uri: url.as_str().parse().ok(), host, headers }
     }
+
+    /// The URL in parts, each of which says something of where a request goes.
+    pub fn url_parts(&self) -> [&str; 3] {
+        let Some(uri) = &self.uri else { return [&self.host, "", ""] };
+        let (scheme, authority) = (uri.scheme_str(), uri.authority().map(http::uri::Authority::as_str));
+        [
+            scheme.unwrap_or_default(),
+            authority.unwrap_or_default(),
+            uri.path_and_query().map_or("", |path| path.as_str()),
+        ]
+    }
 }
 
 /// One HTTP request.

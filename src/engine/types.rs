@@ -200,6 +200,8 @@ pub struct Receipt {
     pub queue_time: Duration,
     /// From the admission to the end of the answer, all attempts and the other waits between them included.
     pub elapsed: Duration,
+    /// Whether it was not asked for: it was kept, or another asked the same at the same time.
+    pub cached: bool,
 }
 
 /// What a rate limit counts.

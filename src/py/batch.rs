@@ -140,6 +140,7 @@ impl NativeBatch {
         custom_id: Option<Py<PyAny>>,
     ) -> PyResult<BatchResult> {
         let Ended { index, outcome, cached } = ended;
+        let cached = cached || outcome.as_ref().is_ok_and(|answer| answer.receipt.cached);
         let (answer, error, spent) = match outcome {
             Ok(answer) => {
                 let receipt = &answer.receipt;

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch::{Dollars, NativeBatch};
 use super::bridge::{Pending, dispatch};
+use super::cache::{self, NativeCache};
 use super::embeddings::{self, Embeddings, NativeEmbedding, NativeTexts, Sizes};
 use super::endpoint::Endpoint;
 use super::errors::{self, OrRaise};
@@ -42,7 +43,7 @@ use crate::engine::jobs::Defaults;
 use crate::engine::keys::{Keys, Lanes, Route, UpstreamConfig};
 use crate::engine::limit::{AutoConcurrency, Window};
 use crate::engine::metrics::Metrics;
-use crate::engine::pipeline::{Bulk, Call, FileBody, Form, Hedge, Pipeline, read_file};
+use crate::engine::pipeline::{Bulk, Caching, Call, FileBody, Form, Hedge, Pipeline, read_file};
 use crate::engine::provider::ChatTemplate;
 use crate::engine::provider::event::EventKind;
 use crate::engine::retry::{HedgeAfter, HedgeBudget, HedgePolicy, IdempotencyKeys, RetryBudget, RetryPolicy};
@@ -130,6 +131,7 @@ pub(crate) struct NativeClient {
     keys: Arc<PerProcess<Keys>>,
     window: Arc<PerProcess<Window>>,
     limiter: Option<Arc<limiter::Shared>>,
+    cache: Option<Arc<cache::Shared>>,
     retry: RetryPolicy,
     budget: Arc<PerProcess<RetryBudget>>,
     hedge: Option<HedgePolicy>,
@@ -157,7 +159,7 @@ impl NativeClient {
     #[pyo3(signature = (*, parent, provider, auth, api_version, base_url, endpoints, api_keys, inherit_key, headers,
                         usual_headers, query, timeout, connect_timeout,
                         queue_timeout, retry, max_retries, idempotency_key, max_concurrency, rate_limiter, hedge_after,
-                        fallback_models, http2, allow_http))]
+                        fallback_models, cache, http2, allow_http))]
     #[expect(
         clippy::too_many_arguments,
         clippy::fn_params_excessive_bools,
@@ -186,6 +188,7 @@ impl NativeClient {
         rate_limiter: Option<&Bound<'_, NativeRateLimiter>>,
         hedge_after: Option<HedgeArgument>,
         fallback_models: Vec<String>,
+        cache: Option<&Bound<'_, NativeCache>>,
         http2: bool,
         allow_http: bool,
     ) -> PyResult<Self> {
@@ -257,6 +260,7 @@ impl NativeClient {
             keys: shared(same_upstreams, |parent| &parent.keys),
             window: shared(same_window, |parent| &parent.window),
             limiter: rate_limiter.map(|limiter| Arc::clone(&limiter.get().0)),
+            cache: cache.map(|cache| Arc::clone(&cache.get().0)),
             retry,
             budget: shared(same_upstreams, |parent| &parent.budget),
             hedge,
@@ -747,6 +751,10 @@ impl NativeClient {
             return Err(Error::closed());
         }
         let model = config::model(options.model.as_deref())?;
+        if let Some(cache) = &self.cache {
+            // For its warnings.
+            cache.get()?;
+        }
         let plain = self.plain.get_or_make(|| {
             let pipeline = self.pipeline(options)?;
             let mut calls = ChatCalls::new(
@@ -757,6 +765,26 @@ impl NativeClient {
             Ok::<_, Error>(PlainCalls { model: model.to_owned(), pipeline: Arc::new(pipeline), calls })
         })?;
         Ok(Some(plain).filter(|plain| plain.model == model))
+    }
+
+    /// How a call uses the cache, if it does.
+    fn caching(&self, options: &Options) -> Result<Option<Caching>, Error> {
+        let CallCache { wanted, refresh, sample } = options.cache;
+        let Some(cache) = &self.cache else {
+            return if wanted == Some(true) || refresh {
+                Err(Error::configuration(
+                    "cache=True and refresh=True need a cache: give cache= to the client or to with_options()",
+                ))
+            } else {
+                Ok(None)
+            };
+        };
+        if wanted == Some(false) {
+            return Ok(None);
+        }
+        let sample = sample.map(|sample| config::count("sample_index", sample, 0)).transpose()?;
+        let asked_for = wanted == Some(true);
+        Ok(Some(Caching { cache: cache.get()?, asked_for, refresh, sample: sample.map(|sample| sample as u64) }))
     }
 
     fn pipeline(&self, options: &Options) -> Result<Pipeline, Error> {
@@ -791,6 +819,7 @@ impl NativeClient {
                 .transpose()?,
             timeouts,
             bulk: None,
+            caching: self.caching(options)?,
             metrics: self.metrics()?,
         })
     }
@@ -812,7 +841,19 @@ fn shared<T>(
     parent.map_or_else(|| Arc::new(PerProcess::new()), |parent| Arc::clone(value(parent)))
 }
 
-/// What one call can be told: `(model, fields, timeout, hidden, queue timeout, priority, retries)`, or the model alone.
+/// What one call can be told of the cache: whether it is used (`None`: as the client does), whether what is kept is replaced, and
+/// which of several answers is wanted.
+#[derive(Default, Clone, Copy, PartialEq, Eq, FromPyObject)]
+struct CallCache {
+    #[pyo3(item(0))]
+    wanted: Option<bool>,
+    #[pyo3(item(1))]
+    refresh: bool,
+    #[pyo3(item(2))]
+    sample: Option<i64>,
+}
+
+/// What one call can be told: `(model, fields, timeout, hidden, queue timeout, priority, retries, cache)`, or the model alone.
 #[derive(Default)]
 pub(super) struct Options {
     model: Option<String>,
@@ -830,6 +871,7 @@ pub(super) struct Options {
     priority: Priority,
     /// `None`: the client's.
     max_retries: Option<i64>,
+    cache: CallCache,
     temperature: Option<f64>,
 }
 
@@ -845,11 +887,13 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             Option<(Option<f64>,)>,
             Priority,
             Option<i64>,
+            Option<CallCache>,
         );
         if let Ok(model) = options.cast::<PyString>() {
             return Ok(Self { model: Some(to_text("model", &model)?), ..Self::default() });
         }
-        let (model, fields, timeout, hidden, queue_timeout, priority, max_retries): Parts<'py> = options.extract()?;
+        let (model, fields, timeout, hidden, queue_timeout, priority, max_retries, cache): Parts<'py> =
+            options.extract()?;
         let limit = |name| fields.get_item(name).ok().flatten().and_then(|value| value.extract::<u64>().ok());
         let limits = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         let temperature = fields.get_item("temperature").ok().flatten().and_then(|value| value.extract().ok());
@@ -868,6 +912,7 @@ impl<'py> FromPyObject<'_, 'py> for Options {
             queue_timeout: queue_timeout.map(|(seconds,)| seconds),
             priority,
             max_retries,
+            cache: cache.unwrap_or_default(),
             headers,
             query,
             key,
@@ -890,11 +935,13 @@ impl Options {
             queue_timeout,
             priority,
             max_retries,
+            cache,
             temperature: _,
         } = self;
         query.is_empty()
             && key.is_none()
             && max_retries.is_none()
+            && *cache == CallCache::default()
             && fields.is_empty()
             && timeout.is_none()
             && headers.is_none()

@@ -8,6 +8,7 @@
 mod batch;
 mod batch_policy;
 mod bridge;
+mod cache;
 mod chunks;
 mod client;
 mod clock;
@@ -41,6 +42,8 @@ mod _millstream {
     use super::batch_policy::NativeAdaptiveBatchPolicy;
     #[pymodule_export]
     use super::bridge::{Pending, Port, echo, quiesce};
+    #[pymodule_export]
+    use super::cache::NativeCache;
     #[pymodule_export]
     use super::chunks::{
         ChatCompletionChunk, ChoiceDelta, ChunkChoice, CustomCallDelta, FunctionCallDelta, ToolCallDelta,

@@ -10,9 +10,9 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::engine::types::Receipt;
 
-/// Body, status, headers, attempts, queue time, elapsed, and the body before it was translated.
-pub(crate) type Parts = (Vec<u8>, u16, Vec<(String, String)>, u32, f64, f64, Option<Vec<u8>>);
-type PyParts<'py> = (Bound<'py, PyBytes>, u16, Vec<(String, String)>, u32, f64, f64, Option<Bound<'py, PyBytes>>);
+/// Body, status, headers, attempts, queue time, elapsed, the body before it was translated, and whether it was cached.
+pub(crate) type Parts = (Vec<u8>, u16, Vec<(String, String)>, u32, f64, f64, Option<Vec<u8>>, bool);
+type PyParts<'py> = (Bound<'py, PyBytes>, u16, Vec<(String, String)>, u32, f64, f64, Option<Bound<'py, PyBytes>>, bool);
 
 /// Several of one name are one, as HTTP has it.
 pub(crate) fn headers<'py>(py: Python<'py>, receipt: &Receipt) -> PyResult<Bound<'py, PyDict>> {
@@ -41,13 +41,14 @@ pub(crate) fn parts<'py>(py: Python<'py>, receipt: &Receipt) -> PyParts<'py> {
         receipt.queue_time.as_secs_f64(),
         receipt.elapsed.as_secs_f64(),
         receipt.raw.as_ref().map(|raw| PyBytes::new(py, raw)),
+        receipt.cached,
     )
 }
 
 /// What a pickle held.
 pub(crate) fn restore(parts: Parts) -> PyResult<Receipt> {
     let bad = || PyValueError::new_err("not a pickled answer");
-    let (body, status, headers, attempts, queue_time, elapsed, raw) = parts;
+    let (body, status, headers, attempts, queue_time, elapsed, raw, cached) = parts;
     let mut map = HeaderMap::new();
     for (name, value) in &headers {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
@@ -63,5 +64,6 @@ pub(crate) fn restore(parts: Parts) -> PyResult<Receipt> {
         key_id: None,
         queue_time: Duration::try_from_secs_f64(queue_time).map_err(|_| bad())?,
         elapsed: Duration::try_from_secs_f64(elapsed).map_err(|_| bad())?,
+        cached,
     })
 }

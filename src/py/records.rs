@@ -149,6 +149,12 @@ impl ChatCompletion {
         self.0.receipt.attempts
     }
 
+    /// Whether it was not asked for: it was kept, or another call asked the same at the same time.
+    #[getter]
+    fn cached(&self) -> bool {
+        self.0.receipt.cached
+    }
+
     /// Seconds from the call to its admission.
     #[getter]
     fn queue_time(&self) -> f64 {
@@ -211,9 +217,10 @@ impl ChatCompletion {
         queue_time: f64,
         elapsed: f64,
         raw: Option<Vec<u8>>,
+        cached: bool,
     ) -> PyResult<Self> {
         let completion = openai::parse_chat(&body).or_raise(py)?;
-        let receipt = receipt::restore((body, status, headers, attempts, queue_time, elapsed, raw))?;
+        let receipt = receipt::restore((body, status, headers, attempts, queue_time, elapsed, raw, cached))?;
         Ok(Self(Arc::new(Answer { completion, receipt })))
     }
 }

@@ -112,6 +112,12 @@ impl Reply {
         self.receipt.attempts
     }
 
+    /// Whether it was not asked for: it was kept, or another call asked the same at the same time.
+    #[getter]
+    fn cached(&self) -> bool {
+        self.receipt.cached
+    }
+
     #[getter]
     fn queue_time(&self) -> f64 {
         self.receipt.queue_time.as_secs_f64()

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail")]
 
 mod bulk;
+mod caches;
 mod concurrency;
 mod embed;
 mod jobs;

@@ -54,6 +54,7 @@ pub(crate) fn pipeline_over(upstreams: Vec<UpstreamConfig>) -> Pipeline {
         budget: Arc::default(),
         hedge: None,
         bulk: None,
+        caching: None,
         idempotency: Some(Arc::default()),
         timeouts: Timeouts { total: Some(Duration::from_secs(30)), ..Timeouts::default() },
         metrics,

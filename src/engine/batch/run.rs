@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use tokio::task::JoinSet;
 
-use super::control::Control;
+use super::control::{Control, Price};
 use super::rates::Rates;
 use crate::engine::config::Timeouts;
 use crate::engine::error::Error;
 use crate::engine::limit::Window;
 use crate::engine::pipeline::{Answer, Call, Pipeline};
-use crate::engine::types::{Outcome, Receipt};
+use crate::engine::types::{Outcome, Receipt, Usage};
 
 /// The most pullers that stand in for waiting items, where the window is smaller than this.
 const MOST_STAND_INS: usize = 1000;
@@ -115,8 +115,12 @@ impl<S: Source, K> Shared<S, K> {
             };
             self.control.begin();
             let outcome = self.carry::<A>(call, timeouts).await.map_err(|error| error.at(index));
-            let used = outcome.as_ref().map(|(answer, _)| answer.usage());
+            // Nothing is paid for what the cache has.
+            let is_free = outcome.as_ref().is_ok_and(|(_, receipt)| receipt.cached);
+            let used =
+                outcome.as_ref().map(|(answer, _)| if is_free { Some(Usage::default()) } else { answer.usage() });
             let price = outcome.as_ref().ok().and_then(|(_, receipt)| rates.price(&receipt.body));
+            let price = if is_free { Some(Price { input: 0.0, output: 0.0 }) } else { price };
             self.control.end(used, price);
             self.sink.put(index, outcome)?;
             let (pullers, wanted) = (self.pullers.load(Relaxed), self.wanted());

@@ -8,6 +8,8 @@ use std::hash::{DefaultHasher, Hasher};
 
 use ring::digest::{Context, SHA256};
 
+use crate::engine::canonical::without_blanks;
+
 /// Says which request an answer is to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestHash(u128);
@@ -18,7 +20,7 @@ impl RequestHash {
         let mut context = Context::new(&SHA256);
         context.update(path.as_bytes());
         context.update(b"\0");
-        update_without_blanks(&mut context, json.as_bytes());
+        without_blanks(json.as_bytes(), |part| context.update(part));
         if !defaults.is_empty() {
             context.update(b"\0");
             context.update(defaults.as_bytes());
@@ -71,34 +73,6 @@ pub(super) fn key_of(custom_id: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(custom_id.as_bytes());
     hasher.finish()
-}
-
-/// Hashes JSON without the blanks outside of its strings.
-fn update_without_blanks(context: &mut Context, json: &[u8]) {
-    let mut rest = json;
-    while !rest.is_empty() {
-        let quote = memchr::memchr(b'"', rest).unwrap_or(rest.len());
-        let (outside, string) = rest.split_at(quote);
-        for part in outside.split(u8::is_ascii_whitespace).filter(|part| !part.is_empty()) {
-            context.update(part);
-        }
-        let (string, after) = string.split_at(length_of_string(string));
-        context.update(string);
-        rest = after;
-    }
-}
-
-/// The length of the string literal that `text` begins with, quotes included.
-fn length_of_string(text: &[u8]) -> usize {
-    let mut end = 1;
-    while let Some(found) = text.get(end..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
-        end += found;
-        match text.get(end) {
-            Some(b'\\') => end += 2,
-            _ => return end + 1,
-        }
-    }
-    text.len()
 }
 
 #[cfg(test)]

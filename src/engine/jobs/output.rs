@@ -49,6 +49,7 @@ struct Spent<'a> {
     queue_ms: u128,
     latency_ms: u128,
     key_id: Option<Cow<'a, str>>,
+    cached: bool,
 }
 
 impl Layout {
@@ -66,6 +67,7 @@ impl Layout {
             queue_ms: receipt.queue_time.as_millis(),
             latency_ms: receipt.elapsed.as_millis(),
             key_id: receipt.key_id.map(|id| Cow::Owned(id.to_string())),
+            cached: receipt.cached,
         };
         self.close(out, item, Some(&spent));
     }
@@ -99,6 +101,7 @@ impl Layout {
             queue_ms: 0,
             latency_ms: error.elapsed().as_millis(),
             key_id: error.key_id().map(Cow::Borrowed),
+            cached: false,
         };
         self.close(out, item, Some(&spent));
     }
@@ -119,10 +122,10 @@ impl Layout {
         if !self.bare {
             out.extend_from_slice(b",\"millstream\":{\"line\":");
             out.extend_from_slice(item.line.to_string().as_bytes());
-            if let Some(Spent { attempts, queue_ms, latency_ms, key_id }) = spent {
+            if let Some(Spent { attempts, queue_ms, latency_ms, key_id, cached }) = spent {
                 let key_id = key_id.as_deref().map_or_else(|| "null".to_owned(), quoted);
                 let text = format!(
-                    ",\"attempts\":{attempts},\"queue_ms\":{queue_ms},\"latency_ms\":{latency_ms},\"cached\":false,\
+                    ",\"attempts\":{attempts},\"queue_ms\":{queue_ms},\"latency_ms\":{latency_ms},\"cached\":{cached},\
                      \"key_id\":{key_id}"
                 );
                 out.extend_from_slice(text.as_bytes());
@@ -275,6 +278,7 @@ mod tests {
             key_id: None,
             queue_time: Duration::from_millis(3),
             elapsed: Duration::from_millis(40),
+            cached: false,
         }
     }
 

@@ -318,6 +318,7 @@ mod tests {
             key_id: None,
             queue_time: Duration::ZERO,
             elapsed: Duration::ZERO,
+            cached: false,
         })
     }
 

@@ -153,7 +153,7 @@ pub fn stream_headers(own: Option<&HeaderMap>) -> HeaderMap {
 }
 
 /// What a successful response is read as.
-pub trait Answer: Sized + Send {
+pub trait Answer: Sized + Send + 'static {
     /// Reads and validates the body of a 2xx.
     ///
     /// # Errors

@@ -132,6 +132,7 @@ impl Clock {
             key_id,
             queue_time: self.queue_time(),
             elapsed: self.elapsed(),
+            cached: false,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One request's life. The order is written here and nowhere else:
 //!
-//! admission: window, rate limit, key, breaker, its limits, gate → (deadline starts) → send → read or classify → observe →
-//! settle → wait → again.
+//! cache → admission: window, rate limit, key, breaker, its limits, gate → (deadline starts) → send → read or classify → observe →
+//! settle → wait → again → cache.
 //!
 //! What an attempt needs it holds only while it is sent: neither through the waits between attempts nor while it waits for the
 //! rest of its admission (`admission`). An item that comes again keeps its turn before all who came later, but in one line: when
@@ -12,6 +12,7 @@
 //! takes a reservation of its own, since servers count failed requests too.
 
 mod admission;
+mod cached;
 mod call;
 mod clock;
 mod failure;
@@ -28,10 +29,13 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
+use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::admission::Admission;
+pub use self::cached::Caching;
+use self::cached::Turn;
 pub use self::call::{Answer, Call, stream_headers};
 use self::clock::Clock;
 pub use self::file::{FileBody, Form, read_file};
@@ -82,6 +86,8 @@ pub struct Pipeline {
     pub idempotency: Option<Arc<IdempotencyKeys>>,
     /// For the items of a batch.
     pub bulk: Option<Bulk>,
+    /// What was answered before.
+    pub caching: Option<Caching>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -116,6 +122,26 @@ impl Pipeline {
     /// the connection.
     pub async fn run<T: Answer>(&self, call: &Call) -> Result<(T, Receipt), Error> {
         self.metrics.request_begins();
+        let outcome = match self.look_up::<T>(call) {
+            Turn::Answered(answer) => {
+                // A run of hits waits for nothing, and gives way to others all the same.
+                consume_budget().await;
+                Ok(answer)
+            }
+            // In a box of its own, since few have a cache.
+            Turn::Asks(key) => Box::pin(self.through_cache(key, call)).await,
+            Turn::IsNot => self.carry(call).await.0,
+        };
+        if outcome.is_ok() {
+            self.metrics.request_succeeds();
+        } else {
+            self.metrics.request_fails();
+        }
+        outcome
+    }
+
+    /// Asks, and says whether another model stood in.
+    async fn carry<T: Answer>(&self, call: &Call) -> (Result<(T, Receipt), Error>, bool) {
         self.budget.deposit();
         let mut item = Item::new(self, call);
         let mut outcome = self.try_until_done::<T>(call, &call.lanes, &mut item).await;
@@ -126,23 +152,17 @@ impl Pipeline {
             }
             outcome = self.try_until_done::<T>(call, lanes, &mut item).await;
         }
-        match outcome {
+        let outcome = match outcome {
             Ok((answer, response)) => {
-                self.metrics.request_succeeds();
                 if item.is_on_budget {
                     self.budget.give_back();
                 }
                 Ok((answer, item.clock.receipt(response, item.attempts(), item.key_id)))
             }
-            Err(error) if error.kind() == Kind::Stopped => {
-                self.metrics.request_fails();
-                Err(item.clock.give_up(error, None, item.attempts()))
-            }
-            Err(error) => {
-                self.metrics.request_fails();
-                Err(error)
-            }
-        }
+            Err(error) if error.kind() == Kind::Stopped => Err(item.clock.give_up(error, None, item.attempts())),
+            Err(error) => Err(error),
+        };
+        (outcome, item.stands_in)
     }
 
     async fn try_until_done<'a, T: Answer>(

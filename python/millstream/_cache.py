@@ -1,0 +1,231 @@
+"""Answers that are given again: where they are kept, for how long, and what that saved."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
+
+from millstream._arguments import SECONDS, Kind, check, spelt
+from millstream._bridge import wait
+from millstream._millstream import NativeCache
+from millstream.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from millstream._prices import Prices, PriceTable
+
+    _Flaw: TypeAlias = Literal["truncated", "filtered", "empty"]
+    _CacheArgument: TypeAlias = "Cache | str | os.PathLike[str]"
+
+_MEGABYTE = 1 << 20
+_SEPARATORS = {os.sep, os.altsep or os.sep}
+
+_FLAG = Kind(lambda value: isinstance(value, bool), "True or False", optional=False)
+_KINDS = {
+    "ttl": SECONDS,
+    **dict.fromkeys(
+        ("max_bytes", "memory_bytes"),
+        Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "a number of bytes"),
+    ),
+    "shared": _FLAG,
+    "any_temperature": _FLAG,
+    "also_keep": Kind(
+        lambda value: hasattr(type(value), "__iter__") and not isinstance(value, (str, bytes)),
+        'some of "truncated", "filtered" and "empty"',
+        optional=False,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What a cache has done in this process, and what it holds.
+
+    Attributes:
+        hits: Calls that were answered by what was kept.
+        misses: Calls that had to be asked.
+        shared: Calls that had the answer of another that asked the same at the same time.
+        stored: Answers that were kept.
+        not_kept: Answers that were not, since they were truncated, filtered or empty.
+        broken: Entries that could not be read and were dropped.
+        entries: Answers that are kept now.
+        bytes: What they take.
+        saved_prompt_tokens: Prompt tokens that were not paid for.
+        saved_completion_tokens: Completion tokens that were not paid for.
+        saved_dollars: What they would have cost; None if the price of one of the models is not known.
+    """
+
+    hits: int
+    misses: int
+    shared: int
+    stored: int
+    not_kept: int
+    broken: int
+    entries: int
+    bytes: int
+    saved_prompt_tokens: int
+    saved_completion_tokens: int
+    saved_dollars: float | None
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the calls that were not asked, 0 to 1; 0 before the first."""
+        answered = self.hits + self.shared
+        return answered / (answered + self.misses) if answered else 0.0
+
+
+class Cache:
+    """Answers that are given again to whoever asks the same: no request, no wait for a limit, no tokens.
+
+    Two calls ask the same if the server, its version, the key and the whole request are the same; whether it is
+    streamed and how long it may take do not count. Only whole answers are kept. A request with a ``temperature`` above
+    0 wants another answer each time, and is cached only when it is asked for: by ``cache=True`` or ``sample_index=`` of
+    the call, or by ``any_temperature``. Those who ask the same at the same time share one request.
+
+    A cache may be shared by clients, threads and event loops. A forked process opens one of its own.
+
+    Args:
+        where: ``"memory"``: in this process. ``"disk"``: in a folder of the user's (``millstream`` in
+            ``XDG_CACHE_HOME`` or ``~/.cache``), for all processes. A path (with a slash in it, or a `pathlib.Path`):
+            in that folder, which is made if need be, readable by nobody else.
+        ttl: Seconds that an answer is kept. Default: for as long as there is room.
+        max_bytes: How much is kept. In memory what is asked again stays longest (default 256 MiB), on disk what came
+            last (default 1 GiB).
+        memory_bytes: How much of what is on disk is kept in memory, too. Default 64 MiB; 0 for none.
+        shared: Give an answer to whoever asks, with whichever key. Default: each key has its own answers.
+        any_temperature: Keep answers of any temperature.
+        also_keep: Answers to keep though they are not whole: ``"truncated"``, ``"filtered"``, ``"empty"``.
+
+    Raises:
+        ConfigurationError: An argument is not valid; its name is in the text.
+        TypeError: One is of a wrong type.
+    """
+
+    __slots__ = ("_native", "_where")
+
+    @spelt
+    def __init__(
+        self,
+        where: str | os.PathLike[str] = "memory",
+        *,
+        ttl: float | None = None,
+        max_bytes: int | None = None,
+        memory_bytes: int | None = None,
+        shared: bool = False,
+        any_temperature: bool = False,
+        also_keep: Sequence[_Flaw] = (),
+    ) -> None:
+        given = {
+            "ttl": ttl,
+            "max_bytes": max_bytes,
+            "memory_bytes": memory_bytes,
+            "shared": shared,
+            "any_temperature": any_temperature,
+            "also_keep": also_keep,
+        }
+        check(given, kinds=_KINDS)
+        if not isinstance(where, (str, os.PathLike)):
+            raise TypeError(f"cache must be a Cache, a str, a path or None, not {type(where).__name__}")
+        kind, path = _place(where)
+        if kind == "memory" and memory_bytes is not None:
+            raise ConfigurationError("memory_bytes is for a cache on disk; in memory it is max_bytes")
+        self._where = path or kind
+        usual_bytes = 256 * _MEGABYTE if kind == "memory" else 1024 * _MEGABYTE
+        self._native = NativeCache(
+            (kind, path),
+            ttl=ttl,
+            max_bytes=usual_bytes if max_bytes is None else max_bytes,
+            memory_bytes=64 * _MEGABYTE if memory_bytes is None else memory_bytes,
+            shared=shared,
+            any_temperature=any_temperature,
+            also_keep=list(also_keep),
+        )
+        if kind != "memory":
+            _open.add(self._native)
+
+    @classmethod
+    def _given(cls, cache: _CacheArgument) -> Cache:
+        """What an argument ``cache=`` means."""
+        return cache if isinstance(cache, Cache) else cls(cache)
+
+    def stats(self, *, prices: Prices | PriceTable | str | None = None) -> CacheStats:
+        """What it has done in this process, and what it holds.
+
+        Args:
+            prices: Prices over those that are known, as `Prices` takes them.
+        """
+        return _stats(self._native.stats(None), prices)
+
+    async def astats(self, *, prices: Prices | PriceTable | str | None = None) -> CacheStats:
+        """The same, awaited."""
+        return _stats(await wait(self._native.stats), prices)
+
+    def clear(self) -> None:
+        """Forget everything, also what other processes have kept there."""
+        self._native.clear(None)
+
+    async def aclear(self) -> None:
+        """The same, awaited."""
+        await wait(self._native.clear)
+
+    def flush(self) -> None:
+        """Wait until all that was kept is on disk. At the end of the program this is done by itself."""
+        self._native.flush(None)
+
+    async def aflush(self) -> None:
+        """The same, awaited."""
+        await wait(self._native.flush)
+
+    def __repr__(self) -> str:
+        return f"Cache({self._where!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("Cache holds what is open, so it cannot be pickled; make one in each process")
+
+
+def _place(where: str | os.PathLike[str]) -> tuple[str, str]:
+    if where == "memory":
+        return "memory", ""
+    if where == "disk":
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return "disk", os.path.join(caches, "millstream")
+    path = os.path.expanduser(os.fspath(where))
+    if isinstance(where, str) and ("://" in path or not any(separator in path for separator in _SEPARATORS)):
+        raise ConfigurationError(
+            f'cache must be "memory", "disk", the path of a folder (such as "./cache") or a Cache, not {where!r}'
+        )
+    return "disk", path
+
+
+# Weak: who drops a cache has no more use for it.
+_open: weakref.WeakSet[NativeCache] = weakref.WeakSet()
+
+
+@atexit.register
+def _flush() -> None:
+    """Answers of the last moment would be paid for again."""
+    for native in list(_open):
+        native.flush(None)
+
+
+def _stats(counters: Mapping[str, object], prices: Prices | PriceTable | str | None) -> CacheStats:
+    from millstream._prices import Prices
+
+    fields: dict[str, int] = dict(counters)  # type: ignore[arg-type]
+    saved: list[tuple[str, int, int, int]] = fields.pop("saved")  # type: ignore[assignment]
+    table = Prices._given(prices)
+    dollars: float | None = 0.0
+    for model, _, prompt_tokens, completion_tokens in saved:
+        price = table.of(model)
+        known = price is not None and dollars is not None
+        dollars = dollars + price.cost(prompt_tokens, completion_tokens) if known else None  # type: ignore[operator, union-attr]
+    return CacheStats(
+        **fields,
+        saved_prompt_tokens=sum(row[2] for row in saved),
+        saved_completion_tokens=sum(row[3] for row in saved),
+        saved_dollars=dollars,
+    )

@@ -1,0 +1,737 @@
+//! Answers on disk, in a `SQLite` database that several processes may share.
+//!
+//! What is put is written behind, in groups, by whichever blocking thread is free, and can be had from memory until then; what is
+//! asked for is read the same way. Nothing here fails a call: a database that cannot be read is set aside and begun anew, and what
+//! cannot be written is not kept; the reason is told once.
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+
+use super::entry::Entry;
+use super::key::Key;
+use crate::engine::disk::off_the_engine;
+use crate::engine::error::Error;
+
+/// The database's name in its folder.
+const FILE: &str = "answers.sqlite";
+/// Says whose database it is ("mlst").
+const APPLICATION: i32 = 0x6d6c_7374;
+/// The tables' version; those of another are emptied.
+const VERSION: i32 = 1;
+
+/// How long a statement waits for another process.
+const BUSY: Duration = Duration::from_secs(5);
+/// Answers that wait to be written take so much at most; what comes beyond is not kept.
+const MOST_PENDING: usize = 64 << 20;
+/// Of what is kept so much is forgotten at once when it is too much, the oldest first.
+const FORGOTTEN: f64 = 0.1;
+
+/// The store.
+#[derive(Debug)]
+pub struct Disk(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    ttl: Option<Duration>,
+    max_bytes: u64,
+    /// One for those who read and one for those who write, so that neither waits for the other.
+    reader: Mutex<Option<Connection>>,
+    writer: Mutex<Option<Connection>>,
+    asked: Mutex<Queue<(Key, oneshot::Sender<Option<Found>>)>>,
+    pending: Mutex<Pending>,
+    fault: Mutex<Fault>,
+    /// Entries that could not be read.
+    damaged: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Queue<T> {
+    waiting: Vec<T>,
+    is_served: bool,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self { waiting: Vec::new(), is_served: false }
+    }
+}
+
+/// An entry, and how long it will still live, if not for ever.
+pub type Found = (Arc<Entry>, Option<Duration>);
+
+/// What is not written yet; `None` is to be removed.
+#[derive(Debug, Default)]
+struct Pending {
+    changes: HashMap<Key, Option<Arc<Entry>>>,
+    bytes: usize,
+    is_served: bool,
+}
+
+#[derive(Debug, Default)]
+struct Fault {
+    told: bool,
+    news: Option<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Disk {
+    /// The store in `folder`, which is made if need be.
+    ///
+    /// # Errors
+    /// A configuration error for a folder or a file that is another user's, open to others, a link, or another program's database.
+    pub fn open(folder: &Path, max_bytes: u64, ttl: Option<Duration>) -> Result<Self, Error> {
+        let path = private_file(folder)?;
+        let inner = Inner {
+            path,
+            ttl,
+            max_bytes,
+            reader: Mutex::default(),
+            writer: Mutex::default(),
+            asked: Mutex::default(),
+            pending: Mutex::default(),
+            fault: Mutex::default(),
+            damaged: AtomicU64::new(0),
+        };
+        let opened = inner.connect();
+        if let Err(Trouble::Foreign) = opened {
+            let text = format!("{} is another program's database", inner.path.display());
+            return Err(Error::configuration(text).advise("Name another folder for the cache."));
+        }
+        *lock(&inner.writer) = inner.heard(opened);
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// What is kept under `key` and not written yet.
+    pub fn at_hand(&self, key: &Key) -> Option<Arc<Entry>> {
+        lock(&self.0.pending).changes.get(key).cloned().flatten()
+    }
+
+    /// What is kept under `key`.
+    pub async fn get(&self, key: &Key) -> Option<Found> {
+        if let Some(change) = lock(&self.0.pending).changes.get(key) {
+            return change.clone().map(|entry| (entry, self.0.ttl));
+        }
+        let (sender, answer) = oneshot::channel();
+        let is_served = {
+            let mut asked = lock(&self.0.asked);
+            asked.waiting.push((*key, sender));
+            std::mem::replace(&mut asked.is_served, true)
+        };
+        if !is_served {
+            let served =
+                Served { inner: Arc::clone(&self.0), by: Inner::read, end: Inner::give_up_reading, is_done: false };
+            spawn_blocking(move || served.serve());
+        }
+        answer.await.ok().flatten()
+    }
+
+    /// Keeps it, a little later.
+    pub fn put(&self, key: Key, entry: Arc<Entry>) {
+        self.change(key, Some(entry));
+    }
+
+    /// Forgets it.
+    pub fn remove(&self, key: &Key) {
+        self.change(*key, None);
+    }
+
+    fn change(&self, key: Key, change: Option<Arc<Entry>>) {
+        let size = change.as_ref().map_or(0, |entry| entry.size());
+        let is_served = {
+            let mut pending = lock(&self.0.pending);
+            if pending.bytes + size > MOST_PENDING {
+                return;
+            }
+            pending.bytes += size;
+            if let Some(Some(old)) = pending.changes.insert(key, change) {
+                pending.bytes = pending.bytes.saturating_sub(old.size());
+            }
+            std::mem::replace(&mut pending.is_served, true)
+        };
+        if !is_served {
+            let served =
+                Served { inner: Arc::clone(&self.0), by: Inner::write, end: Inner::give_up_writing, is_done: false };
+            spawn_blocking(move || served.serve());
+        }
+    }
+
+    /// Returns once all that was put is written.
+    pub async fn flush(&self) {
+        let inner = Arc::clone(&self.0);
+        let _ = off_the_engine(move || inner.write()).await;
+    }
+
+    /// Forgets all.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub async fn clear(&self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.0);
+        off_the_engine(move || {
+            let mut writer = lock(&inner.writer);
+            {
+                let mut pending = lock(&inner.pending);
+                (pending.changes, pending.bytes) = (HashMap::new(), 0);
+            }
+            let cleared = inner.with(&mut writer, |connection| connection.execute_batch("DELETE FROM answers"));
+            let Some(()) = cleared else {
+                let text = format!("{} cannot be cleared", inner.path.display());
+                return Err(Error::configuration(text).advise("Look whether another process holds it."));
+            };
+            // So that the file is small again; another process that reads it may be in the way.
+            let _ = inner.with(&mut writer, |connection| match connection.execute_batch("VACUUM") {
+                Err(error) if is_corrupt(&error) => Err(error),
+                _ => Ok(()),
+            });
+            Ok(())
+        })
+        .await?
+    }
+
+    /// How many entries there are, and the bytes they take.
+    pub async fn size(&self) -> (u64, u64) {
+        let inner = Arc::clone(&self.0);
+        let size = off_the_engine(move || {
+            inner.write();
+            let mut writer = lock(&inner.writer);
+            inner.with(&mut writer, |connection| {
+                let count: i64 = connection.query_row("SELECT count(*) FROM answers", [], |row| row.get(0))?;
+                Ok((count.unsigned_abs(), used_bytes(connection)?))
+            })
+        });
+        size.await.ok().flatten().unwrap_or_default()
+    }
+
+    /// Entries that could not be read so far.
+    pub fn damaged(&self) -> u64 {
+        self.0.damaged.load(Relaxed)
+    }
+
+    /// What went wrong and was not told yet.
+    pub fn take_fault(&self) -> Option<String> {
+        lock(&self.0.fault).news.take()
+    }
+}
+
+/// Reading or writing on another thread. If that never runs, or ends before its work, somebody else may begin.
+struct Served {
+    inner: Arc<Inner>,
+    by: fn(&Inner),
+    end: fn(&Inner),
+    is_done: bool,
+}
+
+impl Served {
+    fn serve(mut self) {
+        (self.by)(&self.inner);
+        self.is_done = true;
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if !self.is_done {
+            (self.end)(&self.inner);
+        }
+    }
+}
+
+enum Trouble {
+    /// The database is another program's.
+    Foreign,
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Trouble {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl Inner {
+    /// Reads for all who ask until nobody does.
+    fn read(&self) {
+        let mut reader = lock(&self.reader);
+        loop {
+            let asked = {
+                let mut asked = lock(&self.asked);
+                asked.is_served = !asked.waiting.is_empty();
+                std::mem::take(&mut asked.waiting)
+            };
+            if asked.is_empty() {
+                return;
+            }
+            for (key, sender) in asked {
+                if !sender.is_closed() {
+                    let _ = sender.send(self.find(&mut reader, &key));
+                }
+            }
+        }
+    }
+
+    /// Whoever asks is told that there is nothing.
+    fn give_up_reading(&self) {
+        *lock(&self.asked) = Queue::default();
+    }
+
+    fn give_up_writing(&self) {
+        lock(&self.pending).is_served = false;
+    }
+
+    fn find(&self, reader: &mut Option<Connection>, key: &Key) -> Option<Found> {
+        let found = self.with(reader, |connection| {
+            let mut find = connection.prepare_cached("SELECT value, expires FROM answers WHERE key = ?1")?;
+            let row = |row: &rusqlite::Row<'_>| {
+                let expires: Option<i64> = row.get(1)?;
+                let left = expires.map(|expires| expires.saturating_sub(now()));
+                if left.is_some_and(|left| left <= 0) {
+                    return Ok(None);
+                }
+                let entry = Entry::decode(key, row.get_ref(0)?.as_blob().unwrap_or_default());
+                Ok(Some(
+                    entry.map(|entry| (Arc::new(entry), left.map(|left| Duration::from_secs(left.unsigned_abs())))),
+                ))
+            };
+            find.query_row([key.as_bytes().as_slice()], row).optional()
+        });
+        let entry = found.flatten().flatten()?;
+        if entry.is_none() {
+            self.damaged.fetch_add(1, Relaxed);
+            lock(&self.pending).changes.entry(*key).or_insert(None);
+            self.tell(&format!("{}: an entry is damaged and was dropped", self.path.display()));
+        }
+        entry
+    }
+
+    /// Writes until nothing is pending.
+    fn write(&self) {
+        let mut writer = lock(&self.writer);
+        loop {
+            let changes: Vec<_> = {
+                let mut pending = lock(&self.pending);
+                pending.is_served = !pending.changes.is_empty();
+                pending.changes.iter().map(|(key, change)| (*key, change.clone())).collect()
+            };
+            if changes.is_empty() {
+                return;
+            }
+            let _ = self.with(&mut writer, |connection| self.write_all(connection, &changes));
+            let mut pending = lock(&self.pending);
+            for (key, written) in changes {
+                let is_same = |now: &Option<Arc<Entry>>| match (now, &written) {
+                    (Some(now), Some(written)) => Arc::ptr_eq(now, written),
+                    (None, None) => true,
+                    _ => false,
+                };
+                if pending.changes.get(&key).is_some_and(is_same) {
+                    pending.changes.remove(&key);
+                    pending.bytes = pending.bytes.saturating_sub(written.map_or(0, |entry| entry.size()));
+                }
+            }
+        }
+    }
+
+    fn write_all(&self, connection: &mut Connection, changes: &[(Key, Option<Arc<Entry>>)]) -> rusqlite::Result<()> {
+        let expires = self.ttl.map(|ttl| now().saturating_add_unsigned(ttl.as_secs().max(1)));
+        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        {
+            let mut put = transaction
+                .prepare_cached("INSERT OR REPLACE INTO answers (key, value, expires) VALUES (?1, ?2, ?3)")?;
+            let mut remove = transaction.prepare_cached("DELETE FROM answers WHERE key = ?1")?;
+            for (key, change) in changes {
+                match change {
+                    Some(entry) => put.execute(params![key.as_bytes().as_slice(), entry.encode(key), expires])?,
+                    None => remove.execute([key.as_bytes().as_slice()])?,
+                };
+            }
+        }
+        if used_bytes(&transaction)? > self.max_bytes {
+            transaction.execute("DELETE FROM answers WHERE expires <= ?1", [now()])?;
+        }
+        while used_bytes(&transaction)? > self.max_bytes {
+            let count: i64 = transaction.query_row("SELECT count(*) FROM answers", [], |row| row.get(0))?;
+            let some = ((count as f64 * FORGOTTEN).ceil() as i64).max(1);
+            let oldest = "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers ORDER BY rowid LIMIT ?1)";
+            if transaction.execute(oldest, [some])? == 0 {
+                break;
+            }
+        }
+        transaction.commit()
+    }
+
+    /// `work` with a connection, made if need be; `None` if it failed. A damaged database is set aside.
+    fn with<R>(
+        &self,
+        connection: &mut Option<Connection>,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<R>,
+    ) -> Option<R> {
+        if connection.is_none() {
+            *connection = self.heard(self.connect());
+        }
+        match work(connection.as_mut()?) {
+            Ok(done) => Some(done),
+            Err(error) => {
+                *connection = None;
+                self.failed(&error);
+                None
+            }
+        }
+    }
+
+    fn failed(&self, error: &rusqlite::Error) {
+        if is_corrupt(error) {
+            let aside = self.set_aside();
+            self.tell(&format!("{} is damaged ({error}) and was set aside as {aside}", self.path.display()));
+        } else {
+            self.tell(&format!("{} cannot be used now: {error}", self.path.display()));
+        }
+    }
+
+    /// The connection, after a second try with a new database if the first one's was damaged.
+    fn heard(&self, opened: Result<Connection, Trouble>) -> Option<Connection> {
+        match opened {
+            Ok(connection) => Some(connection),
+            Err(Trouble::Sqlite(error)) => {
+                self.failed(&error);
+                if is_corrupt(&error) { self.connect().ok() } else { None }
+            }
+            Err(Trouble::Foreign) => {
+                self.tell(&format!("{} has become another program's database", self.path.display()));
+                None
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<Connection, Trouble> {
+        let connection = Connection::open(&self.path)?;
+        connection.busy_timeout(BUSY)?;
+        let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+        let (application, version) = (pragma("application_id")?, pragma("user_version")?);
+        let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        if application != APPLICATION && tables > 0 {
+            return Err(Trouble::Foreign);
+        }
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        if (application, version) != (APPLICATION, VERSION) {
+            connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE; DROP TABLE IF EXISTS answers;
+                 CREATE TABLE answers (key BLOB PRIMARY KEY NOT NULL, value BLOB NOT NULL, expires INTEGER);
+                 PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT"
+            ))?;
+        }
+        Ok(connection)
+    }
+
+    /// Gives the database another name; which.
+    fn set_aside(&self) -> String {
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".damaged-{}", now()));
+        let _ = fs::rename(&self.path, &name);
+        for ending in ["-wal", "-shm"] {
+            let mut beside = self.path.clone().into_os_string();
+            beside.push(ending);
+            let _ = fs::remove_file(beside);
+        }
+        // For the owner alone, as the first one.
+        let _ = self.path.parent().map(private_file);
+        PathBuf::from(name).display().to_string()
+    }
+
+    fn tell(&self, text: &str) {
+        let mut fault = lock(&self.fault);
+        if !fault.told {
+            (fault.told, fault.news) = (true, Some(format!("cache: {text}")));
+        }
+    }
+}
+
+fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// What is used of the file.
+fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let pages = pragma("page_count")?.saturating_sub(pragma("freelist_count")?);
+    Ok(pages.saturating_mul(pragma("page_size")?).unsigned_abs())
+}
+
+/// Seconds since 1970: what is on disk outlives every clock of a process.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// The database's file, made if need be, its owner's alone.
+fn private_file(folder: &Path) -> Result<PathBuf, Error> {
+    let refused = |path: &Path, why: &str| Error::configuration(format!("cache: {} {why}", path.display()));
+    let cannot = |error: std::io::Error| refused(folder, &format!("cannot be used: {error}")).with_source(error);
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder).map_err(cannot)?;
+    let known = fs::symlink_metadata(folder).map_err(cannot)?;
+    if !known.is_dir() {
+        return Err(refused(folder, "is a link or no folder").advise("Name the folder itself."));
+    }
+    let path = folder.join(FILE);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+        let me = rustix::process::geteuid().as_raw();
+        if known.uid() != me {
+            return Err(refused(folder, "belongs to another user").advise("Name a folder of your own."));
+        }
+        if known.mode() & 0o022 != 0 {
+            return Err(refused(folder, "can be written by others").advise("chmod 700 it, or name another."));
+        }
+        options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+        let file = options.open(&path).map_err(|error| refused(&path, &format!("cannot be opened: {error}")))?;
+        let known = file.metadata().map_err(cannot)?;
+        if !known.is_file() || known.uid() != me {
+            return Err(refused(&path, "is no file of this user's"));
+        }
+        if known.mode() & 0o077 != 0 {
+            file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(cannot)?;
+        }
+    }
+    #[cfg(not(unix))]
+    options.open(&path).map_err(|error| refused(&path, &format!("cannot be opened: {error}")))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+
+    const MEGABYTE: u64 = 1 << 20;
+
+    /// A folder of a test's own, gone with it.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            Self(std::env::temp_dir().join(format!("millstream-cache-{}", uuid::Uuid::new_v4())))
+        }
+
+        fn disk(&self) -> Disk {
+            Disk::open(&self.0, MEGABYTE, None).unwrap()
+        }
+
+        fn file(&self) -> PathBuf {
+            self.0.join(FILE)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn key(number: u32) -> Key {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        key.into()
+    }
+
+    fn entry(text: &str) -> Arc<Entry> {
+        let body = text.to_owned().into();
+        Arc::new(Entry { status: StatusCode::OK, headers: HeaderMap::new(), body, raw: None })
+    }
+
+    async fn text(disk: &Disk, number: u32) -> Option<String> {
+        let (entry, _) = disk.get(&key(number)).await?;
+        Some(String::from_utf8(entry.body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_is_put_is_there_at_once_and_for_who_opens_it_later() {
+        let folder = Folder::new();
+        let disk = folder.disk();
+        disk.put(key(1), entry("one"));
+        assert_eq!(text(&disk, 1).await.as_deref(), Some("one"));
+        disk.flush().await;
+        assert!(disk.at_hand(&key(1)).is_none());
+        let other = folder.disk();
+        assert_eq!(text(&other, 1).await.as_deref(), Some("one"));
+        other.put(key(1), entry("new"));
+        other.flush().await;
+        assert_eq!(text(&disk, 1).await.as_deref(), Some("new"));
+        disk.remove(&key(1));
+        assert_eq!(text(&disk, 1).await, None);
+        disk.flush().await;
+        assert_eq!((text(&other, 1).await, disk.take_fault()), (None, None));
+    }
+
+    #[tokio::test]
+    async fn many_who_read_and_write_at_once_have_each_their_own() {
+        let folder = Folder::new();
+        let disks = Arc::new([folder.disk(), folder.disk()]);
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..400 {
+            let disks = Arc::clone(&disks);
+            tasks.spawn(async move {
+                let disk = &disks[number as usize % 2];
+                disk.put(key(number), entry(&format!("answer {number}")));
+                tokio::task::yield_now().await;
+                assert_eq!(text(disk, number).await, Some(format!("answer {number}")));
+            });
+        }
+        tasks.join_all().await;
+        for disk in disks.iter() {
+            disk.flush().await;
+        }
+        for number in 0..400 {
+            assert_eq!(text(&disks[0], number).await, Some(format!("answer {number}")));
+        }
+        assert_eq!(disks[0].size().await.0, 400);
+    }
+
+    #[tokio::test]
+    async fn is_bounded_and_forgets_the_oldest_first() {
+        let folder = Folder::new();
+        let disk = Disk::open(&folder.0, MEGABYTE, None).unwrap();
+        // Not compressible.
+        let long = || (0..20_000).map(|_| fastrand::alphanumeric()).collect::<String>();
+        for number in 0..200 {
+            disk.put(key(number), entry(&long()));
+            disk.flush().await;
+        }
+        let (entries, bytes) = disk.size().await;
+        assert!(entries > 20 && bytes <= MEGABYTE, "{entries} entries, {bytes} bytes");
+        assert!(text(&disk, 0).await.is_none() && text(&disk, 199).await.is_some());
+        assert!(fs::metadata(folder.file()).unwrap().len() < 2 * MEGABYTE);
+    }
+
+    #[tokio::test]
+    async fn an_entry_whose_time_is_over_is_not_given() {
+        let folder = Folder::new();
+        let disk = Disk::open(&folder.0, MEGABYTE, Some(Duration::from_secs(3600))).unwrap();
+        disk.put(key(1), entry("one"));
+        disk.flush().await;
+        assert!(text(&disk, 1).await.is_some());
+        let other = Connection::open(folder.file()).unwrap();
+        other.execute("UPDATE answers SET expires = ?1", [now()]).unwrap();
+        assert!(text(&disk, 1).await.is_none());
+        assert_eq!(disk.damaged(), 0);
+    }
+
+    #[tokio::test]
+    async fn is_empty_once_it_is_cleared() {
+        let folder = Folder::new();
+        let disk = folder.disk();
+        disk.put(key(1), entry("one"));
+        disk.flush().await;
+        disk.put(key(2), entry("two"));
+        disk.clear().await.unwrap();
+        assert_eq!((text(&disk, 1).await, text(&disk, 2).await, disk.size().await.0), (None, None, 0));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_database_is_set_aside_and_told_of_once() {
+        let folder = Folder::new();
+        drop(folder.disk());
+        fs::write(folder.file(), "this is no database, whatever its name says".repeat(100)).unwrap();
+        let disk = folder.disk();
+        assert!(disk.take_fault().unwrap().contains("set aside"));
+        assert!(disk.take_fault().is_none());
+        disk.put(key(1), entry("one"));
+        disk.flush().await;
+        assert_eq!(text(&disk, 1).await.as_deref(), Some("one"));
+        let names: Vec<_> = fs::read_dir(&folder.0).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert!(names.iter().any(|name| name.to_string_lossy().contains(".damaged-")), "{names:?}");
+    }
+
+    #[tokio::test]
+    async fn no_flipped_byte_gives_a_wrong_answer_or_stops_the_cache() {
+        let folder = Folder::new();
+        let disk = folder.disk();
+        for number in 0..300 {
+            disk.put(key(number), entry(&format!("answer {number} ").repeat(20)));
+        }
+        disk.flush().await;
+        drop(disk);
+        Connection::open(folder.file()).unwrap().execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        let whole = fs::read(folder.file()).unwrap();
+        let (mut random, mut opened) = (fastrand::Rng::with_seed(7), 0);
+        for _ in 0..20 {
+            let mut bytes = whole.clone();
+            for _ in 0..50 {
+                let place = random.usize(..bytes.len());
+                bytes[place] ^= random.u8(1..);
+            }
+            for file in fs::read_dir(&folder.0).unwrap() {
+                fs::remove_file(file.unwrap().path()).unwrap();
+            }
+            fs::write(folder.file(), bytes).unwrap();
+            // What is no longer known as ours is refused, and not overwritten.
+            let Ok(disk) = Disk::open(&folder.0, MEGABYTE, None) else { continue };
+            opened += 1;
+            for number in 0..300 {
+                let found = text(&disk, number).await;
+                assert!(found.is_none_or(|found| found == format!("answer {number} ").repeat(20)));
+            }
+            disk.put(key(1000), entry("new"));
+            assert_eq!(text(&disk, 1000).await.as_deref(), Some("new"));
+        }
+        assert!(opened >= 10, "{opened}");
+    }
+
+    #[tokio::test]
+    async fn another_programs_database_is_left_alone() {
+        let folder = Folder::new();
+        fs::create_dir_all(&folder.0).unwrap();
+        Connection::open(folder.file()).unwrap().execute_batch("CREATE TABLE theirs (a)").unwrap();
+        let error = Disk::open(&folder.0, MEGABYTE, None).unwrap_err().to_string();
+        assert!(error.contains("another program's"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn is_its_owners_alone_and_never_behind_a_link() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = Folder::new();
+        let disk = folder.disk();
+        disk.put(key(1), entry("one"));
+        disk.flush().await;
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&folder.0), 0o700);
+        let files: HashSet<_> = fs::read_dir(&folder.0).unwrap().map(|file| mode(&file.unwrap().path())).collect();
+        assert_eq!(files, HashSet::from([0o600]));
+        drop(disk);
+
+        let refused = |path: &Path| Disk::open(path, MEGABYTE, None).unwrap_err().to_string();
+        let link = folder.0.with_extension("link");
+        symlink(&folder.0, &link).unwrap();
+        let said = refused(&link);
+        fs::remove_file(&link).unwrap();
+        assert!(said.contains("link"), "{said}");
+        fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(refused(&folder.0).contains("written by others"));
+        fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::rename(folder.file(), folder.0.join("other")).unwrap();
+        symlink(folder.0.join("other"), folder.file()).unwrap();
+        assert!(refused(&folder.0).contains("cannot be opened"));
+    }
+}

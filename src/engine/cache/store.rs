@@ -1,0 +1,112 @@
+//! Where answers are kept.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::disk::Disk;
+use super::entry::Entry;
+use super::key::Key;
+use super::memory::Memory;
+use crate::engine::error::Error;
+
+/// Where a cache keeps what it keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In this process.
+    Memory,
+    /// In a folder, for every process of this user.
+    Disk(PathBuf),
+}
+
+/// One of the stores, with so much of it in memory as was asked for.
+#[derive(Debug)]
+pub(super) struct Store {
+    front: Option<Memory>,
+    back: Option<Disk>,
+}
+
+impl Store {
+    /// Opens the store at `place`; what is elsewhere has `memory_bytes` of it here, too.
+    pub(super) fn open(place: &Place, ttl: Option<Duration>, max_bytes: u64, memory_bytes: u64) -> Result<Self, Error> {
+        Ok(match place {
+            Place::Memory => Self { front: Some(Memory::new(max_bytes, ttl)), back: None },
+            Place::Disk(folder) => Self {
+                front: (memory_bytes > 0).then(|| Memory::new(memory_bytes, ttl)),
+                back: Some(Disk::open(folder, max_bytes, ttl)?),
+            },
+        })
+    }
+
+    /// What is kept under `key`, if it can be told without waiting.
+    pub(super) fn at_hand(&self, key: &Key) -> Option<Arc<Entry>> {
+        let front = self.front.as_ref().and_then(|front| front.get(key));
+        front.or_else(|| self.back.as_ref()?.at_hand(key))
+    }
+
+    /// What is kept under `key`, wherever it is.
+    pub(super) async fn fetch(&self, key: &Key) -> Option<Arc<Entry>> {
+        if let Some(entry) = self.at_hand(key) {
+            return Some(entry);
+        }
+        let (entry, lives) = self.back.as_ref()?.get(key).await?;
+        if let Some(front) = &self.front {
+            front.put_for(*key, Arc::clone(&entry), lives);
+        }
+        Some(entry)
+    }
+
+    pub(super) fn put(&self, key: Key, entry: Arc<Entry>) {
+        if let Some(front) = &self.front {
+            front.put(key, Arc::clone(&entry));
+        }
+        if let Some(back) = &self.back {
+            back.put(key, entry);
+        }
+    }
+
+    pub(super) fn remove(&self, key: &Key) {
+        if let Some(front) = &self.front {
+            front.remove(key);
+        }
+        if let Some(back) = &self.back {
+            back.remove(key);
+        }
+    }
+
+    pub(super) async fn clear(&self) -> Result<(), Error> {
+        if let Some(front) = &self.front {
+            front.clear();
+        }
+        match &self.back {
+            Some(back) => back.clear().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns once nothing waits to be written.
+    pub(super) async fn flush(&self) {
+        if let Some(back) = &self.back {
+            back.flush().await;
+        }
+    }
+
+    /// How many entries there are, and their bytes.
+    pub(super) async fn size(&self) -> (u64, u64) {
+        match (&self.back, &self.front) {
+            (Some(back), _) => back.size().await,
+            (None, Some(front)) => front.size(),
+            (None, None) => (0, 0),
+        }
+    }
+
+    /// Entries that could not be read.
+    pub(super) fn damaged(&self) -> u64 {
+        self.back.as_ref().map_or(0, Disk::damaged)
+    }
+
+    /// What went wrong and was not told yet.
+    pub(super) fn take_fault(&self) -> Option<String> {
+        self.back.as_ref()?.take_fault()
+    }
+}

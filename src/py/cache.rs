@@ -1,0 +1,134 @@
+//! `Cache`, given to clients: where answers are kept, and what came of it.
+
+use std::ffi::CString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyRuntimeWarning;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::bridge::{Pending, dispatch};
+use super::errors::OrRaise;
+use super::process::PerProcess;
+use crate::engine::cache::{AlsoKept, Cache, CacheConfig, Place, Saved, Stats};
+use crate::engine::config;
+use crate::engine::error::Error;
+
+/// A cache whose open state belongs to one process: a forked child opens its own.
+pub(crate) struct Shared {
+    config: CacheConfig,
+    state: PerProcess<Cache>,
+}
+
+impl Shared {
+    /// The cache; what is wrong with its store becomes a warning of whoever uses it next.
+    pub(crate) fn get(&self) -> Result<Arc<Cache>, Error> {
+        let cache = self.state.get_or_make(|| Cache::open(self.config.clone()))?;
+        if let Some(fault) = cache.take_fault() {
+            // Its callers are attached. A filter that makes errors of warnings does not make one of this: no call fails of it.
+            Python::attach(|py| {
+                if let (Ok(text), kind) = (CString::new(fault), py.get_type::<PyRuntimeWarning>())
+                    && let Err(error) = PyErr::warn(py, &kind, &text, 2)
+                {
+                    error.write_unraisable(py, None);
+                }
+            });
+        }
+        Ok(cache)
+    }
+}
+
+/// Answers that are given again.
+#[pyclass(frozen, weakref, module = "millstream._millstream")]
+pub(crate) struct NativeCache(pub(crate) Arc<Shared>);
+
+#[pymethods]
+impl NativeCache {
+    /// One at `place`, `(kind, path)`.
+    #[new]
+    #[pyo3(signature = (place, *, ttl, max_bytes, memory_bytes, shared, any_temperature, also_keep))]
+    #[expect(clippy::too_many_arguments, reason = "the options of the Python class, by name")]
+    fn new(
+        py: Python<'_>,
+        place: (String, PathBuf),
+        ttl: Option<f64>,
+        max_bytes: i64,
+        memory_bytes: i64,
+        shared: bool,
+        any_temperature: bool,
+        also_keep: Vec<String>,
+    ) -> PyResult<Self> {
+        let config = || {
+            CacheConfig {
+                place: to_place(&place)?,
+                ttl: config::positive_seconds("ttl", ttl)?,
+                max_bytes: config::count("max_bytes", max_bytes, 1)? as u64,
+                memory_bytes: config::count("memory_bytes", memory_bytes, 0)? as u64,
+                shared,
+                any_temperature,
+                also_keep: AlsoKept::named(also_keep.iter().map(String::as_str))?,
+            }
+            .validated()
+        };
+        let shared = Shared { config: config().or_raise(py)?, state: PerProcess::new() };
+        shared.get().or_raise(py)?;
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// The counters, by the names of `CacheStats`' fields: through `pending`, or blocking without it.
+    fn stats(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
+        let cache = self.0.get().or_raise(py)?;
+        dispatch(py, pending, async move { Ok(cache.stats().await) }, to_dict)
+    }
+
+    /// Forgets everything.
+    fn clear(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
+        let cache = self.0.get().or_raise(py)?;
+        dispatch(py, pending, async move { cache.clear().await }, |py, ()| Ok(py.None()))
+    }
+
+    /// Waits until all that was put is where it is kept.
+    fn flush(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
+        let cache = self.0.get().or_raise(py)?;
+        dispatch(
+            py,
+            pending,
+            async move {
+                cache.flush().await;
+                Ok(())
+            },
+            |py, ()| Ok(py.None()),
+        )
+    }
+}
+
+fn to_place((kind, path): &(String, PathBuf)) -> Result<Place, Error> {
+    match kind.as_str() {
+        "disk" => Ok(Place::Disk(path.clone())),
+        "memory" => Ok(Place::Memory),
+        _ => Err(Error::internal(format!("no place is named {kind:?}"))),
+    }
+}
+
+fn to_dict(py: Python<'_>, stats: Stats) -> PyResult<Py<PyAny>> {
+    let Stats { hits, misses, shared, stored, not_kept, broken, entries, bytes, saved } = stats;
+    let fields = PyDict::new(py);
+    let counts = [
+        ("hits", hits),
+        ("misses", misses),
+        ("shared", shared),
+        ("stored", stored),
+        ("not_kept", not_kept),
+        ("broken", broken),
+        ("entries", entries),
+        ("bytes", bytes),
+    ];
+    for (name, count) in counts {
+        fields.set_item(name, count)?;
+    }
+    let row = |(model, saved): (String, Saved)| (model, saved.answers, saved.prompt_tokens, saved.completion_tokens);
+    fields.set_item("saved", saved.into_iter().map(row).collect::<Vec<_>>())?;
+    fields.into_py_any(py)
+}
