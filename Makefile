@@ -126,7 +126,7 @@ bench-tools: $(TOOLS)/.packages ## other bulk tools, for `make bench` to compare
 bench-curator: $(CURATOR)/.packages ## another of them, most of a gigabyte
 
 # The whole of CI: cheap checks first.
-test: format-check ruff lint engine-test python-test doc types pytest pythons ## everything that CI checks
+test: format-check ruff lint engine-test doc types pytest pythons ## everything that CI checks
 	@printf '\n== %s all checks passed\n' "$$(date +%T)"
 
 check: format-check ruff lint engine-test doc types fast-test ## before a push: most of it, without the slow tests, the real server and the other Pythons
@@ -165,7 +165,7 @@ engine-test:
 	$(call step,"cargo test: engine and mock with no Python")
 	cargo test --no-default-features --locked
 
-# What is tested through the engine's own interface is the same with the module and without.
+# The bindings are tested from Python: there is no test here that `engine-test` does not run, so this is no step of `make test`.
 python-test: $(VENV)/.made
 	$(call step,"cargo test: with the Python module")
 	$(PYTHON) tools/with_libpython.py cargo test --locked --lib

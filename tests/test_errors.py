@@ -122,7 +122,8 @@ def test_the_tree_is_openais_and_complete() -> None:
     assert sorted(exceptions.__all__) == sorted(BASES)
     for name, bases in BASES.items():
         kind = getattr(exceptions, name)
-        assert kind.__bases__ == bases, name
+        # Where another test has imported openai, its classes are among them.
+        assert tuple(base for base in kind.__bases__ if not base.__module__.startswith("openai")) == bases, name
         assert getattr(millstream, name) is kind
         assert kind.__doc__
 
