@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::HeaderMap;
 use tokio::sync::Notify;
 
 use super::block::{Block, Shape};
@@ -14,9 +13,9 @@ use super::queue::{Next, Queue, Rules};
 use crate::engine::batch::{Sink, Source, Work, run};
 use crate::engine::disk::off_the_engine;
 use crate::engine::error::Error;
-use crate::engine::keys::{Lanes, Route};
+use crate::engine::keys::Lanes;
 use crate::engine::pipeline::{Call, Pipeline};
-use crate::engine::provider::openai::{push_quoted, quoted};
+use crate::engine::provider::openai::push_quoted;
 use crate::engine::types::{Outcome, Priority, Receipt, Usage, Vectors};
 
 /// More texts than that are looked through on a thread of their own, since that takes milliseconds.
@@ -52,37 +51,32 @@ pub struct EmbedCalls {
 
 impl EmbedCalls {
     fn call(&self, texts: &[&str], form: Form, once: bool) -> Call {
-        const BEFORE_MODEL: &str = "{\"model\":";
-        let model = quoted(&self.model);
         let length: usize = texts.iter().map(|text| text.len() + text.len() / 16 + 4).sum();
-        let mut body = Vec::with_capacity(BEFORE_MODEL.len() + model.len() + length + self.fields.len() + 64);
-        body.extend_from_slice(BEFORE_MODEL.as_bytes());
-        body.extend_from_slice(model.as_bytes());
-        body.extend_from_slice(b",\"input\":");
-        for (place, text) in texts.iter().enumerate() {
-            body.push(if place == 0 { b'[' } else { b',' });
-            push_quoted(&mut body, text);
-        }
-        body.push(b']');
-        if !self.fields.is_empty() {
-            body.push(b',');
-            body.extend_from_slice(self.fields.as_bytes());
-        }
-        body.extend_from_slice(b",\"encoding_format\":\"");
-        body.extend_from_slice(form.name().as_bytes());
-        body.extend_from_slice(b"\"}");
-        let route = Route::Path { method: Method::POST, path: "embeddings".into() };
+        let fields = |body: &mut Vec<u8>| {
+            body.extend_from_slice(b"\"input\":");
+            for (place, text) in texts.iter().enumerate() {
+                body.push(if place == 0 { b'[' } else { b',' });
+                push_quoted(body, text);
+            }
+            body.push(b']');
+            if !self.fields.is_empty() {
+                body.push(b',');
+                body.extend_from_slice(self.fields.as_bytes());
+            }
+            body.extend_from_slice(b",\"encoding_format\":\"");
+            body.extend_from_slice(form.name().as_bytes());
+            body.push(b'"');
+        };
+        let length = length + self.fields.len() + 64;
         Call {
             query: Arc::clone(&self.query),
             headers: self.headers.clone(),
-            body: Bytes::from(body),
-            model: BEFORE_MODEL.len()..BEFORE_MODEL.len() + model.len(),
             // There is no answer but numbers.
             max_tokens: Some(0),
             priority: self.priority,
             inputs: Some(texts.len()),
             once,
-            ..Call::get(route, self.lanes.clone())
+            ..Call::post_with("embeddings", Some(&self.model), length, self.lanes.clone(), fields)
         }
     }
 }

@@ -71,16 +71,39 @@ impl Call {
     /// A question to `path`, with a JSON object for a body: its fields without the braces. The model, if there is one, stands
     /// first.
     pub fn post(path: &str, model: Option<&str>, fields: &str, lanes: Lanes) -> Self {
+        Self::post_with(path, model, fields.len(), lanes, |body| body.extend_from_slice(fields.as_bytes()))
+    }
+
+    /// [`Self::post`], with fields of about so many `bytes` that `fields` writes.
+    pub fn post_with(
+        path: &str,
+        model: Option<&str>,
+        bytes: usize,
+        lanes: Lanes,
+        fields: impl FnOnce(&mut Vec<u8>),
+    ) -> Self {
         const BEFORE_MODEL: &str = "{\"model\":";
-        let route = Route::Path { method: Method::POST, path: path.into() };
-        let Some(model) = model.map(openai::quoted) else {
-            return Self { body: ["{", fields, "}"].concat().into(), ..Self::get(route, lanes) };
-        };
-        let comma = if fields.is_empty() { "" } else { "," };
+        let model = model.map(openai::quoted);
+        let named = model.as_deref().map_or(0, |model| BEFORE_MODEL.len() + model.len());
+        let mut body = Vec::with_capacity(named + bytes + 3);
+        match &model {
+            None => body.push(b'{'),
+            Some(model) => {
+                body.extend_from_slice(BEFORE_MODEL.as_bytes());
+                body.extend_from_slice(model.as_bytes());
+                body.push(b',');
+            }
+        }
+        let start = body.len();
+        fields(&mut body);
+        if model.is_some() && body.len() == start {
+            body.pop();
+        }
+        body.push(b'}');
         Self {
-            body: [BEFORE_MODEL, &model, comma, fields, "}"].concat().into(),
-            model: BEFORE_MODEL.len()..BEFORE_MODEL.len() + model.len(),
-            ..Self::get(route, lanes)
+            body: body.into(),
+            model: if model.is_some() { BEFORE_MODEL.len()..named } else { 0..0 },
+            ..Self::get(Route::Path { method: Method::POST, path: path.into() }, lanes)
         }
     }
 
