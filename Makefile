@@ -10,6 +10,7 @@ SHELL := /bin/bash
 VENV := .venv
 REAL := .venv-real
 BENCH := .venv-bench
+DEMO := .venv-demo
 TOOLS := .venv-bench-tools
 CURATOR := .venv-bench-curator
 # Processes of the fast tests, which wait more than they compute. The slow ones and the real server want the machine alone.
@@ -107,15 +108,25 @@ $(BENCH)/.installed: dist/.built $(BENCH)/.packages
 	$(BENCH)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
 	@touch $@
 
+# A wheel of its own, not optimised: a newcomer waits for it, and it waits for the model.
+$(DEMO)/.installed: tools/find_python.sh $(SOURCES)
+	$(call venv,$(DEMO))
+	$(DEMO)/bin/python -m pip install --quiet --group build
+	$(call step,"wheel of the demo: not optimised")
+	rm -f python/millstream/*.so
+	PYO3_PYTHON=$(CURDIR)/$(DEMO)/bin/python $(DEMO)/bin/maturin build --profile demo --locked \
+		--interpreter $(DEMO)/bin/python --out $(DEMO)/dist
+	$(DEMO)/bin/python -m pip install --quiet "$$(echo $(DEMO)/dist/*.whl)[cli]"
+	@touch $@
+
 wheel: dist/.built ## build the release wheel into dist/
 	@ls -l dist/*.whl
 
 # --- what people run ----------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.installed $(REAL)/.packages ## a real language model on this machine answers a file of prompts, in two runs (DEMO_ARGS=...)
-	$(PYTHON) -m pip install --quiet "$$(echo dist/*.whl)[cli]"
+demo: $(DEMO)/.installed $(REAL)/.packages ## a real language model on this machine answers a file of prompts, in two runs (DEMO_ARGS=...)
 	$(call step,"demo")
-	MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(PYTHON) examples/demo.py $(DEMO_ARGS)
+	MILLSTREAM_REAL_PYTHON=$(REAL_PYTHON) $(DEMO)/bin/python examples/demo.py $(DEMO_ARGS)
 
 bench: $(BENCH)/.installed ## compare with other clients (BENCH_ARGS=...)
 	$(call step,"benchmarks")
@@ -132,7 +143,7 @@ test: format-check ruff lint engine-test doc types pytest pythons ## everything 
 check: format-check ruff lint engine-test doc types fast-test ## before a push: most of it, without the slow tests, the real server and the other Pythons
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) $(REAL) $(BENCH) $(TOOLS) $(CURATOR) dist target .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(REAL) $(BENCH) $(DEMO) $(TOOLS) $(CURATOR) dist target .pytest_cache .mypy_cache .ruff_cache
 	rm -f python/millstream/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
