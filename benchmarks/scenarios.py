@@ -468,7 +468,7 @@ SCENARIOS = (
         concurrency=1,
         warmup=1,
         chunks=1_000_000,
-        note="The warm-up is left after 10,000 chunks. `text MB` is the size of the answer's text.",
+        note="The warm-up is left after 100,000 chunks. `text MB` is the size of the answer's text.",
     ),
 )
 
