@@ -88,16 +88,16 @@ def run_contender(
     scenario: Scenario,
     requests: int,
     server: Server | None,
-    core: int,
+    cores: str,
     payload: Path,
 ) -> Result:
-    """Run a contender once, pinned to ``core``, and return the line it printed.
+    """Run a contender once, pinned to ``cores``, and return the line it printed.
 
     With a server, ``server_busy`` is added: the share of its core that the server used meanwhile. Near 1
     the server is what was measured, and the contender may be faster than it looks.
     """
     program, *fixed = contender.program
-    argv = ["taskset", "-c", str(core)]
+    argv = ["taskset", "-c", cores]
     argv += [str(EXAMPLES / program)] if program in NATIVE else [str(interpreter(contender)), str(HERE / program)]
     argv += [*fixed, "--requests", str(requests)]
     warmup = scenario.warmup or scenario.concurrency * (1 if scenario.rate(contender) < 1000 else 2)

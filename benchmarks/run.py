@@ -102,7 +102,7 @@ def run_scenario(
                     try:
                         with server_of(scenario, given) if scenario.faulty else contextlib.nullcontext(server) as its:
                             result = measure.run_contender(
-                                contender, scenario, requests, its, given.client_core, payload
+                                contender, scenario, requests, its, cores_of(contender, given), payload
                             )
                         log(f"  {number + 1}/{given.repeats} {contender.name}: {summary(result)}")
                     except measure.RunError as error:
@@ -110,6 +110,11 @@ def run_scenario(
                         log(f"  {number + 1}/{given.repeats} {contender.name}: FAILED")
                 rounds[contender.name].append(result)
     return rounds
+
+
+def cores_of(contender: Contender, given: argparse.Namespace) -> str:
+    """Return the cores that a contender may use, as `taskset` takes them."""
+    return f"{given.server_core},{given.client_core}" if contender.spreads else str(given.client_core)
 
 
 def server_of(scenario: Scenario, given: argparse.Namespace) -> AbstractContextManager[measure.Server | None]:

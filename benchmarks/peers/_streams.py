@@ -32,8 +32,8 @@ from _common import (
 Read = Callable[[str], AsyncIterator[str]]
 StreamPeer = Callable[[Job], AbstractAsyncContextManager[Read]]
 
-# A stream of the warm-up is left here: by then buffers have the size that they keep, and one of a million chunks read to
-# its end would take the memory that is to be measured.
+# A stream of the warm-up is left here: by then buffers have the size that they keep, and one of a million chunks
+# that is read to its end takes the memory that is to be measured.
 WARMUP_CHUNKS = 100_000
 
 
