@@ -959,6 +959,8 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Embeddings:
@@ -990,6 +992,8 @@ class AsyncClient(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: Whether the client's cache is used, which has each text by itself. Default: if it has one.
+            refresh: Ask for every text, and replace what the cache has of it.
             extra_body: Further request fields.
             **params: Request fields (``user=``, a server's own ``input_type=``), sent untouched.
 
@@ -1006,7 +1010,16 @@ class AsyncClient(Base):
         plan = _embed.plan(
             self,
             lambda fields: self._post_options(
-                "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+                "embeddings",
+                model,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                fields,
+                extra_body,
+                caching=call_cache(cache, refresh, None),
             ),
             dimensions=dimensions,
             truncate_dim=truncate_dim,
@@ -1066,6 +1079,8 @@ class AsyncClient(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> AsyncGenerator[Embeddings]:
@@ -1101,6 +1116,8 @@ class AsyncClient(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: Whether the client's cache is used, which has each text by itself. Default: if it has one.
+            refresh: Ask for every text, and replace what the cache has of it.
             extra_body: Further request fields.
             **params: Request fields (``user=``, a server's own ``input_type=``), sent untouched.
 
@@ -1117,7 +1134,16 @@ class AsyncClient(Base):
         plan = _embed.plan(
             self,
             lambda fields: self._post_options(
-                "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+                "embeddings",
+                model,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                fields,
+                extra_body,
+                caching=call_cache(cache, refresh, None),
             ),
             dimensions=dimensions,
             truncate_dim=truncate_dim,
@@ -2058,6 +2084,8 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Embeddings:
@@ -2089,6 +2117,8 @@ class Client(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: Whether the client's cache is used, which has each text by itself. Default: if it has one.
+            refresh: Ask for every text, and replace what the cache has of it.
             extra_body: Further request fields.
             **params: Request fields (``user=``, a server's own ``input_type=``), sent untouched.
 
@@ -2105,7 +2135,16 @@ class Client(Base):
         plan = _embed.plan(
             self,
             lambda fields: self._post_options(
-                "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+                "embeddings",
+                model,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                fields,
+                extra_body,
+                caching=call_cache(cache, refresh, None),
             ),
             dimensions=dimensions,
             truncate_dim=truncate_dim,
@@ -2165,6 +2204,8 @@ class Client(Base):
         extra_headers: Mapping[str, str] | None = None,
         extra_query: Mapping[str, object] | None = None,
         max_retries: int | None = None,
+        cache: bool | None = None,
+        refresh: bool = False,
         extra_body: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Generator[Embeddings]:
@@ -2200,6 +2241,8 @@ class Client(Base):
             extra_headers: Headers for each request.
             extra_query: Parts of the URL's query, in place of the client's of the same names.
             max_retries: Attempts after the first. Default: the client's.
+            cache: Whether the client's cache is used, which has each text by itself. Default: if it has one.
+            refresh: Ask for every text, and replace what the cache has of it.
             extra_body: Further request fields.
             **params: Request fields (``user=``, a server's own ``input_type=``), sent untouched.
 
@@ -2216,7 +2259,16 @@ class Client(Base):
         plan = _embed.plan(
             self,
             lambda fields: self._post_options(
-                "embeddings", model, timeout, queue_timeout, priority, max_retries, hidden, fields, extra_body
+                "embeddings",
+                model,
+                timeout,
+                queue_timeout,
+                priority,
+                max_retries,
+                hidden,
+                fields,
+                extra_body,
+                caching=call_cache(cache, refresh, None),
             ),
             dimensions=dimensions,
             truncate_dim=truncate_dim,

@@ -500,11 +500,15 @@ class Embeddings:
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens of all answers, if the server counts them."""
+        """Tokens of all that was asked, if the server counts them. What a cache had is not in it."""
 
     @property
     def requests(self) -> int:
         """Packs that were sent, those that were refused among them."""
+
+    @property
+    def cached(self) -> int:
+        """Rows that the cache had; equal texts each count."""
 
     @property
     def errors(self) -> dict[int, MillstreamError]:
@@ -543,7 +547,7 @@ class Embeddings:
         start: int,
         model: str,
         usage: tuple[int, int] | None,
-        requests: int,
+        counts: tuple[int, int],
         errors: dict[int, MillstreamError],
     ) -> Embeddings: ...
 

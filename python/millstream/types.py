@@ -615,6 +615,8 @@ class ClientStats(_Stats):
         retries: Attempts after a first one.
         succeeded: Calls and items answered.
         failed: Calls and items that ended in an error; a cancelled one is in neither.
+        cache_hits: Calls, items, and texts of ``embed`` that were not asked for, since the cache had the answer or
+            another call asked the same at the same time.
         in_flight: HTTP requests under way now.
         max_in_flight: The most that were under way at once.
         prompt_tokens: Prompt tokens, as the servers counted them.
@@ -635,6 +637,7 @@ class ClientStats(_Stats):
     retries: int
     succeeded: int
     failed: int
+    cache_hits: int
     in_flight: int
     max_in_flight: int
     prompt_tokens: int

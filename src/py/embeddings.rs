@@ -212,13 +212,15 @@ pub(crate) struct Embeddings {
     model: String,
     usage: Option<types::Usage>,
     requests: usize,
+    cached: usize,
     failed: Vec<(usize, Error)>,
     /// By their rows; made at the first look.
     errors: PyOnceLock<Py<PyDict>>,
 }
 
-/// What is pickled: the numbers' bytes, shape, start, model, tokens, requests and errors.
-type Pickled<'py> = (Bound<'py, PyBytes>, (usize, usize), usize, String, Option<(u64, u64)>, usize, Py<PyDict>);
+/// What is pickled: the numbers' bytes, shape, start, model, tokens, requests and how many were cached, errors.
+type Pickled<'py> =
+    (Bound<'py, PyBytes>, (usize, usize), usize, String, Option<(u64, u64)>, (usize, usize), Py<PyDict>);
 
 const ITEM: usize = size_of::<f32>();
 
@@ -229,7 +231,7 @@ fn signed(count: usize) -> isize {
 
 impl Embeddings {
     pub(crate) fn new(embedded: Embedded, start: usize) -> Self {
-        let Embedded { numbers, rows, dimensions, model, usage, requests, errors } = embedded;
+        let Embedded { numbers, rows, dimensions, model, usage, requests, cached, errors } = embedded;
         Self {
             numbers,
             shape: [signed(rows), signed(dimensions)],
@@ -238,6 +240,7 @@ impl Embeddings {
             model,
             usage,
             requests,
+            cached,
             failed: errors,
             errors: PyOnceLock::new(),
         }
@@ -298,6 +301,11 @@ impl Embeddings {
     #[getter]
     fn requests(&self) -> usize {
         self.requests
+    }
+
+    #[getter]
+    fn cached(&self) -> usize {
+        self.cached
     }
 
     #[getter]
@@ -403,7 +411,8 @@ impl Embeddings {
         })?;
         let usage = this.usage.map(|usage| (usage.prompt_tokens, usage.total_tokens));
         let errors = this.error_dict(py)?.clone_ref(py);
-        let parts = (bytes, this.shape(), this.start, this.model.clone(), usage, this.requests, errors);
+        let counts = (this.requests, this.cached);
+        let parts = (bytes, this.shape(), this.start, this.model.clone(), usage, counts, errors);
         Ok((slf.get_type().getattr("_restore")?, parts))
     }
 
@@ -416,7 +425,7 @@ impl Embeddings {
         start: usize,
         model: String,
         usage: Option<(u64, u64)>,
-        requests: usize,
+        (requests, cached): (usize, usize),
         errors: Py<PyDict>,
     ) -> PyResult<Self> {
         let numbers = numbers.as_chunks::<ITEM>().0.iter().map(|number| f32::from_ne_bytes(*number)).collect();
@@ -426,7 +435,7 @@ impl Embeddings {
             total_tokens,
         });
         let (rows, dimensions) = shape;
-        let embedded = Embedded { numbers, rows, dimensions, model, usage, requests, errors: Vec::new() };
+        let embedded = Embedded { numbers, rows, dimensions, model, usage, requests, cached, errors: Vec::new() };
         if embedded.numbers.len() != rows.saturating_mul(dimensions) {
             return Err(Error::configuration("pickled embeddings of another size than their shape")).or_raise(py);
         }

@@ -45,6 +45,7 @@ pub(crate) fn client<'py>(
     let stats = counters!(py, now)?;
     stats.set_item("requests", now.requests)?;
     stats.set_item("failed", now.failed)?;
+    stats.set_item("cache_hits", now.cache_hits)?;
     stats.set_item("lanes", lanes?)?;
     stats.set_item("concurrency", (window.limit(), window.in_flight(), window.waiting()))?;
     stats.set_item("limiter", limiter.map(limiter::levels))?;

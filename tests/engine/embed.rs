@@ -14,20 +14,20 @@ use serde_json::{Value, json};
 
 use super::pipeline::{batch, pipeline};
 
-struct Client {
-    server: MockServer,
-    pipeline: Pipeline,
+pub(super) struct Client {
+    pub(super) server: MockServer,
+    pub(super) pipeline: Pipeline,
     learnt: LearntModels,
 }
 
-fn client(embeddings: Embedding) -> Client {
+pub(super) fn client(embeddings: Embedding) -> Client {
     let server = MockServer::start(MockConfig { embeddings, ..MockConfig::default() }).unwrap();
     let pipeline = batch(pipeline(&server), 8).pipeline;
     Client { server, pipeline, learnt: LearntModels::default() }
 }
 
 impl Client {
-    fn embed(&self, sizes: PackSizes) -> Embed {
+    pub(super) fn embed(&self, sizes: PackSizes) -> Embed {
         let keys = &self.pipeline.keys;
         let endpoints = keys.upstreams().iter().map(|upstream| &*upstream.endpoint);
         Embed {
@@ -67,31 +67,31 @@ impl Client {
         seen.iter().map(|request| of(body(&request.body))).collect()
     }
 
-    fn counts(&self) -> Vec<usize> {
+    pub(super) fn counts(&self) -> Vec<usize> {
         self.requests().into_iter().map(|(count, _)| count).collect()
     }
 }
 
-fn of(texts: &[String]) -> Texts {
+pub(super) fn of(texts: &[String]) -> Texts {
     Texts { texts: texts.to_vec(), ..Texts::default() }
 }
 
-fn texts(count: usize) -> Vec<String> {
+pub(super) fn texts(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("text {number}")).collect()
 }
 
-fn items(items: usize) -> PackSizes {
+pub(super) fn items(items: usize) -> PackSizes {
     PackSizes { items: Some(items), ..PackSizes::default() }
 }
 
 /// What the server gives each text alone.
-async fn alone(texts: &[String]) -> Vec<Vec<f32>> {
+pub(super) async fn alone(texts: &[String]) -> Vec<Vec<f32>> {
     let client = client(Embedding::default());
     let embedded = client.embed(items(1)).run(of(texts)).await.unwrap();
     embedded.numbers.chunks(embedded.dimensions).map(<[f32]>::to_vec).collect()
 }
 
-fn rows(embedded: &Embedded) -> Vec<Vec<f32>> {
+pub(super) fn rows(embedded: &Embedded) -> Vec<Vec<f32>> {
     embedded.numbers.chunks(embedded.dimensions.max(1)).map(<[f32]>::to_vec).collect()
 }
 
@@ -310,14 +310,14 @@ async fn rows_are_cut_and_brought_to_length_1_on_request() {
     assert!(error.to_string().contains("dimensions=9"), "{error}");
 }
 
-fn body(rows: &[(usize, &[f32])]) -> String {
+pub(super) fn body(rows: &[(usize, &[f32])]) -> String {
     let encode =
         |row: &[f32]| BASE64_STANDARD.encode(row.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>());
     let data: Vec<_> = rows.iter().map(|(index, row)| json!({"index": index, "embedding": encode(row)})).collect();
     json!({"object": "list", "data": data, "model": "e"}).to_string()
 }
 
-fn answer(body: &str) -> Answer {
+pub(super) fn answer(body: &str) -> Answer {
     Answer { body: Some(body.to_owned().into()), ..Answer::default() }
 }
 

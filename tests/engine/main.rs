@@ -6,6 +6,7 @@ mod bulk;
 mod caches;
 mod concurrency;
 mod embed;
+mod embed_cached;
 mod jobs;
 mod mock;
 mod mock_apis;

@@ -46,7 +46,7 @@ struct Inner {
     /// One for those who read and one for those who write, so that neither waits for the other.
     reader: Mutex<Option<Opened>>,
     writer: Mutex<Option<Opened>>,
-    asked: Mutex<Queue<(Key, oneshot::Sender<Option<Found>>)>>,
+    asked: Mutex<Queue<Asked>>,
     pending: Mutex<Pending>,
     fault: Mutex<Fault>,
     /// Entries that could not be read.
@@ -74,6 +74,9 @@ impl<T> Default for Queue<T> {
         Self { waiting: Vec::new(), is_served: false }
     }
 }
+
+/// What one asks for, and where its answers go, in their order.
+type Asked = (Vec<Key>, oneshot::Sender<Vec<Option<Found>>>);
 
 /// An entry, and how long it will still live, if not for ever.
 pub type Found = (Arc<Entry>, Option<Duration>);
@@ -133,10 +136,15 @@ impl Disk {
         if let Some(change) = lock(&self.0.pending).changes.get(key) {
             return change.clone().map(|entry| (entry, self.0.ttl));
         }
-        let (sender, answer) = oneshot::channel();
+        self.get_many(vec![*key]).await.pop().flatten()
+    }
+
+    /// What is kept under each of `keys`, in their order, and written already; nothing at all if it cannot be read.
+    pub async fn get_many(&self, keys: Vec<Key>) -> Vec<Option<Found>> {
+        let (sender, answers) = oneshot::channel();
         let is_served = {
             let mut asked = lock(&self.0.asked);
-            asked.waiting.push((*key, sender));
+            asked.waiting.push((keys, sender));
             std::mem::replace(&mut asked.is_served, true)
         };
         if !is_served {
@@ -144,7 +152,7 @@ impl Disk {
                 Served { inner: Arc::clone(&self.0), by: Inner::read, end: Inner::give_up_reading, is_done: false };
             spawn_blocking(move || served.serve());
         }
-        answer.await.ok().flatten()
+        answers.await.unwrap_or_default()
     }
 
     /// Keeps it, a little later.
@@ -283,9 +291,9 @@ impl Inner {
             if asked.is_empty() {
                 return;
             }
-            for (key, sender) in asked {
+            for (keys, sender) in asked {
                 if !sender.is_closed() {
-                    let _ = sender.send(self.find(&mut reader, &key));
+                    let _ = sender.send(self.find(&mut reader, &keys));
                 }
             }
         }
@@ -300,10 +308,12 @@ impl Inner {
         lock(&self.pending).is_served = false;
     }
 
-    fn find(&self, reader: &mut Option<Opened>, key: &Key) -> Option<Found> {
+    fn find(&self, reader: &mut Option<Opened>, keys: &[Key]) -> Vec<Option<Found>> {
         let found = self.with(reader, |connection| {
+            // Several are read as of one moment, which costs one lock.
+            let reading = if keys.len() > 1 { Some(connection.unchecked_transaction()?) } else { None };
             let mut find = connection.prepare_cached("SELECT value, expires FROM answers WHERE key = ?1")?;
-            let row = |row: &rusqlite::Row<'_>| {
+            let row = |key: &Key, row: &rusqlite::Row<'_>| {
                 let expires: Option<i64> = row.get(1)?;
                 let left = expires.map(|expires| expires.saturating_sub(now()));
                 if left.is_some_and(|left| left <= 0) {
@@ -314,15 +324,21 @@ impl Inner {
                     entry.map(|entry| (Arc::new(entry), left.map(|left| Duration::from_secs(left.unsigned_abs())))),
                 ))
             };
-            find.query_row([key.as_bytes().as_slice()], row).optional()
+            let mut find = |key: &Key| find.query_row([key.as_bytes().as_slice()], |found| row(key, found)).optional();
+            let found = keys.iter().map(|key| Ok(find(key)?.flatten())).collect::<rusqlite::Result<Vec<_>>>()?;
+            reading.map_or(Ok(()), rusqlite::Transaction::finish)?;
+            Ok(found)
         });
-        let entry = found.flatten().flatten()?;
-        if entry.is_none() {
-            self.damaged.fetch_add(1, Relaxed);
-            lock(&self.pending).changes.entry(*key).or_insert(None);
-            self.tell(&format!("{}: an entry is damaged and was dropped", self.path.display()));
-        }
-        entry
+        let sound = |(found, key): (Option<Option<Found>>, &Key)| {
+            let entry = found?;
+            if entry.is_none() {
+                self.damaged.fetch_add(1, Relaxed);
+                lock(&self.pending).changes.entry(*key).or_insert(None);
+                self.tell(&format!("{}: an entry is damaged and was dropped", self.path.display()));
+            }
+            entry
+        };
+        found.unwrap_or_default().into_iter().zip(keys).map(sound).collect()
     }
 
     /// Writes until nothing is pending.

@@ -106,6 +106,21 @@ impl Cache {
         self.store.fetch(key).await
     }
 
+    /// What is kept under each of `keys`, in their order.
+    pub async fn fetch_many(&self, keys: &[Key]) -> Vec<Option<Arc<Entry>>> {
+        self.store.fetch_many(keys).await
+    }
+
+    /// Keeps a text's vector.
+    pub fn put_vector(&self, key: Key, model: &str, tokens: Option<u64>, numbers: &[f32]) {
+        if let Some(entry) = Entry::of_vector(model, tokens, numbers) {
+            self.counters.stored();
+            self.store.put(key, Arc::new(entry));
+        } else {
+            self.counters.not_kept();
+        }
+    }
+
     /// Keeps an answer if it is whole.
     pub fn put(&self, key: Key, entry: Arc<Entry>) {
         if self.config.also_keep.keeps(&entry.body) {
@@ -124,7 +139,12 @@ impl Cache {
 
     /// Counts a call that it answered.
     pub fn hit(&self, model: &str, usage: Option<Usage>) {
-        self.counters.hit(model, usage);
+        self.hits(model, 1, usage.unwrap_or_default());
+    }
+
+    /// Counts so many texts or calls that it answered, whose tokens are `usage`.
+    pub fn hits(&self, model: &str, count: u64, usage: Usage) {
+        self.counters.hits(model, count, usage);
     }
 
     /// Counts a call that had another's answer.
@@ -132,9 +152,9 @@ impl Cache {
         self.counters.shares(model, usage);
     }
 
-    /// Counts a call that had to be asked.
-    pub fn miss(&self) {
-        self.counters.miss();
+    /// Counts so many texts or calls that had to be asked.
+    pub fn misses(&self, count: u64) {
+        self.counters.misses(count);
     }
 
     /// Forgets all.

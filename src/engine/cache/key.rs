@@ -22,6 +22,10 @@ const NOT_ASKED: [&[u8]; 2] = [b"\"stream\"", b"\"stream_options\""];
 /// Members whose elements are messages.
 const MESSAGES: [&[u8]; 2] = [b"\"messages\"", b"\"input\""];
 
+/// Members of a request for vectors that say nothing of the one of a text: the texts themselves, which are hashed each for itself,
+/// and the form in which numbers are written.
+const NOT_OF_A_TEXT: [&[u8]; 2] = [b"\"input\"", b"\"encoding_format\""];
+
 /// Who is asked and as whom, hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Asked([u8; 32]);
@@ -29,6 +33,10 @@ pub struct Asked([u8; 32]);
 /// What stands for a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
+
+/// What the vectors of single texts are found by, which one request asks for together: all of it but the text is hashed already.
+#[derive(Clone)]
+pub struct TextKeys(Context);
 
 /// A request's body, looked at once.
 #[derive(Debug)]
@@ -75,17 +83,7 @@ impl<'a> Question<'a> {
 
     /// Its key, where any of `asked` may be asked. `sample` tells several answers to one question apart.
     pub fn key(&self, asked: &mut Vec<Asked>, sample: Option<u64>) -> Key {
-        asked.sort_unstable();
-        asked.dedup();
-        let mut context = Context::new(&SHA256);
-        context.update(DOMAIN);
-        for asked in asked.iter() {
-            context.update(&asked.0);
-        }
-        if let Some(sample) = sample {
-            context.update(b"\0sample\0");
-            context.update(&sample.to_be_bytes());
-        }
+        let mut context = begin(asked, sample);
         context.update(b"\0body\0");
         update_members(&mut context, &self.members, |context, name, value| {
             let messages = if MESSAGES.contains(&name) { elements(value) } else { None };
@@ -98,6 +96,40 @@ impl<'a> Question<'a> {
         });
         Key(finish(context))
     }
+
+    /// The keys of single texts, where it asks for the vectors of several; otherwise as [`Self::key`].
+    pub fn texts(&self, asked: &mut Vec<Asked>, sample: Option<u64>) -> TextKeys {
+        let mut context = begin(asked, sample);
+        context.update(b"\0vector\0");
+        let said = self.members.iter().filter(|(name, _)| !NOT_OF_A_TEXT.contains(name));
+        update_members(&mut context, said, update_member);
+        TextKeys(context)
+    }
+}
+
+impl TextKeys {
+    /// The key of `text`.
+    pub fn of(&self, text: &str) -> Key {
+        let mut context = self.0.clone();
+        context.update(text.as_bytes());
+        Key(finish(context))
+    }
+}
+
+/// What every key begins with.
+fn begin(asked: &mut Vec<Asked>, sample: Option<u64>) -> Context {
+    asked.sort_unstable();
+    asked.dedup();
+    let mut context = Context::new(&SHA256);
+    context.update(DOMAIN);
+    for asked in asked.iter() {
+        context.update(&asked.0);
+    }
+    if let Some(sample) = sample {
+        context.update(b"\0sample\0");
+        context.update(&sample.to_be_bytes());
+    }
+    context
 }
 
 /// An array of things that each are hashed in their own way, or what is none as it stands.
@@ -117,7 +149,11 @@ fn update_object(context: &mut Context, json: &[u8], each: impl Fn(&mut Context,
     update_members(context, &members, each);
 }
 
-fn update_members(context: &mut Context, members: &[Member<'_>], each: impl Fn(&mut Context, &[u8], &[u8])) {
+fn update_members<'a>(
+    context: &mut Context,
+    members: impl IntoIterator<Item = &'a Member<'a>>,
+    each: impl Fn(&mut Context, &[u8], &[u8]),
+) {
     context.update(b"{");
     for (name, value) in members {
         context.update(name);
@@ -150,6 +186,12 @@ impl Key {
     /// As a store keeps it.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+
+impl fmt::Debug for TextKeys {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("TextKeys")
     }
 }
 
@@ -251,6 +293,25 @@ mod tests {
         }
         assert_ne!(key_for(vec![a], None), key_for(vec![a], Some(0)));
         assert_ne!(key_for(vec![a], Some(1)), key_for(vec![a], Some(0)));
+    }
+
+    #[test]
+    fn a_texts_key_is_its_own_whatever_stands_beside_it_and_however_numbers_come() {
+        let keys = |body: &str, sample| {
+            Question::read(body.as_bytes()).unwrap().texts(&mut vec![asked("https://a.test/v1", "Bearer one")], sample)
+        };
+        let one = keys(r#"{"model":"m","input":["a","b"],"encoding_format":"base64"}"#, None);
+        let other = keys(r#"{"encoding_format":"float","model":"m","input":["c"]}"#, None);
+        assert_eq!(one.of("a"), other.of("a"));
+        assert_ne!(one.of("a"), one.of("b"));
+        assert_ne!(one.of("a"), keys(r#"{"model":"m","input":["a"]}"#, Some(1)).of("a"));
+        for more in [r#","dimensions":3"#, r#","user":"u""#, r#","input_type":"query""#] {
+            assert_ne!(one.of("a"), keys(&format!(r#"{{"model":"m","input":["a"]{more}}}"#), None).of("a"), "{more}");
+        }
+        let whole = r#"{"model":"m"}"#;
+        assert_ne!(key(whole), keys(whole, None).of(""));
+        let mut others = vec![asked("https://a.test/v1", "Bearer two")];
+        assert_ne!(one.of("a"), Question::read(whole.as_bytes()).unwrap().texts(&mut others, None).of("a"));
     }
 
     #[test]

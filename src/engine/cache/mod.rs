@@ -1,6 +1,7 @@
 //! Answers that were given are given again to whoever asks the same: no request, no wait, no tokens.
 //!
-//! What the same is, [`key`] says; which answers are kept, [`policy`]; what is kept of one, [`entry`]. Where it is kept is a
+//! What the same is, [`key`] says; which answers are kept, [`policy`]; what is kept of one, [`entry`], and of a text's vector,
+//! `vector`. Where it is kept is a
 //! [`store`]'s matter, and a store never fails a call: what cannot be read is not there, what cannot be written is not kept. Those who ask
 //! the same at once share one answer ([`flight`]). When the cache is asked is written in `pipeline`.
 
@@ -13,10 +14,11 @@ pub mod memory;
 pub mod policy;
 mod stats;
 pub mod store;
+mod vector;
 
 pub use entry::Entry;
 pub use keeper::{Cache, CacheConfig, Landed};
-pub use key::{Asked, Key, Question};
+pub use key::{Asked, Key, Question, TextKeys};
 pub use policy::AlsoKept;
 pub use stats::{Saved, Stats};
 pub use store::Place;

@@ -35,13 +35,13 @@ pub struct Saved {
 /// The counters at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Calls that were answered by what was kept.
+    /// Calls, and texts to embed, that were answered by what was kept.
     pub hits: u64,
-    /// Calls that had to be asked.
+    /// Those that had to be asked.
     pub misses: u64,
     /// Calls that had the answer of another that asked the same at the same time.
     pub shared: u64,
-    /// Answers that were kept.
+    /// Answers and vectors that were kept.
     pub stored: u64,
     /// Answers that were not: truncated, filtered, empty.
     pub not_kept: u64,
@@ -56,32 +56,31 @@ pub struct Stats {
 }
 
 impl Counters {
-    pub(super) fn hit(&self, model: &str, usage: Option<Usage>) {
-        self.hits.fetch_add(1, Relaxed);
-        self.save(model, usage);
+    pub(super) fn hits(&self, model: &str, count: u64, usage: Usage) {
+        self.hits.fetch_add(count, Relaxed);
+        self.save(model, count, usage);
     }
 
     pub(super) fn shares(&self, model: &str, usage: Option<Usage>) {
         self.shared.fetch_add(1, Relaxed);
-        self.save(model, usage);
+        self.save(model, 1, usage.unwrap_or_default());
     }
 
-    fn save(&self, model: &str, usage: Option<Usage>) {
-        let usage = usage.unwrap_or_default();
+    fn save(&self, model: &str, count: u64, usage: Usage) {
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         let model = if saved.len() < MOST_MODELS || saved.contains_key(model) { model } else { "" };
         if !saved.contains_key(model) {
             saved.insert(model.into(), Saved::default());
         }
         if let Some(saved) = saved.get_mut(model) {
-            saved.answers += 1;
+            saved.answers += count;
             saved.prompt_tokens += usage.prompt_tokens;
             saved.completion_tokens += usage.completion_tokens;
         }
     }
 
-    pub(super) fn miss(&self) {
-        self.misses.fetch_add(1, Relaxed);
+    pub(super) fn misses(&self, count: u64) {
+        self.misses.fetch_add(count, Relaxed);
     }
 
     pub(super) fn stored(&self) {

@@ -56,6 +56,26 @@ impl Store {
         Some(entry)
     }
 
+    /// What is kept under each of `keys`, in their order.
+    pub(super) async fn fetch_many(&self, keys: &[Key]) -> Vec<Option<Arc<Entry>>> {
+        let mut found: Vec<_> = keys.iter().map(|key| self.at_hand(key)).collect();
+        let Some(back) = &self.back else { return found };
+        let missing = || found.iter().zip(keys).filter(|(found, _)| found.is_none());
+        let missing: Vec<_> = missing().map(|(_, key)| *key).collect();
+        if missing.is_empty() {
+            return found;
+        }
+        let mut answers = missing.iter().zip(back.get_many(missing.clone()).await);
+        for found in found.iter_mut().filter(|found| found.is_none()) {
+            let Some((key, answer)) = answers.next() else { break };
+            if let (Some((entry, lives)), Some(front)) = (&answer, &self.front) {
+                front.put_for(*key, Arc::clone(entry), *lives);
+            }
+            *found = answer.map(|(entry, _)| entry);
+        }
+        found
+    }
+
     pub(super) fn put(&self, key: Key, entry: Arc<Entry>) {
         if let Some(front) = &self.front {
             front.put(key, Arc::clone(&entry));

@@ -3,6 +3,7 @@
 //! The block is made when the first answer tells how long a vector is, and zeroed by the system, which gives a page only once it is
 //! written. So memory grows with the rows that have come.
 
+use super::piece::Piece;
 use crate::engine::error::{Error, Kind, Verdict};
 
 /// What is done with each vector on its way into the block.
@@ -82,8 +83,16 @@ impl Block {
         self.numbers.get_mut(start..start + self.kept).unwrap_or_default()
     }
 
+    /// Puts the vector of `piece` into its row.
+    pub(super) fn put(&mut self, piece: &Piece, vector: &[f32]) {
+        match piece.share {
+            None => self.place(piece.row as usize, vector),
+            Some(share) => self.add(piece.row as usize, vector, share),
+        }
+    }
+
     /// Puts `vector` into `row`.
-    pub(super) fn place(&mut self, row: usize, vector: &[f32]) {
+    fn place(&mut self, row: usize, vector: &[f32]) {
         let to_length_1 = self.shape.normalize || self.shape.truncate.is_some();
         let row = self.row(row);
         row.copy_from_slice(vector.get(..row.len()).unwrap_or_default());
@@ -93,7 +102,7 @@ impl Block {
     }
 
     /// Adds a share of `vector` to `row`, which has several.
-    pub(super) fn add(&mut self, row: usize, vector: &[f32], share: f32) {
+    fn add(&mut self, row: usize, vector: &[f32], share: f32) {
         for (sum, number) in self.row(row).iter_mut().zip(vector) {
             *sum += share * number;
         }

@@ -2,9 +2,11 @@
 //!
 //! Texts travel in packs, as large as the server takes ([`pack`]); their vectors are copied into the block as the answers come
 //! ([`block`]), so memory stays at the result and what is in flight. A pack that the server refuses is halved until it is known
-//! which text is at fault, and what the server turned out not to take is remembered ([`run`], [`learnt`]).
+//! which text is at fault, and what the server turned out not to take is remembered ([`run`], [`learnt`]). With a cache only texts
+//! that are new to it are sent (`kept`).
 
 pub mod block;
+mod kept;
 pub mod learnt;
 pub mod pack;
 mod piece;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use super::block::Block;
+use super::kept::Kept;
 use super::learnt::{Form, Learnt};
 use super::pack::PackLimits;
 use super::piece::{Piece, Pieces, TooLong};
@@ -31,6 +32,8 @@ const BASE64_BYTES: f64 = 5.4;
 const LIST_BYTES: f64 = 24.0;
 /// Numbers of a vector, until one was seen.
 const USUAL_DIMENSIONS: usize = 4096;
+/// Texts that are looked up in a cache at a time: about a millisecond.
+const LOOKED_UP: usize = 256;
 /// How often a pack whose vectors do not fit the others is asked again.
 const MOST_MISFITS: u8 = 2;
 
@@ -143,9 +146,13 @@ pub(super) struct Queue {
     /// Number of the next pack.
     number: usize,
     block: Block,
+    kept: Option<Kept>,
+    /// Rows that the cache had.
+    cached: usize,
     answered: usize,
     refused: usize,
     model: String,
+    /// Of what was asked.
     usage: Option<Usage>,
     errors: BTreeMap<u32, Error>,
 }
@@ -153,18 +160,19 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(rules: Rules, pieces: Pieces, block: Block) -> Self {
         let Pieces { all: pieces, copies, rows } = pieces;
-        let spread = if rules.is_sized { usize::MAX } else { pieces.len().div_ceil(SPREAD).max(SMALLEST_SPREAD) };
         Self {
             next: 0,
             fresh: pieces.len(),
+            spread: spread(&rules, pieces.len()),
             pieces,
             copies,
             rows,
-            spread,
             again: VecDeque::new(),
             out: HashMap::new(),
             number: 0,
             block,
+            kept: None,
+            cached: 0,
             answered: 0,
             refused: 0,
             model: String::new(),
@@ -191,6 +199,59 @@ impl Queue {
             self.keep_error(piece.row, &error, true)?;
         }
         Ok(())
+    }
+
+    /// Puts in its place what a cache has. Only what it has not is sent, and will be kept there.
+    pub(super) async fn recall(&mut self, kept: Kept) {
+        let mut pieces = std::mem::take(&mut self.pieces).into_iter();
+        let (mut fresh, mut found) = (Vec::with_capacity(pieces.len()), Vec::new());
+        let (mut numbers, mut tokens) = (Vec::new(), None);
+        loop {
+            let some: Vec<_> = pieces.by_ref().take(LOOKED_UP).collect();
+            if some.is_empty() {
+                break;
+            }
+            let entries = kept.find(&some).await;
+            for (mut piece, (key, entry)) in some.into_iter().zip(entries) {
+                let head = entry.as_ref().and_then(|entry| {
+                    let head = entry.read_vector(&mut numbers);
+                    if head.is_none() {
+                        kept.is_broken(&key);
+                    }
+                    head
+                });
+                // One that does not fit the others is of another time.
+                let Some(head) = head.filter(|_| self.block.fit(numbers.len()).is_ok()) else {
+                    fresh.push(piece);
+                    continue;
+                };
+                if self.model.is_empty() {
+                    self.model = head.model.into_owned();
+                }
+                if let Some(more) = head.tokens {
+                    *tokens.get_or_insert(0) += more;
+                }
+                self.block.put(&piece, &numbers);
+                piece.text = String::new();
+                found.push(piece);
+            }
+            // A run of hits waits for nothing, and gives way to others all the same.
+            tokio::task::yield_now().await;
+        }
+        kept.count(found.len(), tokens.unwrap_or_default(), fresh.len());
+        // Nothing was paid, by a server that counts.
+        self.usage = tokens.map(|_| Usage::default());
+        // Both are in the order of their rows.
+        let is_in = |pieces: &[Piece], row: u32| pieces.binary_search_by_key(&row, |piece| piece.row).is_ok();
+        let is_whole = |row: u32| is_in(&found, row) && !is_in(&fresh, row);
+        let mut rows: Vec<_> = found.iter().map(|piece| piece.row).collect();
+        rows.dedup();
+        rows.extend(self.copies.iter().map(|(_, like)| *like));
+        self.cached = rows.into_iter().filter(|row| is_whole(*row)).count();
+        (self.fresh, self.spread) = (fresh.len(), spread(&self.rules, fresh.len()));
+        fresh.append(&mut found);
+        self.pieces = fresh;
+        self.kept = Some(kept);
     }
 
     /// The most packs that there may still be.
@@ -270,6 +331,10 @@ impl Queue {
 
     fn answered(&mut self, pack: Pack, vectors: Vectors) -> Result<(), Error> {
         if let Err(error) = self.block.fit(vectors.dimensions) {
+            if self.answered == 0 && self.cached > 0 {
+                let advice = "The cache has those of another model of this name: give refresh=True, or clear it.";
+                return self.refuse(&pack, &error.advise(advice), false);
+            }
             if error.verdict() == Verdict::Retryable && pack.misfits < MOST_MISFITS {
                 self.again.push_front(Pack { misfits: pack.misfits + 1, ..pack });
                 return Ok(());
@@ -292,14 +357,16 @@ impl Queue {
                 None => {}
             }
         }
+        if let Some(kept) = &self.kept {
+            let piece = |input: &u32| self.pieces.get(*pack.pieces.get(*input as usize)? as usize);
+            // All of them: the count and the indices were checked.
+            let pieces: Vec<_> = vectors.inputs.iter().filter_map(piece).collect();
+            kept.keep(&pieces, &vectors);
+        }
         for (input, vector) in vectors.inputs.iter().zip(vectors.numbers.chunks_exact(vectors.dimensions.max(1))) {
             let piece = pack.pieces.get(*input as usize).and_then(|piece| self.pieces.get_mut(*piece as usize));
             let Some(piece) = piece else { continue };
-            let row = piece.row as usize;
-            match piece.share {
-                None => self.block.place(row, vector),
-                Some(share) => self.block.add(row, vector, share),
-            }
+            self.block.put(piece, vector);
             // It is not needed any more.
             piece.text = String::new();
         }
@@ -446,7 +513,13 @@ impl Queue {
             model: std::mem::take(&mut self.model),
             usage: self.usage,
             requests: self.number,
+            cached: self.cached,
             errors: std::mem::take(&mut self.errors).into_iter().map(|(row, error)| (row as usize, error)).collect(),
         }
     }
+}
+
+/// The most texts of a pack, for so many texts.
+fn spread(rules: &Rules, texts: usize) -> usize {
+    if rules.is_sized { usize::MAX } else { texts.div_ceil(SPREAD).max(SMALLEST_SPREAD) }
 }

@@ -6,6 +6,7 @@ use http::HeaderMap;
 use tokio::sync::Notify;
 
 use super::block::{Block, Shape};
+use super::kept::Kept;
 use super::learnt::{Form, Learnt};
 use super::pack::PackLimits;
 use super::piece::{Pieces, Texts, TooLong};
@@ -50,12 +51,14 @@ pub struct EmbedCalls {
 }
 
 impl EmbedCalls {
-    fn call(&self, texts: &[&str], form: Form, once: bool) -> Call {
+    pub(super) fn call(&self, texts: &[&str], form: Form, once: bool) -> Call {
         let length: usize = texts.iter().map(|text| text.len() + text.len() / 16 + 4).sum();
         let fields = |body: &mut Vec<u8>| {
-            body.extend_from_slice(b"\"input\":");
+            body.extend_from_slice(b"\"input\":[");
             for (place, text) in texts.iter().enumerate() {
-                body.push(if place == 0 { b'[' } else { b',' });
+                if place > 0 {
+                    body.push(b',');
+                }
                 push_quoted(body, text);
             }
             body.push(b']');
@@ -84,7 +87,7 @@ impl EmbedCalls {
 /// One call that embeds texts.
 #[derive(Debug)]
 pub struct Embed {
-    /// What each pack goes through; `bulk` is set.
+    /// What each pack goes through; `bulk` is set. Its cache is asked for each text by itself.
     pub pipeline: Pipeline,
     /// How each is asked.
     pub calls: EmbedCalls,
@@ -119,10 +122,12 @@ pub struct Embedded {
     pub dimensions: usize,
     /// The model that answered.
     pub model: String,
-    /// Tokens of all answers, if the server counts them.
+    /// Tokens of all that was asked, if the server counts them.
     pub usage: Option<Usage>,
     /// Packs that were sent, those that were refused among them.
     pub requests: usize,
+    /// Rows that the cache had.
+    pub cached: usize,
     /// The texts that have no vector, and why, in their order.
     pub errors: Vec<(usize, Error)>,
 }
@@ -186,7 +191,7 @@ impl Embed {
     ///
     /// # Errors
     /// What [`OnError`] says, after the other packs were aborted. Dropping the future aborts all that is in flight.
-    pub async fn run(self, texts: Texts) -> Result<Embedded, Error> {
+    pub async fn run(mut self, texts: Texts) -> Result<Embedded, Error> {
         if u32::try_from(texts.texts.len()).is_err() {
             return Err(Error::configuration("texts must be at most 4,294,967,295"));
         }
@@ -207,6 +212,10 @@ impl Embed {
         let block = Block::new(pieces.rows, self.shape);
         let mut queue = Queue::new(rules, pieces, block);
         queue.refuse_known()?;
+        let caching = self.pipeline.caching.take();
+        if let Some(kept) = caching.and_then(|caching| Kept::of(&caching, &self.calls, &self.pipeline.metrics)) {
+            queue.recall(kept).await;
+        }
         let queue = Mutex::new(queue);
         let desk = Arc::new(Desk { calls: self.calls, queue, changed: Notify::new() });
         run::<Vectors, _, _>(self.pipeline, Arc::clone(&desk), Arc::clone(&desk), Arc::default()).await?;

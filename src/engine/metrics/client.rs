@@ -27,6 +27,7 @@ pub struct Metrics {
     requests: AtomicU64,
     succeeded: AtomicU64,
     failed: AtomicU64,
+    cache_hits: AtomicU64,
     in_flight: Arc<Gauge>,
     waits: Waits,
     lanes: Mutex<Lanes>,
@@ -47,6 +48,8 @@ pub struct Snapshot {
     pub succeeded: u64,
     /// Calls and items that ended in an error. A cancelled one is in neither.
     pub failed: u64,
+    /// Calls, items, and texts to embed that were not asked for, since a cache had the answer or another call asked the same.
+    pub cache_hits: u64,
     /// HTTP requests under way now.
     pub in_flight: u64,
     /// The most that were under way at once.
@@ -76,6 +79,11 @@ impl Metrics {
 
     pub(crate) fn request_fails(&self) {
         self.failed.fetch_add(1, Relaxed);
+    }
+
+    /// Counts what was not asked for.
+    pub fn cache_hits(&self, count: u64) {
+        self.cache_hits.fetch_add(count, Relaxed);
     }
 
     /// The counters of `key_id` with `model`, made at the first use.
@@ -110,6 +118,7 @@ impl Metrics {
             failures: lanes.iter().map(|lane| lane.failures).sum(),
             succeeded: self.succeeded.load(Relaxed),
             failed: self.failed.load(Relaxed),
+            cache_hits: self.cache_hits.load(Relaxed),
             in_flight: self.in_flight.now(),
             max_in_flight: self.in_flight.max(),
             prompt_tokens: lanes.iter().map(|lane| lane.prompt_tokens).sum(),

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Pipeline;
 use super::call::{Answer, Call};
-use crate::engine::cache::{Asked, Cache, Entry, Key, Landed, Question};
+use crate::engine::cache::{Asked, Cache, Entry, Key, Landed, Question, TextKeys};
 use crate::engine::error::{Error, Kind};
 use crate::engine::keys::{Lane, Route};
 use crate::engine::provider::openai;
@@ -52,6 +52,17 @@ impl Caching {
 
     /// What `call` is found by; `None` if it is none of the cache's business.
     fn key(&self, call: &Call) -> Option<Key> {
+        self.question(call).map(|(question, mut asked)| question.key(&mut asked, self.sample))
+    }
+
+    /// What the vectors of single texts are found by, which such calls as `call` ask for together; `None` if they are none of the
+    /// cache's business.
+    pub fn texts(&self, call: &Call) -> Option<TextKeys> {
+        self.question(call).map(|(question, mut asked)| question.texts(&mut asked, self.sample))
+    }
+
+    /// What `call` asks, and whom.
+    fn question<'a>(&self, call: &'a Call) -> Option<(Question<'a>, Vec<Asked>)> {
         if call.once || call.file.is_some() || call.route.method() != Method::POST {
             return None;
         }
@@ -69,8 +80,8 @@ impl Caching {
         if !takes_chance && question.asks_for_chance() {
             return None;
         }
-        let mut asked: Vec<_> = call.lanes.iter().map(|lane| asked(call, lane, config.shared)).collect();
-        Some(question.key(&mut asked, self.sample))
+        let asked = call.lanes.iter().map(|lane| asked(call, lane, config.shared)).collect();
+        Some((question, asked))
     }
 }
 
@@ -195,7 +206,7 @@ impl Pipeline {
         key: Key,
         call: &Call,
     ) -> (Result<(T, Receipt), Error>, Option<Arc<Entry>>) {
-        cache.miss();
+        cache.misses(1);
         let (outcome, stood_in) = self.carry::<T>(call).await;
         let entry = match &outcome {
             // Another model's answer is none of this one's.
@@ -248,8 +259,11 @@ fn replay<T: Answer>(
 
 /// Whether a server has written a secret into its answer.
 fn names_a_secret(call: &Call, receipt: &Receipt) -> bool {
-    let names = |headers: &HeaderMap, body: &[u8]| matches!(scrub(headers, body), std::borrow::Cow::Owned(_));
-    let mut maps = call.lanes.iter().map(|lane| &lane.upstream.endpoint.headers).chain(call.headers.as_deref());
-    let bodies = [Some(&receipt.body), receipt.raw.as_ref()];
-    maps.any(|headers| bodies.into_iter().flatten().any(|body| names(headers, body)))
+    [Some(&receipt.body), receipt.raw.as_ref()].into_iter().flatten().any(|body| is_secret(call, body))
+}
+
+/// Whether a secret that `call` is sent with stands in `text`.
+pub fn is_secret(call: &Call, text: &[u8]) -> bool {
+    let names = |headers: &HeaderMap| matches!(scrub(headers, text), std::borrow::Cow::Owned(_));
+    call.lanes.iter().map(|lane| &lane.upstream.endpoint.headers).chain(call.headers.as_deref()).any(names)
 }

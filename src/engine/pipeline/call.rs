@@ -9,6 +9,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING};
 use http::{HeaderMap, HeaderValue, Method};
 
 use super::file::FileBody;
+use crate::engine::disk::off_the_engine;
 use crate::engine::error::Error;
 use crate::engine::keys::{Lane, Lanes, Route};
 use crate::engine::provider::{Provider, embeddings, object, openai, to_openai, vectors};
@@ -147,6 +148,23 @@ impl Call {
         }
     }
 
+    /// What `response` says, unless it is no answer.
+    pub(super) async fn read<T: Answer>(&self, response: Response) -> Result<(T, Response), Response> {
+        if !response.status.is_success() {
+            return Err(response);
+        }
+        let answer = if T::takes_long(&response.body) {
+            let body = response.body.clone();
+            off_the_engine(move || T::read(&body)).await.flatten()
+        } else {
+            T::read(&response.body)
+        };
+        match answer {
+            Ok(answer) if answer.check(self, &response.body).is_ok() => Ok((answer, response)),
+            _ => Err(response),
+        }
+    }
+
     /// The body with the lane's name of the model, quoted, in place of the user's.
     fn body_for(&self, wanted: &str) -> Bytes {
         let Some(written) = self.body.get(self.model.clone()).filter(|written| !written.is_empty()) else {
@@ -182,6 +200,11 @@ pub trait Answer: Sized + Send + 'static {
     /// # Errors
     /// `InvalidResponse` if it is not an answer.
     fn read(body: &[u8]) -> Result<Self, Error>;
+
+    /// Whether reading such a body takes so long that it is done on a thread of its own.
+    fn takes_long(_body: &[u8]) -> bool {
+        false
+    }
 
     /// Whether it, read of `body`, answers what was asked.
     ///
@@ -238,6 +261,10 @@ impl Answer for Embeddings {
         embeddings::parse_embeddings(body)
     }
 
+    fn takes_long(body: &[u8]) -> bool {
+        vectors::takes_long(body)
+    }
+
     fn check(&self, call: &Call, body: &[u8]) -> Result<(), Error> {
         call.inputs.map_or(Ok(()), |inputs| embeddings::check_count(self, inputs, body))
     }
@@ -250,6 +277,10 @@ impl Answer for Embeddings {
 impl Answer for Vectors {
     fn read(body: &[u8]) -> Result<Self, Error> {
         vectors::parse_vectors(body)
+    }
+
+    fn takes_long(body: &[u8]) -> bool {
+        vectors::takes_long(body)
     }
 
     fn check(&self, call: &Call, body: &[u8]) -> Result<(), Error> {

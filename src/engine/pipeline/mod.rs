@@ -34,8 +34,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::admission::Admission;
-pub use self::cached::Caching;
 use self::cached::Turn;
+pub use self::cached::{Caching, is_secret};
 pub use self::call::{Answer, Call, stream_headers};
 use self::clock::Clock;
 pub use self::file::{FileBody, Form, read_file};
@@ -132,10 +132,14 @@ impl Pipeline {
             Turn::Asks(key) => Box::pin(self.through_cache(key, call)).await,
             Turn::IsNot => self.carry(call).await.0,
         };
-        if outcome.is_ok() {
-            self.metrics.request_succeeds();
-        } else {
-            self.metrics.request_fails();
+        match &outcome {
+            Ok((_, receipt)) => {
+                self.metrics.request_succeeds();
+                if receipt.cached {
+                    self.metrics.cache_hits(1);
+                }
+            }
+            Err(_) => self.metrics.request_fails(),
         }
         outcome
     }
@@ -389,15 +393,12 @@ impl Pipeline {
             }
             Err(error) => Err(error),
         };
-        let outcome = received.and_then(|response| {
-            if response.status.is_success()
-                && let Ok(answer) = T::read(&response.body)
-                && answer.check(call, &response.body).is_ok()
-            {
-                return Ok((answer, response));
-            }
-            Err(failure::read::<T>(call, &request.header_maps(), &response, upstream.endpoint.host()))
-        });
+        let outcome = match received {
+            Ok(response) => call.read::<T>(response).await.map_err(|response| {
+                failure::read::<T>(call, &request.header_maps(), &response, upstream.endpoint.host())
+            }),
+            Err(error) => Err(error),
+        };
         let outcome = outcome.map_err(|error| {
             let error = error.with_key_id(upstream.key_id.to_string());
             // Whatever is wrong with it: what was handed out cannot be taken back, so it is not asked for again.

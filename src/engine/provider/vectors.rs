@@ -23,6 +23,12 @@ use crate::engine::types::{Usage, Vectors};
 /// The longest vector that is believed: ten times the longest of any model known. Memory for all rows is taken by its length.
 const MOST_DIMENSIONS: usize = 65_536;
 
+/// Bytes that take about 2 ms, of base64 and of lists of numbers.
+const LONG: usize = 4 << 20;
+const LONG_LISTS: usize = 256 << 10;
+/// Within so many bytes the first vector begins.
+const LOOKED_THROUGH: usize = 16 << 10;
+
 /// Why a body cannot be read.
 type Read<T> = Result<T, String>;
 
@@ -32,6 +38,20 @@ type Read<T> = Result<T, String>;
 /// `InvalidResponse`, retryable, if they are none, are not all of one length, or do not belong to inputs one by one.
 pub fn parse_vectors(body: &[u8]) -> Result<Vectors, Error> {
     read(body).map_err(|why| not_embeddings(body, &why))
+}
+
+/// Whether reading `body` takes milliseconds, which whoever has something else to do should not wait for.
+pub fn takes_long(body: &[u8]) -> bool {
+    body.len() > LONG || (body.len() > LONG_LISTS && has_lists(body))
+}
+
+fn has_lists(body: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"embedding\"";
+    let start = body.get(..LOOKED_THROUGH).unwrap_or(body);
+    // It may also be the name of what kind of object this is.
+    let value = |place: usize| start.get(place + NAME.len()..)?.trim_ascii_start().strip_prefix(b":");
+    let mut values = memchr::memmem::find_iter(start, NAME).filter_map(value);
+    values.next().is_some_and(|value| value.trim_ascii_start().starts_with(b"["))
 }
 
 /// Refuses embeddings, read of `body`, of another number than that of the inputs.
@@ -350,6 +370,18 @@ mod tests {
             assert!(of(body).is_err(), "{body}");
         }
         assert!(of("{\"error\":{\"message\":\"busy\"},\"data\":[]}").unwrap_err().contains("busy"));
+    }
+
+    #[test]
+    fn lists_take_long_much_sooner_than_base64() {
+        let body = |vector: &str, bytes: usize| {
+            let data = format!(r#"{{"data":[{{"object":"embedding","index":0,"embedding" : {vector}"#);
+            format!("{data}{}", " ".repeat(bytes))
+        };
+        assert!(takes_long(body("[1,", LONG_LISTS).as_bytes()));
+        assert!(!takes_long(body("[1,", LONG_LISTS / 2).as_bytes()));
+        assert!(!takes_long(body("\"AAAA", LONG_LISTS).as_bytes()));
+        assert!(takes_long(body("\"AAAA", LONG).as_bytes()));
     }
 
     #[test]
