@@ -4,7 +4,8 @@
 //! JSON, no retry, no limit, no timeout and no Python: what `millstream` costs beyond this is `millstream`'s own. `--mode
 //! reqwest` uses the client the engine uses, with the same settings; `--mode hyper` uses hyper-util's pooled client
 //! below it, so the difference between the two is the price of reqwest's layers. `--mode lines` is reqwest on a streamed
-//! answer: it looks for the lines' ends and counts them. `--mode engine` is the other side: the
+//! answer: it looks for the lines' ends and counts them. `--mode base64` and `--mode float` are reqwest on embeddings: packs
+//! of 128 texts, decoded into one block as a program of its own would. `--mode engine` is the other side: the
 //! engine's whole pipeline (body from a template, window, deadline, retry policy, validated answer) without Python.
 //!
 //! Build and run (`benchmarks/run.py` does both):
@@ -24,8 +25,8 @@ use std::env;
 use std::error::Error;
 use std::fs;
 use std::hint::black_box;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -45,6 +46,7 @@ use millstream::engine::secret::ApiKey;
 use millstream::engine::transport::{Tls, Transport, TransportConfig};
 use millstream::engine::types::{Prompt, Text};
 use rustix::time::{ClockId, clock_gettime};
+use serde::Deserialize;
 use tokio::task::JoinSet;
 use url::Url;
 
@@ -60,6 +62,7 @@ fn main() -> Result<(), Failure> {
         Mode::Reqwest | Mode::Lines => runtime.block_on(measure(&ReqwestLoop::new(&options)?, &options)),
         Mode::Hyper => runtime.block_on(measure(&HyperLoop::new(&options)?, &options)),
         Mode::Engine => runtime.block_on(measure(&EngineLoop::new(&options)?, &options)),
+        Mode::Embed(form) => runtime.block_on(measure_embeddings(form, &options)),
     }
 }
 
@@ -69,6 +72,14 @@ enum Mode {
     Lines,
     Hyper,
     Engine,
+    Embed(Form),
+}
+
+/// How vectors are asked for.
+#[derive(Clone, Copy)]
+enum Form {
+    Base64,
+    Float,
 }
 
 struct Options {
@@ -93,6 +104,8 @@ impl Options {
                 "--mode" if value == "lines" => mode = Mode::Lines,
                 "--mode" if value == "hyper" => mode = Mode::Hyper,
                 "--mode" if value == "engine" => mode = Mode::Engine,
+                "--mode" if value == "base64" => mode = Mode::Embed(Form::Base64),
+                "--mode" if value == "float" => mode = Mode::Embed(Form::Float),
                 "--url" => url = Some(value),
                 "--requests" => requests = value.parse()?,
                 "--warmup" => warmup = Some(value.parse()?),
@@ -300,6 +313,119 @@ async fn measure(client: &impl Exchange, options: &Options) -> Result<(), Failur
     if let (Some(line), serde_json::Value::Object(more)) = (line.as_object_mut(), more) {
         line.extend(more);
     }
+    println!("{line}");
+    Ok(())
+}
+
+/// Texts of one request, as of the peers.
+const PACK: usize = 128;
+
+/// An answer with its vectors as text or as numbers.
+#[derive(Deserialize)]
+struct Vectors<T> {
+    data: Vec<Vector<T>>,
+}
+
+#[derive(Deserialize)]
+struct Vector<T> {
+    index: usize,
+    embedding: T,
+}
+
+/// Rows of one block, made once it is known how long they are.
+#[derive(Default)]
+struct Block {
+    rows: usize,
+    dimensions: usize,
+    numbers: Vec<f32>,
+}
+
+impl Block {
+    fn row(&mut self, row: usize, dimensions: usize) -> Result<&mut [f32], Failure> {
+        if self.dimensions == 0 {
+            (self.dimensions, self.numbers) = (dimensions, vec![0.0; self.rows * dimensions]);
+        }
+        let row = self.numbers.get_mut(row * dimensions..(row + 1) * dimensions);
+        row.filter(|_| dimensions == self.dimensions).ok_or_else(|| "a vector that does not fit".into())
+    }
+
+    fn place(&mut self, first: usize, form: Form, body: &[u8]) -> Result<usize, Failure> {
+        match form {
+            Form::Base64 => {
+                let vectors: Vectors<&str> = serde_json::from_slice(body)?;
+                for Vector { index, embedding } in &vectors.data {
+                    let bytes = base64_simd::STANDARD.decode_to_vec(embedding)?;
+                    let numbers = bytes.as_chunks::<4>().0;
+                    for (to, number) in self.row(first + index, numbers.len())?.iter_mut().zip(numbers) {
+                        *to = f32::from_le_bytes(*number);
+                    }
+                }
+                Ok(vectors.data.len())
+            }
+            Form::Float => {
+                let vectors: Vectors<Vec<f32>> = serde_json::from_slice(body)?;
+                for Vector { index, embedding } in &vectors.data {
+                    self.row(first + index, embedding.len())?.copy_from_slice(embedding);
+                }
+                Ok(vectors.data.len())
+            }
+        }
+    }
+}
+
+/// `requests` texts in packs, `concurrency` at once, into one block.
+async fn embed(client: &ReqwestLoop, form: Form, requests: usize, concurrency: usize) -> Result<Block, Failure> {
+    let block = Arc::new(Mutex::new(Block { rows: requests, ..Block::default() }));
+    let taken = Arc::new(AtomicUsize::new(0));
+    let mut pullers = JoinSet::new();
+    for _ in 0..concurrency {
+        let (mut client, taken, block) = (client.clone(), Arc::clone(&taken), Arc::clone(&block));
+        pullers.spawn(async move {
+            loop {
+                let first = taken.fetch_add(PACK, Ordering::Relaxed);
+                let count = PACK.min(requests.saturating_sub(first));
+                if count == 0 {
+                    return Ok::<_, Failure>(());
+                }
+                // About as long as those of the peers.
+                let texts: Vec<_> = (first..first + count).map(|text| format!("{text}: {:250}", "text")).collect();
+                let form_name = if matches!(form, Form::Base64) { "base64" } else { "float" };
+                let body = serde_json::json!({"model": "m", "input": texts, "encoding_format": form_name});
+                client.payload = serde_json::to_vec(&body)?.into();
+                let body = client.post().await?.bytes().await?;
+                let placed = block.lock().map_err(|_| "a puller has failed")?.place(first, form, &body)?;
+                if placed != count {
+                    return Err(format!("{placed} vectors for {count} texts").into());
+                }
+            }
+        });
+    }
+    while let Some(puller) = pullers.join_next().await {
+        puller??;
+    }
+    let mut block = block.lock().map_err(|_| "a puller has failed")?;
+    Ok(std::mem::take(&mut *block))
+}
+
+async fn measure_embeddings(form: Form, options: &Options) -> Result<(), Failure> {
+    let mut client = ReqwestLoop::new(options)?;
+    client.url = options.url.replace("/chat/completions", "/embeddings").parse()?;
+    embed(&client, form, options.concurrency * PACK, options.concurrency).await?;
+    let (baseline, cpu_before, started) = (status_mb("VmRSS:")?, cpu_time(), Instant::now());
+    let block = embed(&client, form, options.requests, options.concurrency).await?;
+    let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu_before).as_secs_f64());
+    let line = serde_json::json!({
+        "peer": if matches!(form, Form::Base64) { "floor_base64" } else { "floor_float" },
+        "requests": block.rows,
+        "concurrency": options.concurrency,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "rps": block.rows as f64 / seconds,
+        "cpu_us_per_request": cpu * 1e6 / block.rows as f64,
+        "baseline_rss_mb": baseline,
+        "peak_rss_mb": status_mb("VmHWM:")?,
+        "answers_mb": (block.numbers.len() * 4) as f64 / f64::from(1 << 20),
+    });
     println!("{line}");
     Ok(())
 }

@@ -241,16 +241,18 @@ def _embeddings() -> tuple[Scenario, ...]:
             _peer("embeddings", speed, "--kind", kind, "--form", form, label=f"{kind}_{form}", requests=20_000)
             for kind, speed in speeds.items()
         )
+        floor = Contender(f"floor_{form}", ("floor", "--mode", form), 30_000, 20_000)
         return Scenario(
             f"embeddings_{form}",
             f"20,000 texts to vectors of 1536 numbers, as {form}",
-            peers,
+            (floor, *peers),
             (f"millstream_{form}",),
             concurrency=16,
             server_flags=("--embedding-dimensions", "1536"),
             note=(
                 "Packs of 128, 16 in flight; `requests/s` are texts a second. Each ends with one block of float32: "
-                "millstream's own, of the others what numpy makes of their answer. `answers MB` is its size."
+                "millstream's own, of the others what numpy makes of their answer. `answers MB` is its size. "
+                f"`floor_{form}` is a reqwest loop with serde_json and base64-simd, without retries and limits."
             ),
         )
 
@@ -258,6 +260,46 @@ def _embeddings() -> tuple[Scenario, ...]:
         scenario("base64", {"millstream": 20_000, "baseten": 15_000, "openai": 3_000}),
         scenario("float", {"millstream": 8_000, "baseten": 7_500, "openai": 1_500}),
     )
+
+
+_EMBED_CACHED = Scenario(
+    "embeddings_cached",
+    "20,000 texts whose vectors are in a cache",
+    tuple(
+        _peer("embeddings", 200_000, "--kind", "cached", "--cache", place, label=f"cached_{place}", requests=20_000)
+        for place in ("memory", "disk")
+    ),
+    ("cached_memory", "cached_disk"),
+    concurrency=16,
+    server_flags=("--embedding-dimensions", "1536"),
+    note="Vectors of 1536 numbers, all asked for before the baseline; of those on disk 64 MiB are in memory, too.",
+)
+_EMBED_STREAM = Scenario(
+    "embeddings_stream",
+    "1,000,000 short texts in pages of 2,048",
+    (_peer("embeddings", 40_000, "--kind", "stream", label="embed_stream", requests=1_000_000),),
+    ("embed_stream",),
+    concurrency=16,
+    server_flags=("--embedding-dimensions", "256"),
+    note="`embed_stream`, vectors of 256 numbers; 100,000 texts before the baseline.",
+)
+_DECODE = Scenario(
+    "embeddings_decode",
+    "An answer of 128 vectors of 1536 numbers, made one block",
+    (
+        Contender("engine_base64", ("decode", "--form", "base64"), 1, 200),
+        _peer("decode", 1, "--form", "base64", label="orjson_base64", requests=50),
+        Contender("engine_float", ("decode", "--form", "float"), 1, 50),
+        _peer("decode", 1, "--form", "float", label="orjson_float", requests=50),
+    ),
+    ("engine_base64", "engine_float"),
+    metric="cpu_us_per_request",
+    latency_s=None,
+    note=(
+        "CPU time of one answer, without a socket; smaller is better. The others are orjson, base64 and `np.stack`. "
+        "millstream asks for base64; what servers give unasked are numbers."
+    ),
+)
 
 
 SCENARIOS = (
@@ -424,6 +466,9 @@ SCENARIOS = (
     _adaptive("adaptive_32", "a server that works at 32 requests at once", 32, 2500, "--slots", "32"),
     _adaptive("adaptive_free", "a server without a knee", 64, 5000),
     *_embeddings(),
+    _EMBED_CACHED,
+    _EMBED_STREAM,
+    _DECODE,
     _streams(
         "streams_200",
         "200 streams of 300 chunks at once",
@@ -545,6 +590,19 @@ def _embedding_targets(form: str, over_peers: float) -> tuple[Target, ...]:
 TARGETS = (
     *_embedding_targets("base64", 2.0),
     *_embedding_targets("float", 1.05),
+    Target(
+        "embeddings_cached", "a text in memory, CPU", value("cpu_us_per_request", "cached_memory"), at_most=5, unit="µs"
+    ),
+    Target(
+        "embeddings_cached", "a text on disk, CPU", value("cpu_us_per_request", "cached_disk"), at_most=30, unit="µs"
+    ),
+    Target("embeddings_stream", "growth of RSS", growth("embed_stream"), at_most=20, unit="MB"),
+    Target(
+        "embeddings_decode",
+        "orjson and np.stack of numbers ÷ the engine's reader of base64, CPU",
+        ratio("cpu_us_per_request", "orjson_float", "engine_base64"),
+        at_least=6.0,
+    ),
     Target(
         "file", "millstream_file ÷ floor_reqwest, requests/s", ratio("rps", "millstream_file", "floor_reqwest"), 0.75
     ),

@@ -2,16 +2,18 @@
 
 ``--requests`` is the number of texts, in packs of 128. Which form vectors come in is each client's own choice unless
 ``--form`` says it. millstream's result is a block; openai's and baseten's are made one with numpy, since that is what
-embeddings are for.
+embeddings are for. ``--kind stream`` is `embed_stream`: pages that are looked at and dropped, a tenth as many before
+the baseline of the memory; ``--kind cached`` asks for texts that a cache has (``--cache``).
 """
 
 import argparse
 import asyncio
 import gc
 import importlib.metadata
+import tempfile
 import time
 from base64 import b64decode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from _common import API_KEY, MODEL, TIMEOUT_S, cpu_seconds, make_prompts, print_result, reset_peak_rss, rss_mb
@@ -22,22 +24,61 @@ PACK = 128
 Embed = Callable[[list[str]], Awaitable[Any]]
 
 
-def millstream(given: argparse.Namespace) -> Embed:
-    from millstream import AsyncClient
+def open_millstream(given: argparse.Namespace) -> Any:
+    from millstream import AsyncClient, Cache
 
-    client = AsyncClient(
+    gigabyte = 1 << 30
+    place = None if given.cache == "memory" else given.cache
+    cache = Cache(place, max_bytes=gigabyte) if given.kind == "cached" else None
+    return AsyncClient(
         api_key=API_KEY,
         base_url=given.base_url,
         model=MODEL,
         max_concurrency=given.concurrency,
         timeout=TIMEOUT_S,
         max_retries=0,
+        cache=cache,
     )
+
+
+def millstream(given: argparse.Namespace) -> Embed:
+    client = open_millstream(given)
 
     async def embed(texts: list[str]) -> Any:
         return await client.embed(
             texts, batch_size=PACK, max_concurrent=given.concurrency, encoding_format=given.form, dedupe=False
         )
+
+    return embed
+
+
+def cached(given: argparse.Namespace) -> Embed:
+    client = open_millstream(given)
+    # None of what is measured is new: the first call is the warm-up, before the baseline.
+    texts = make_prompts(given.requests)
+
+    async def embed(_: list[str]) -> Any:
+        embeddings = await client.embed(texts, batch_size=PACK, dedupe=False)
+        await client._settings.cache.aflush()
+        return embeddings
+
+    return embed
+
+
+def stream(given: argparse.Namespace) -> Embed:
+    client = open_millstream(given)
+
+    def texts(count: int) -> Iterator[str]:
+        return (f"a short text, the {number}th" for number in range(count))
+
+    async def embed(prompts: list[str]) -> Any:
+        rows = 0
+        async for page in client.embed_stream(texts(len(prompts)), batch_size=PACK, dedupe=False):
+            rows += len(page)
+            last = page
+        if rows != len(prompts):
+            raise SystemExit(f"{len(prompts)} texts gave {rows} rows")
+        return last
 
     return embed
 
@@ -100,8 +141,10 @@ async def longest_stall(over: asyncio.Event) -> float:
 
 
 async def measure(given: argparse.Namespace, embed: Embed) -> dict[str, Any]:
-    texts = make_prompts(given.requests)
-    await embed(make_prompts(given.concurrency * PACK, seed=1))
+    is_stream = given.kind == "stream"
+    # A stream makes its own, as many as these.
+    texts = [""] * given.requests if is_stream else make_prompts(given.requests)
+    await embed(texts[: given.requests // 10] if is_stream else make_prompts(given.concurrency * PACK, seed=1))
     gc.collect()
     reset_peak_rss()
     over = asyncio.Event()
@@ -114,8 +157,11 @@ async def measure(given: argparse.Namespace, embed: Embed) -> dict[str, Any]:
     over.set()
     stall = await watch
     rows, dimensions = memoryview(block).shape
-    if rows != len(texts) or block[rows - 1][0] == 0:
-        raise SystemExit(f"{len(texts)} texts did not give {rows} rows")
+    if (rows != len(texts) and not is_stream) or block[rows - 1][0] == 0:
+        raise SystemExit(f"{len(texts)} texts gave {rows} rows")
+    if given.kind == "cached" and block.cached != rows:
+        raise SystemExit(f"{rows - block.cached} of {rows} texts were not in the cache")
+    rows = len(texts)
     return {
         "requests": rows,
         "concurrency": given.concurrency,
@@ -125,12 +171,14 @@ async def measure(given: argparse.Namespace, embed: Embed) -> dict[str, Any]:
         "stall_ms": stall * 1e3,
         "baseline_rss_mb": baseline,
         "peak_rss_mb": peak,
-        "answers_mb": rows * dimensions * 4 / 2**20,
+        "answers_mb": None if is_stream else rows * dimensions * 4 / 2**20,
     }
 
 
 PEERS = {
     "millstream": (millstream, "millstream"),
+    "cached": (cached, "millstream"),
+    "stream": (stream, "millstream"),
     "openai": (openai, "openai"),
     "baseten": (baseten, "baseten_performance_client"),
 }
@@ -140,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", choices=PEERS, required=True)
     parser.add_argument("--form", choices=["base64", "float"], default="base64")
+    parser.add_argument("--cache", default="memory", choices=["memory", "disk"])
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--requests", type=int, default=20_000, help="texts")
     parser.add_argument("--concurrency", type=int, default=16)
@@ -151,7 +200,9 @@ def main() -> None:
     async def run() -> dict[str, Any]:
         return await measure(given, open_client(given))
 
-    measured = asyncio.run(run())
+    with tempfile.TemporaryDirectory() as folder:
+        given.cache = folder if given.cache == "disk" else given.cache
+        measured = asyncio.run(run())
     versions = {package: importlib.metadata.version(package)}
     print_result({"peer": f"{given.kind}_{given.form}", "loop": "asyncio", "versions": versions, **measured})
 

@@ -425,7 +425,7 @@ impl Embeddings {
         start: usize,
         model: String,
         usage: Option<(u64, u64)>,
-        (requests, cached): (usize, usize),
+        counts: (usize, usize),
         errors: Py<PyDict>,
     ) -> PyResult<Self> {
         let numbers = numbers.as_chunks::<ITEM>().0.iter().map(|number| f32::from_ne_bytes(*number)).collect();
@@ -434,7 +434,7 @@ impl Embeddings {
             completion_tokens: 0,
             total_tokens,
         });
-        let (rows, dimensions) = shape;
+        let ((rows, dimensions), (requests, cached)) = (shape, counts);
         let embedded = Embedded { numbers, rows, dimensions, model, usage, requests, cached, errors: Vec::new() };
         if embedded.numbers.len() != rows.saturating_mul(dimensions) {
             return Err(Error::configuration("pickled embeddings of another size than their shape")).or_raise(py);

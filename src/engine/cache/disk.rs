@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::spawn_blocking;
 
 use super::entry::Entry;
@@ -48,6 +48,8 @@ struct Inner {
     writer: Mutex<Option<Opened>>,
     asked: Mutex<Queue<Asked>>,
     pending: Mutex<Pending>,
+    /// Told whenever less is pending.
+    written: Notify,
     fault: Mutex<Fault>,
     /// Entries that could not be read.
     damaged: AtomicU64,
@@ -114,6 +116,7 @@ impl Disk {
             writer: Mutex::default(),
             asked: Mutex::default(),
             pending: Mutex::default(),
+            written: Notify::default(),
             fault: Mutex::default(),
             damaged: AtomicU64::new(0),
         };
@@ -185,6 +188,21 @@ impl Disk {
         }
     }
 
+    /// Waits while so much is to be written that more might not be kept.
+    pub async fn room(&self) {
+        loop {
+            let written = self.0.written.notified();
+            {
+                let pending = lock(&self.0.pending);
+                // If nobody writes, the next put begins it.
+                if pending.bytes <= MOST_PENDING / 2 || !pending.is_served {
+                    return;
+                }
+            }
+            written.await;
+        }
+    }
+
     /// Returns once all that was put is written.
     pub async fn flush(&self) {
         let inner = Arc::clone(&self.0);
@@ -203,6 +221,7 @@ impl Disk {
                 let mut pending = lock(&inner.pending);
                 (pending.changes, pending.bytes) = (HashMap::new(), 0);
             }
+            inner.written.notify_waiters();
             let cleared = inner.with(&mut writer, |connection| connection.execute_batch("DELETE FROM answers"));
             let Some(()) = cleared else {
                 let text = format!("{} cannot be cleared", inner.path.display());
@@ -306,6 +325,7 @@ impl Inner {
 
     fn give_up_writing(&self) {
         lock(&self.pending).is_served = false;
+        self.written.notify_waiters();
     }
 
     fn find(&self, reader: &mut Option<Opened>, keys: &[Key]) -> Vec<Option<Found>> {
@@ -366,6 +386,8 @@ impl Inner {
                     pending.bytes = pending.bytes.saturating_sub(written.map_or(0, |entry| entry.size()));
                 }
             }
+            drop(pending);
+            self.written.notify_waiters();
         }
     }
 
@@ -655,6 +677,34 @@ mod tests {
             assert_eq!(text(&disks[0], number).await, Some(format!("answer {number}")));
         }
         assert_eq!(disks[0].size().await.0, 400);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_has_all_of_it_kept() {
+        let folder = Folder::new();
+        let disk = folder.disk();
+        let large = "x".repeat(MOST_PENDING / 8);
+        for number in 0..20 {
+            disk.room().await;
+            disk.put(key(number), entry(&large));
+        }
+        assert_eq!(disk.size().await.0, 20);
+    }
+
+    #[tokio::test]
+    async fn several_are_found_at_once_each_in_its_place() {
+        let folder = Folder::new();
+        let disk = folder.disk();
+        for number in (0..600).step_by(2) {
+            disk.put(key(number), entry(&number.to_string()));
+        }
+        disk.flush().await;
+        let found = disk.get_many((0..600).map(key).collect()).await;
+        assert_eq!(found.len(), 600);
+        for (number, found) in found.into_iter().enumerate() {
+            let text = found.map(|(entry, _)| String::from_utf8(entry.body.to_vec()).unwrap());
+            assert_eq!(text, (number % 2 == 0).then(|| number.to_string()));
+        }
     }
 
     #[tokio::test]

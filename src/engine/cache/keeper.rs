@@ -111,6 +111,11 @@ impl Cache {
         self.store.fetch_many(keys).await
     }
 
+    /// Waits while so much is to be written that more might not be kept: whoever has many vectors to keep goes at the store's pace.
+    pub async fn room(&self) {
+        self.store.room().await;
+    }
+
     /// Keeps a text's vector.
     pub fn put_vector(&self, key: Key, model: &str, tokens: Option<u64>, numbers: &[f32]) {
         if let Some(entry) = Entry::of_vector(model, tokens, numbers) {

@@ -85,6 +85,13 @@ impl Store {
         }
     }
 
+    /// Waits while so much is to be written that more might not be kept.
+    pub(super) async fn room(&self) {
+        if let Some(back) = &self.back {
+            back.room().await;
+        }
+    }
+
     pub(super) fn remove(&self, key: &Key) {
         if let Some(front) = &self.front {
             front.remove(key);

@@ -92,13 +92,13 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_without_a_fault(body in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn any_bytes_are_read_without_a_fault(body in prop::collection::vec(any::<u8>(), 0..20)) {
+            let is_one = body.len() == 2 * NUMBER;
             let body = [&b"{\"model\":\"m\",\"tokens\":1,\"dimensions\":2}\n"[..], &body].concat();
             for start in [0, 5, 45] {
                 let body = Bytes::copy_from_slice(body.get(start..).unwrap_or_default());
                 let entry = Entry { status: StatusCode::OK, headers: HeaderMap::new(), body, raw: None };
-                let is_one = entry.body.len() == 42 + 8 && start == 0;
-                prop_assert_eq!(read(&entry).is_some(), is_one);
+                prop_assert_eq!(read(&entry).is_some(), is_one && start == 0);
             }
         }
     }

@@ -12,6 +12,7 @@ use super::pack::PackLimits;
 use super::piece::{Pieces, Texts, TooLong};
 use super::queue::{Next, Queue, Rules};
 use crate::engine::batch::{Sink, Source, Work, run};
+use crate::engine::cache::Cache;
 use crate::engine::disk::off_the_engine;
 use crate::engine::error::Error;
 use crate::engine::keys::Lanes;
@@ -135,6 +136,8 @@ pub struct Embedded {
 /// Both ends of the run: a pack that is refused comes back as smaller ones.
 struct Desk {
     calls: EmbedCalls,
+    /// Where vectors are kept.
+    cache: Option<Arc<Cache>>,
     queue: Mutex<Queue>,
     changed: Notify,
 }
@@ -179,6 +182,12 @@ impl Source for Desk {
 }
 
 impl Sink<Vectors> for Desk {
+    async fn room(&self) {
+        if let Some(cache) = &self.cache {
+            cache.room().await;
+        }
+    }
+
     fn put(&self, index: usize, outcome: Outcome<(Vectors, Receipt)>) -> Result<(), Error> {
         let taken = self.lock().put(index, outcome.map(|(vectors, _)| vectors), self.bytes_per_token());
         self.changed.notify_waiters();
@@ -213,11 +222,13 @@ impl Embed {
         let mut queue = Queue::new(rules, pieces, block);
         queue.refuse_known()?;
         let caching = self.pipeline.caching.take();
-        if let Some(kept) = caching.and_then(|caching| Kept::of(&caching, &self.calls, &self.pipeline.metrics)) {
+        let kept = caching.as_ref().and_then(|caching| Kept::of(caching, &self.calls, &self.pipeline.metrics));
+        if let Some(kept) = kept {
             queue.recall(kept).await;
         }
+        let cache = caching.map(|caching| caching.cache);
         let queue = Mutex::new(queue);
-        let desk = Arc::new(Desk { calls: self.calls, queue, changed: Notify::new() });
+        let desk = Arc::new(Desk { calls: self.calls, cache, queue, changed: Notify::new() });
         run::<Vectors, _, _>(self.pipeline, Arc::clone(&desk), Arc::clone(&desk), Arc::default()).await?;
         let embedded = desk.lock().finish();
         Ok(embedded)
