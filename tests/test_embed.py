@@ -110,6 +110,19 @@ def test_numpy_and_arrow_share_the_memory(face: Face) -> None:
     assert arrow.flatten().buffers()[1].address == array.__array_interface__["data"][0]
 
 
+def test_torch_shares_the_memory_and_keeps_it(face: Face) -> None:
+    np = pytest.importorskip("numpy")
+    torch = pytest.importorskip("torch")
+    embeddings = embed(face, texts(4))
+    tensor = embeddings.to_torch()
+    assert (tuple(tensor.shape), tensor.dtype) == ((4, 8), torch.float32)
+    assert tensor.data_ptr() == np.asarray(embeddings).__array_interface__["data"][0]
+    expected = embeddings.tolist()
+    del embeddings
+    gc.collect()
+    assert tensor.tolist() == expected
+
+
 def test_they_are_pickled_and_compared(face: Face, mock_server: MockServer) -> None:
     mock_server.when("text 1", Answer(status=400, times=0))
     embeddings = embed(face, texts(3), on_error="nan")

@@ -336,13 +336,13 @@ impl Embeddings {
 
     fn to_torch<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        let torch = py.import(intern!(py, "torch"))?;
+        let (torch, array) = (py.import(intern!(py, "torch"))?, Self::to_numpy(slf)?);
         // Torch warns of memory that it may not write. This is shared as it is; `clone()` is the user's to call.
         let warnings = py.import(intern!(py, "warnings"))?;
         let quiet = warnings.call_method0(intern!(py, "catch_warnings"))?;
         quiet.call_method0(intern!(py, "__enter__"))?;
         warnings.call_method1(intern!(py, "simplefilter"), ("ignore",))?;
-        let tensor = torch.call_method1(intern!(py, "from_numpy"), (Self::to_numpy(slf)?,));
+        let tensor = torch.call_method1(intern!(py, "from_numpy"), (array,));
         quiet.call_method1(intern!(py, "__exit__"), (py.None(), py.None(), py.None()))?;
         tensor
     }
