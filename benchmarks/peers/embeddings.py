@@ -28,8 +28,7 @@ def open_millstream(given: argparse.Namespace) -> Any:
     from millstream import AsyncClient, Cache
 
     gigabyte = 1 << 30
-    place = None if given.cache == "memory" else given.cache
-    cache = Cache(place, max_bytes=gigabyte) if given.kind == "cached" else None
+    cache = Cache(given.cache, max_bytes=gigabyte) if given.kind == "cached" else None
     return AsyncClient(
         api_key=API_KEY,
         base_url=given.base_url,
