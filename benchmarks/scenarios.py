@@ -245,7 +245,8 @@ def _caches() -> tuple[Scenario, ...]:
     def scenario(place: str, title: str, note: str, *more: Contender) -> Scenario:
         contenders = (engine(place), *more, batch(place))
         calls = (
-            f"`engine_{place}` are calls of the engine without Python, `millstream_{place}` is one `batch_complete`. "
+            f"`engine_{place}` are calls of the engine without Python, `millstream_{place}` is one `batch_complete`; "
+            "the server is busy before they are measured, not while. "
         )
         return Scenario(f"cache_{place}", title, contenders, (f"millstream_{place}",), note=calls + note)
 
