@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "target/release/examples"
 FAULTY_SERVER = HERE / "faulty_server.py"
 # Contenders that are written in Rust.
-NATIVE = ("floor", "limiter", "decode")
+NATIVE = ("floor", "limiter", "decode", "cache")
 BUILD = ("cargo", "build", "--release", "--no-default-features", *(f"--example={name}" for name in NATIVE))
 SERVER_FLAGS = ("--reply", "fixed", "--exit-on-stdin-eof")
 SERVER_START_S = 20

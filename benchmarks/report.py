@@ -133,6 +133,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Result], float], int, bool]]
     "first chunk µs": (("first_us",), lambda result: result["first_us"], 0, False),
     "longest stall ms": (("stall_ms",), lambda result: result["stall_ms"], 1, True),
     "µs per future": (("us_per_future",), lambda result: result["us_per_future"], 2, True),
+    "µs a hit": (("us_per_hit",), lambda result: result["us_per_hit"], 2, True),
     "wall ms": (("wall_ms",), lambda result: result["wall_ms"], 1, True),
     "threads": (("threads",), lambda result: result["threads"], 0, False),
     "CPU µs each": (("cpu_us_per_request",), lambda result: result["cpu_us_per_request"], 1, False),

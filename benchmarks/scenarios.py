@@ -233,6 +233,41 @@ def _streams(name: str, title: str, metric: str, streams: Mapping[str, int], **l
     return Scenario(name, title, contenders, ("millstream_texts", "millstream_chunks"), metric, **load)
 
 
+def _caches() -> tuple[Scenario, ...]:
+    """Hits by place: the engine alone, and `batch_complete` on top of it."""
+
+    def engine(what: str) -> Contender:
+        return Contender(f"engine_{what}", ("cache", "--what", what), 100_000, 200_000)
+
+    def batch(place: str, label: str = "") -> Contender:
+        return _peer("cache", 50_000, "--place", place, label=label or f"millstream_{place}", requests=100_000)
+
+    def scenario(place: str, title: str, note: str, *more: Contender) -> Scenario:
+        contenders = (engine(place), *more, batch(place))
+        calls = (
+            f"`engine_{place}` are calls of the engine without Python, `millstream_{place}` is one `batch_complete`; "
+            "the server is busy before they are measured, not while. "
+        )
+        return Scenario(f"cache_{place}", title, contenders, (f"millstream_{place}",), note=calls + note)
+
+    put = "`engine_{0}_put` is what keeping an answer holds its call up."
+    return (
+        scenario("memory", "100,000 answers out of memory", put.format("memory"), engine("memory_put")),
+        scenario("disk", "100,000 answers off the disk", put.format("disk"), engine("disk_put")),
+        scenario(
+            "redis",
+            "100,000 answers out of a Redis on this machine",
+            "64 are asked for at once; the Redis may have the other core. `engine_redis_store` gives decoded "
+            "entries; `engine_get` are bare GETs of the same values by the same crate over one connection, 64 at once, "
+            "`engine_get_pipeline` the same in pipelines of 64, and `redis_py` by redis-py with hiredis.",
+            engine("redis_store"),
+            engine("get"),
+            engine("get_pipeline"),
+            batch("redis-py", "redis_py"),
+        ),
+    )
+
+
 def _embeddings() -> tuple[Scenario, ...]:
     """The same texts in both forms."""
 
@@ -462,6 +497,7 @@ SCENARIOS = (
             "is better. `engine_limiter` is the engine without Python, `millstream_limiter` `RateLimiter.acquire`."
         ),
     ),
+    *_caches(),
     _adaptive("adaptive_8", "a server that works at 8 requests at once", 8, 800, "--slots", "8"),
     _adaptive("adaptive_32", "a server that works at 32 requests at once", 32, 2500, "--slots", "32"),
     _adaptive("adaptive_free", "a server without a knee", 64, 5000),
@@ -588,6 +624,19 @@ def _embedding_targets(form: str, over_peers: float) -> tuple[Target, ...]:
 
 
 TARGETS = (
+    Target("cache_memory", "engine, a hit", value("us_per_hit", "engine_memory"), at_most=5.0, unit="µs"),
+    Target("cache_memory", "100,000 hits, requests/s", value("rps", "millstream_memory"), at_least=100_000),
+    Target("cache_disk", "engine, a hit", value("us_per_hit", "engine_disk"), at_most=30.0, unit="µs"),
+    Target("cache_disk", "engine, a put", value("us_per_hit", "engine_disk_put"), at_most=20.0, unit="µs"),
+    Target(
+        "cache_redis",
+        "engine_redis_store ÷ engine_get, time",
+        ratio("us_per_hit", "engine_redis_store", "engine_get"),
+        at_most=1.2,
+    ),
+    Target(
+        "cache_redis", "engine_redis ÷ engine_get, time", ratio("us_per_hit", "engine_redis", "engine_get"), at_most=1.2
+    ),
     *_embedding_targets("base64", 2.0),
     *_embedding_targets("float", 1.05),
     Target(

@@ -16,6 +16,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -127,6 +128,17 @@ impl Traffic {
         self.change(|state| state.leases.remove(&tenant));
     }
 
+    /// Holds time still while a server that knows nothing of this is waited for, until the guard is dropped or `longest` of real
+    /// time has passed; `None` where traffic is not watched.
+    pub(crate) fn hold(longest: Duration) -> Option<Hold> {
+        /// Odd, as no address of a tenant is.
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        let traffic = Self::current()?;
+        let tenant = NEXT.fetch_add(2, Relaxed);
+        traffic.lease(tenant, longest);
+        Some(Hold { traffic, tenant })
+    }
+
     fn change<R>(self: &Arc<Self>, change: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.lock();
         let result = change(&mut state);
@@ -184,6 +196,19 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.traffic.change(|state| state.closed = true);
         WATCHED.with_borrow_mut(|watched| *watched = None);
+    }
+}
+
+/// Somebody waits for what comes from elsewhere.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    traffic: Arc<Traffic>,
+    tenant: usize,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.traffic.end_lease(self.tenant);
     }
 }
 
@@ -343,6 +368,19 @@ mod tests {
         assert!(time_passes().await);
         drop(call);
         assert!(!time_passes().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_stands_still_while_another_server_is_waited_for_but_not_for_ever() {
+        let _watch = Traffic::watch();
+        let hold = Traffic::hold(Duration::from_millis(150));
+        assert!(!time_passes().await);
+        drop(hold);
+        assert!(time_passes().await);
+        let _hold = Traffic::hold(Duration::from_millis(60));
+        assert!(!time_passes().await);
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(time_passes().await);
     }
 
     #[test]

@@ -182,10 +182,10 @@ def spelt(method: F) -> F:
             # A traceback shows variables: one may be a key, and what is not made has no repr.
             del self, args, kwargs
             raise refused_call(owner, unknown, known, positions)
-        # On its way it is no variable of this frame, for the same reason.
-        given = iter((kwargs,))
-        del kwargs
-        return method(self, *args, **next(given))
+        # On their way they are no variables of this frame, for the same reason.
+        given, named = iter((args,)), iter((kwargs,))
+        del args, kwargs
+        return method(self, *next(given), **next(named))
 
     return cast("F", checked)
 

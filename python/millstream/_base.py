@@ -32,7 +32,7 @@ from millstream.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from millstream._cache import Cache, _CacheArgument
+    from millstream._cache import Cache, Place, _CacheArgument
     from millstream._config import CompletionConfig, Timeout
     from millstream._limits import RateLimiter
     from millstream._millstream import Endpoint, _Options
@@ -49,10 +49,19 @@ _NEVER = frozenset({"stream", "messages"})
 _ELSEWHERE = NOT_PARAMETERS.keys() - {"stream", "messages", "prompt", "prompts"}
 
 
-def _cache(cache: _CacheArgument) -> Cache:
-    from millstream._cache import Cache  # not at the top: few need it
+def _hidden(cache: _CacheArgument | None) -> Cache | Place | None:
+    """Where a cache is, so that no traceback shows a password; its caller lets go of its own name for it."""
+    if cache is None:
+        return None
+    from millstream._cache import Cache, Place  # not at the top: few need it
 
-    return Cache._given(cache)
+    return cache if isinstance(cache, Cache) else Place(cache)
+
+
+def _opened(cache: Cache | Place | None) -> Cache | None:
+    from millstream._cache import Cache, Place
+
+    return Cache._at(cache) if isinstance(cache, Place) else cache
 
 
 def _token(secrets: Secrets) -> Token | None:
@@ -143,8 +152,8 @@ class Base:
             hedge_after: Send a request a second time when it has taken so many seconds, or longer than 95 % of the
                 last ones (``"p95"``); the first answer counts and the other is cancelled. Both may be billed. At
                 most one request in twenty. Default: never.
-            cache: Give an answer again to whoever asks the same: ``"memory"``, ``"disk"``, the
-                path of a folder, or a `Cache`. See ``docs/cache.md``.
+            cache: Give an answer again to whoever asks the same: ``"memory"``, ``"disk"``, the path of a folder,
+                ``"redis://..."``, or a `Cache`. See ``docs/cache.md``.
                 Default: ask each time.
             default_headers: Headers for every request. They may replace the key's, not ``Host`` or
                 ``Content-Length``. Before them go those of ``OPENAI_CUSTOM_HEADERS`` or ``ANTHROPIC_CUSTOM_HEADERS``
@@ -160,8 +169,8 @@ class Base:
             ConfigurationError: An argument is not valid; its name is in the text.
             TypeError: One is of a wrong type, or there is none of that name.
         """
-        secrets = Secrets(api_key, default_headers, default_query)
-        del api_key, default_headers, default_query
+        secrets, place = Secrets(api_key, default_headers, default_query), _hidden(cache)
+        del api_key, default_headers, default_query, cache
         secrets.check()
         check(
             {
@@ -232,7 +241,7 @@ class Base:
             rate_limiter=rate_limiter,
             hedge_after=hedge_after,
             fallback_models=model_names(fallback_models, where),
-            cache=None if cache is None else _cache(cache),
+            cache=None if place is None else _opened(place),
             http2=http2,
             allow_http=allow_http,
         )
@@ -268,7 +277,8 @@ class Base:
         another host has a window of its own.
         """
         secrets = Secrets(api_key, default_headers, default_query)
-        del api_key, default_headers, default_query
+        place = cache if isinstance(cache, NotGiven) else _hidden(cache)
+        del api_key, default_headers, default_query, cache
         secrets.check()
         settings = self._settings
         if base_url is not None:
@@ -316,8 +326,8 @@ class Base:
             changes["rate_limiter"] = rate_limiter
         if not isinstance(hedge_after, NotGiven):
             changes["hedge_after"] = hedge_after
-        if not isinstance(cache, NotGiven):
-            changes["cache"] = None if cache is None else _cache(cache)
+        if not isinstance(place, NotGiven):
+            changes["cache"] = None if place is None else _opened(place)
         settings = settings._replace(**changes)
         secrets.find_usual_headers(settings, settings.server.base_url)
         other = object.__new__(type(self))

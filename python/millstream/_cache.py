@@ -8,7 +8,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
 
-from millstream._arguments import SECONDS, Kind, check, spelt
+from millstream._arguments import SECONDS, TEXT, Kind, check, spelt
 from millstream._bridge import wait
 from millstream._millstream import NativeCache
 from millstream.exceptions import ConfigurationError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MEGABYTE = 1 << 20
 _SEPARATORS = {os.sep, os.altsep or os.sep}
+_PLACES = '"memory", "disk", the path of a folder (such as "./cache"), the URL of a Redis (redis://...) or a Cache'
 
 _FLAG = Kind(lambda value: isinstance(value, bool), "True or False", optional=False)
 _KINDS = {
@@ -33,6 +34,8 @@ _KINDS = {
     ),
     "shared": _FLAG,
     "any_temperature": _FLAG,
+    "single_flight": _FLAG,
+    "namespace": TEXT,
     "also_keep": Kind(
         lambda value: hasattr(type(value), "__iter__") and not isinstance(value, (str, bytes)),
         'some of "truncated", "filtered" and "empty"',
@@ -52,7 +55,8 @@ class CacheStats:
         stored: Answers that were kept.
         not_kept: Answers that were not, since they were truncated, filtered or empty.
         broken: Entries that could not be read and were dropped.
-        entries: Answers that are kept now.
+        dropped: Answers that could not be written: the store failed, or more waited for it than there is room for.
+        entries: Answers that are kept now. In a Redis with very many keys, those that a look of some seconds finds.
         bytes: What they take.
         saved_prompt_tokens: Prompt tokens that were not paid for.
         saved_completion_tokens: Completion tokens that were not paid for.
@@ -65,6 +69,7 @@ class CacheStats:
     stored: int
     not_kept: int
     broken: int
+    dropped: int
     entries: int
     bytes: int
     saved_prompt_tokens: int
@@ -91,11 +96,15 @@ class Cache:
     Args:
         where: ``"memory"``: in this process. ``"disk"``: in a folder of the user's (``millstream`` in
             ``XDG_CACHE_HOME`` or ``~/.cache``), for all processes. A path (with a slash in it, or a `pathlib.Path`):
-            in that folder, which is made if need be, readable by nobody else.
-        ttl: Seconds that an answer is kept. Default: for as long as there is room.
+            in that folder, which is made if need be, readable by nobody else. ``"redis://user:password@host:6379/0"``,
+            or ``rediss://`` for TLS: in a Redis, for everybody who knows it.
+        ttl: Seconds that an answer is kept. Default: for as long as there is room, in a Redis 3,600.
         max_bytes: How much is kept. In memory what is asked again stays longest (default 256 MiB), on disk what came
-            last (default 1 GiB).
-        memory_bytes: How much of what is on disk is kept in memory, too. Default 64 MiB; 0 for none.
+            last (default 1 GiB). A Redis has its own bound, ``maxmemory``.
+        memory_bytes: How much of what is on disk or in a Redis is kept in memory, too. Default 64 MiB; 0 for none.
+        namespace: What every key in a Redis begins with. Default ``"millstream:"``.
+        single_flight: Of all processes that ask a Redis for the same at the same time one requests it, and the others
+            wait. Within a process that is always so.
         shared: Give an answer to whoever asks, with whichever key. Default: each key has its own answers.
         any_temperature: Keep answers of any temperature.
         also_keep: Answers to keep though they are not whole: ``"truncated"``, ``"filtered"``, ``"empty"``.
@@ -105,7 +114,7 @@ class Cache:
         TypeError: One is of a wrong type.
     """
 
-    __slots__ = ("_native", "_where")
+    __slots__ = ("_native",)
 
     @spelt
     def __init__(
@@ -115,42 +124,52 @@ class Cache:
         ttl: float | None = None,
         max_bytes: int | None = None,
         memory_bytes: int | None = None,
+        namespace: str | None = None,
+        single_flight: bool = False,
         shared: bool = False,
         any_temperature: bool = False,
         also_keep: Sequence[_Flaw] = (),
     ) -> None:
+        place = where if isinstance(where, Place) else Place(where)
+        del where
+        place.read()
         given = {
             "ttl": ttl,
             "max_bytes": max_bytes,
             "memory_bytes": memory_bytes,
+            "namespace": namespace,
+            "single_flight": single_flight,
             "shared": shared,
             "any_temperature": any_temperature,
             "also_keep": also_keep,
         }
         check(given, kinds=_KINDS)
-        if not isinstance(where, (str, os.PathLike)):
-            raise TypeError(f"cache must be a Cache, a str, a path or None, not {type(where).__name__}")
-        kind, path = _place(where)
+        kind = place.kind
         if kind == "memory" and memory_bytes is not None:
-            raise ConfigurationError("memory_bytes is for a cache on disk; in memory it is max_bytes")
-        self._where = path or kind
+            raise ConfigurationError("memory_bytes is for a cache on disk or in a Redis; in memory it is max_bytes")
+        if kind == "redis" and max_bytes is not None:
+            raise ConfigurationError("max_bytes is for a cache in memory or on disk; a Redis has maxmemory")
+        if kind != "redis" and (namespace is not None or single_flight):
+            raise ConfigurationError("namespace and single_flight are for a cache in a Redis")
         usual_bytes = 256 * _MEGABYTE if kind == "memory" else 1024 * _MEGABYTE
         self._native = NativeCache(
-            (kind, path),
+            place.given(),
             ttl=ttl,
             max_bytes=usual_bytes if max_bytes is None else max_bytes,
             memory_bytes=64 * _MEGABYTE if memory_bytes is None else memory_bytes,
             shared=shared,
             any_temperature=any_temperature,
             also_keep=list(also_keep),
+            namespace=namespace,
+            single_flight=single_flight,
         )
         if kind != "memory":
             _open.add(self._native)
 
     @classmethod
-    def _given(cls, cache: _CacheArgument) -> Cache:
-        """What an argument ``cache=`` means."""
-        return cache if isinstance(cache, Cache) else cls(cache)
+    def _at(cls, place: Place) -> Cache:
+        """One with the usual options."""
+        return cls(place)  # type: ignore[arg-type]
 
     def stats(self, *, prices: Prices | PriceTable | str | None = None) -> CacheStats:
         """What it has done in this process, and what it holds.
@@ -165,7 +184,11 @@ class Cache:
         return _stats(await wait(self._native.stats), prices)
 
     def clear(self) -> None:
-        """Forget everything, also what other processes have kept there."""
+        """Forget everything, also what other processes have kept there.
+
+        Raises:
+            APIConnectionError: It is in a Redis that cannot be reached.
+        """
         self._native.clear(None)
 
     async def aclear(self) -> None:
@@ -173,7 +196,7 @@ class Cache:
         await wait(self._native.clear)
 
     def flush(self) -> None:
-        """Wait until all that was kept is on disk. At the end of the program this is done by itself."""
+        """Wait until all that was kept is on disk or in its Redis. At the end of the program this happens by itself."""
         self._native.flush(None)
 
     async def aflush(self) -> None:
@@ -181,24 +204,46 @@ class Cache:
         await wait(self._native.flush)
 
     def __repr__(self) -> str:
-        return f"Cache({self._where!r})"
+        # A traceback with variables also shows one that could not be made.
+        native = getattr(self, "_native", None)
+        return f"Cache({native.place!r})" if native is not None else "Cache(...)"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("Cache holds what is open, so it cannot be pickled; make one in each process")
 
 
-def _place(where: str | os.PathLike[str]) -> tuple[str, str]:
-    if where == "memory":
-        return "memory", ""
-    if where == "disk":
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        return "disk", os.path.join(caches, "millstream")
-    path = os.path.expanduser(os.fspath(where))
-    if isinstance(where, str) and ("://" in path or not any(separator in path for separator in _SEPARATORS)):
-        raise ConfigurationError(
-            f'cache must be "memory", "disk", the path of a folder (such as "./cache") or a Cache, not {where!r}'
-        )
-    return "disk", path
+class Place:
+    """Where a cache is. The URL of a Redis may hold a password, so it is no variable that a traceback could show."""
+
+    __slots__ = ("_where", "kind")
+
+    def __init__(self, where: object) -> None:
+        self._where = where
+        self.kind = ""
+
+    def read(self) -> None:
+        """Find out of which kind it is."""
+        if isinstance(self._where, str) and "://" in self._where:
+            scheme = self._where.partition("://")[0]
+            if scheme.lower() not in ("redis", "rediss"):
+                raise ConfigurationError(f"cache must be {_PLACES}, not {scheme}://…")
+            self.kind = "redis"
+        elif self._where == "memory":
+            self.kind = "memory"
+        elif self._where == "disk":
+            caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+            self.kind, self._where = "disk", os.path.join(caches, "millstream")
+        elif isinstance(self._where, (str, os.PathLike)):
+            path = os.path.expanduser(os.fspath(self._where))
+            if isinstance(self._where, str) and not any(separator in path for separator in _SEPARATORS):
+                raise ConfigurationError(f"cache must be {_PLACES}, not {self._where!r}")
+            self.kind, self._where = "disk", path
+        else:
+            raise TypeError(f"cache must be a Cache, a str, a path or None, not {type(self._where).__name__}")
+
+    def given(self) -> tuple[str, str]:
+        """As the engine takes it."""
+        return self.kind, "" if self.kind == "memory" else str(self._where)
 
 
 # Weak: who drops a cache has no more use for it.

@@ -60,6 +60,11 @@ impl Tls {
         Ok(Self(config))
     }
 
+    /// For what is not HTTP.
+    pub(crate) fn plain(&self) -> rustls::ClientConfig {
+        self.0.clone()
+    }
+
     fn offering(&self, http2: bool) -> rustls::ClientConfig {
         let mut config = self.0.clone();
         config.alpn_protocols =

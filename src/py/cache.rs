@@ -12,7 +12,7 @@ use pyo3::types::PyDict;
 use super::bridge::{Pending, dispatch};
 use super::errors::OrRaise;
 use super::process::PerProcess;
-use crate::engine::cache::{AlsoKept, Cache, CacheConfig, Place, Saved, Stats};
+use crate::engine::cache::{AlsoKept, Cache, CacheConfig, Place, RedisConfig, Saved, Stats};
 use crate::engine::config;
 use crate::engine::error::Error;
 
@@ -46,9 +46,9 @@ pub(crate) struct NativeCache(pub(crate) Arc<Shared>);
 
 #[pymethods]
 impl NativeCache {
-    /// One at `place`, `(kind, path)`.
+    /// One at `place`, `(kind, path or URL)`; of those only a Redis has a namespace and claims.
     #[new]
-    #[pyo3(signature = (place, *, ttl, max_bytes, memory_bytes, shared, any_temperature, also_keep))]
+    #[pyo3(signature = (place, *, ttl, max_bytes, memory_bytes, shared, any_temperature, also_keep, namespace, single_flight))]
     #[expect(clippy::too_many_arguments, reason = "the options of the Python class, by name")]
     fn new(
         py: Python<'_>,
@@ -59,10 +59,12 @@ impl NativeCache {
         shared: bool,
         any_temperature: bool,
         also_keep: Vec<String>,
+        namespace: Option<String>,
+        single_flight: bool,
     ) -> PyResult<Self> {
         let config = || {
             CacheConfig {
-                place: to_place(&place)?,
+                place: to_place(place, namespace.as_deref(), single_flight)?,
                 ttl: config::positive_seconds("ttl", ttl)?,
                 max_bytes: config::count("max_bytes", max_bytes, 1)? as u64,
                 memory_bytes: config::count("memory_bytes", memory_bytes, 0)? as u64,
@@ -75,6 +77,16 @@ impl NativeCache {
         let shared = Shared { config: config().or_raise(py)?, state: PerProcess::new() };
         shared.get().or_raise(py)?;
         Ok(Self(Arc::new(shared)))
+    }
+
+    /// Where it is, as it may be shown.
+    #[getter]
+    fn place(&self) -> String {
+        match &self.0.config.place {
+            Place::Memory => "memory".to_owned(),
+            Place::Disk(folder) => folder.display().to_string(),
+            Place::Redis(config) => config.address.to_string(),
+        }
     }
 
     /// The counters, by the names of `CacheStats`' fields: through `pending`, or blocking without it.
@@ -104,16 +116,17 @@ impl NativeCache {
     }
 }
 
-fn to_place((kind, path): &(String, PathBuf)) -> Result<Place, Error> {
+fn to_place((kind, place): (String, PathBuf), namespace: Option<&str>, single_flight: bool) -> Result<Place, Error> {
     match kind.as_str() {
-        "disk" => Ok(Place::Disk(path.clone())),
+        "disk" => Ok(Place::Disk(place)),
         "memory" => Ok(Place::Memory),
+        "redis" => Ok(Place::Redis(RedisConfig::new(&place.to_string_lossy(), namespace, single_flight)?)),
         _ => Err(Error::internal(format!("no place is named {kind:?}"))),
     }
 }
 
 fn to_dict(py: Python<'_>, stats: Stats) -> PyResult<Py<PyAny>> {
-    let Stats { hits, misses, shared, stored, not_kept, broken, entries, bytes, saved } = stats;
+    let Stats { hits, misses, shared, stored, not_kept, broken, dropped, entries, bytes, saved } = stats;
     let fields = PyDict::new(py);
     let counts = [
         ("hits", hits),
@@ -122,6 +135,7 @@ fn to_dict(py: Python<'_>, stats: Stats) -> PyResult<Py<PyAny>> {
         ("stored", stored),
         ("not_kept", not_kept),
         ("broken", broken),
+        ("dropped", dropped),
         ("entries", entries),
         ("bytes", bytes),
     ];

@@ -4,7 +4,6 @@
 //! asked for is read the same way. Nothing here fails a call: a database that cannot be read is set aside and begun anew, and what
 //! cannot be written is not kept; the reason is told once.
 
-use std::collections::HashMap;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,11 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
+use super::behind::{Change, Pending, entries_in, room};
 use super::entry::Entry;
+use super::fault::Fault;
 use super::key::Key;
+use super::store::Found;
 use crate::engine::disk::off_the_engine;
 use crate::engine::error::Error;
 
@@ -29,8 +31,6 @@ const VERSION: i32 = 1;
 
 /// How long a statement waits for another process.
 const BUSY: Duration = Duration::from_secs(5);
-/// Answers that wait to be written take so much at most; what comes beyond is not kept.
-const MOST_PENDING: usize = 64 << 20;
 /// Of what is kept so much is forgotten at once when it is too much, the oldest first.
 const FORGOTTEN: f64 = 0.1;
 
@@ -48,8 +48,6 @@ struct Inner {
     writer: Mutex<Option<Opened>>,
     asked: Mutex<Queue<Asked>>,
     pending: Mutex<Pending>,
-    /// Told whenever less is pending.
-    written: Notify,
     fault: Mutex<Fault>,
     /// Entries that could not be read.
     damaged: AtomicU64,
@@ -80,23 +78,6 @@ impl<T> Default for Queue<T> {
 /// What one asks for, and where its answers go, in their order.
 type Asked = (Vec<Key>, oneshot::Sender<Vec<Option<Found>>>);
 
-/// An entry, and how long it will still live, if not for ever.
-pub type Found = (Arc<Entry>, Option<Duration>);
-
-/// What is not written yet; `None` is to be removed.
-#[derive(Debug, Default)]
-struct Pending {
-    changes: HashMap<Key, Option<Arc<Entry>>>,
-    bytes: usize,
-    is_served: bool,
-}
-
-#[derive(Debug, Default)]
-struct Fault {
-    told: bool,
-    news: Option<String>,
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -116,7 +97,6 @@ impl Disk {
             writer: Mutex::default(),
             asked: Mutex::default(),
             pending: Mutex::default(),
-            written: Notify::default(),
             fault: Mutex::default(),
             damaged: AtomicU64::new(0),
         };
@@ -131,12 +111,12 @@ impl Disk {
 
     /// What is kept under `key` and not written yet.
     pub fn at_hand(&self, key: &Key) -> Option<Arc<Entry>> {
-        lock(&self.0.pending).changes.get(key).cloned().flatten()
+        lock(&self.0.pending).get(key).cloned().flatten()
     }
 
     /// What is kept under `key`.
     pub async fn get(&self, key: &Key) -> Option<Found> {
-        if let Some(change) = lock(&self.0.pending).changes.get(key) {
+        if let Some(change) = lock(&self.0.pending).get(key) {
             return change.clone().map(|entry| (entry, self.0.ttl));
         }
         self.get_many(vec![*key]).await.pop().flatten()
@@ -168,20 +148,8 @@ impl Disk {
         self.change(*key, None);
     }
 
-    fn change(&self, key: Key, change: Option<Arc<Entry>>) {
-        let size = change.as_ref().map_or(0, |entry| entry.size());
-        let is_served = {
-            let mut pending = lock(&self.0.pending);
-            if pending.bytes + size > MOST_PENDING {
-                return;
-            }
-            pending.bytes += size;
-            if let Some(Some(old)) = pending.changes.insert(key, change) {
-                pending.bytes = pending.bytes.saturating_sub(old.size());
-            }
-            std::mem::replace(&mut pending.is_served, true)
-        };
-        if !is_served {
+    fn change(&self, key: Key, change: Change) {
+        if lock(&self.0.pending).put(key, change) {
             let served =
                 Served { inner: Arc::clone(&self.0), by: Inner::write, end: Inner::give_up_writing, is_done: false };
             spawn_blocking(move || served.serve());
@@ -190,17 +158,7 @@ impl Disk {
 
     /// Waits while so much is to be written that more might not be kept.
     pub async fn room(&self) {
-        loop {
-            let written = self.0.written.notified();
-            {
-                let pending = lock(&self.0.pending);
-                // If nobody writes, the next put begins it.
-                if pending.bytes <= MOST_PENDING / 2 || !pending.is_served {
-                    return;
-                }
-            }
-            written.await;
-        }
+        room(&self.0.pending).await;
     }
 
     /// Returns once all that was put is written.
@@ -217,11 +175,7 @@ impl Disk {
         let inner = Arc::clone(&self.0);
         off_the_engine(move || {
             let mut writer = lock(&inner.writer);
-            {
-                let mut pending = lock(&inner.pending);
-                (pending.changes, pending.bytes) = (HashMap::new(), 0);
-            }
-            inner.written.notify_waiters();
+            lock(&inner.pending).clear();
             let cleared = inner.with(&mut writer, |connection| connection.execute_batch("DELETE FROM answers"));
             let Some(()) = cleared else {
                 let text = format!("{} cannot be cleared", inner.path.display());
@@ -251,6 +205,11 @@ impl Disk {
         size.await.ok().flatten().unwrap_or_default()
     }
 
+    /// Entries that could not be written so far.
+    pub fn dropped(&self) -> u64 {
+        lock(&self.0.pending).dropped()
+    }
+
     /// Entries that could not be read so far.
     pub fn damaged(&self) -> u64 {
         self.0.damaged.load(Relaxed)
@@ -258,7 +217,7 @@ impl Disk {
 
     /// What went wrong and was not told yet.
     pub fn take_fault(&self) -> Option<String> {
-        lock(&self.0.fault).news.take()
+        lock(&self.0.fault).take()
     }
 }
 
@@ -324,8 +283,7 @@ impl Inner {
     }
 
     fn give_up_writing(&self) {
-        lock(&self.pending).is_served = false;
-        self.written.notify_waiters();
+        lock(&self.pending).is_left();
     }
 
     fn find(&self, reader: &mut Option<Opened>, keys: &[Key]) -> Vec<Option<Found>> {
@@ -353,7 +311,7 @@ impl Inner {
             let entry = found?;
             if entry.is_none() {
                 self.damaged.fetch_add(1, Relaxed);
-                lock(&self.pending).changes.entry(*key).or_insert(None);
+                lock(&self.pending).remove_later(*key);
                 self.tell(&format!("{}: an entry is damaged and was dropped", self.path.display()));
             }
             entry
@@ -365,33 +323,20 @@ impl Inner {
     fn write(&self) {
         let mut writer = lock(&self.writer);
         loop {
-            let changes: Vec<_> = {
-                let mut pending = lock(&self.pending);
-                pending.is_served = !pending.changes.is_empty();
-                pending.changes.iter().map(|(key, change)| (*key, change.clone())).collect()
-            };
+            let changes = lock(&self.pending).take();
             if changes.is_empty() {
                 return;
             }
-            let _ = self.with(&mut writer, |connection| self.write_all(connection, &changes));
+            let written = self.with(&mut writer, |connection| self.write_all(connection, &changes));
             let mut pending = lock(&self.pending);
-            for (key, written) in changes {
-                let is_same = |now: &Option<Arc<Entry>>| match (now, &written) {
-                    (Some(now), Some(written)) => Arc::ptr_eq(now, written),
-                    (None, None) => true,
-                    _ => false,
-                };
-                if pending.changes.get(&key).is_some_and(is_same) {
-                    pending.changes.remove(&key);
-                    pending.bytes = pending.bytes.saturating_sub(written.map_or(0, |entry| entry.size()));
-                }
+            if written.is_none() {
+                pending.has_dropped(entries_in(&changes));
             }
-            drop(pending);
-            self.written.notify_waiters();
+            pending.done(changes);
         }
     }
 
-    fn write_all(&self, connection: &mut Connection, changes: &[(Key, Option<Arc<Entry>>)]) -> rusqlite::Result<()> {
+    fn write_all(&self, connection: &mut Connection, changes: &[(Key, Change)]) -> rusqlite::Result<()> {
         let expires = self.ttl.map(|ttl| now().saturating_add_unsigned(ttl.as_secs().max(1)));
         let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
         {
@@ -510,10 +455,7 @@ impl Inner {
     }
 
     fn tell(&self, text: &str) {
-        let mut fault = lock(&self.fault);
-        if !fault.told {
-            (fault.told, fault.news) = (true, Some(format!("cache: {text}")));
-        }
+        lock(&self.fault).tell(text);
     }
 }
 
@@ -593,6 +535,7 @@ mod tests {
 
     use http::{HeaderMap, StatusCode};
 
+    use super::super::behind::MOST_BYTES;
     use super::*;
 
     const MEGABYTE: u64 = 1 << 20;
@@ -683,7 +626,7 @@ mod tests {
     async fn who_waits_for_room_has_all_of_it_kept() {
         let folder = Folder::new();
         let disk = folder.disk();
-        let large = "x".repeat(MOST_PENDING / 8);
+        let large = "x".repeat(MOST_BYTES / 8);
         for number in 0..20 {
             disk.room().await;
             disk.put(key(number), entry(&large));

@@ -7,6 +7,7 @@ use super::entry::Entry;
 use super::flight::Flight;
 use super::key::Key;
 use super::policy::AlsoKept;
+use super::redis::Claimed;
 use super::stats::{Counters, Stats};
 use super::store::{Place, Store};
 use crate::engine::error::Error;
@@ -17,9 +18,9 @@ use crate::engine::types::Usage;
 pub struct CacheConfig {
     /// Where answers are kept.
     pub place: Place,
-    /// How long; `None`: for as long as there is room.
+    /// How long; `None`: for as long as there is room, and in a Redis an hour.
     pub ttl: Option<Duration>,
-    /// How much may be kept.
+    /// How much may be kept; a Redis has its own bound.
     pub max_bytes: u64,
     /// How much of what is kept elsewhere is in memory, too; 0 for none.
     pub memory_bytes: u64,
@@ -126,6 +127,16 @@ impl Cache {
         }
     }
 
+    /// Whether other processes may have to be waited for before a question is asked.
+    pub fn is_claimed(&self) -> bool {
+        self.store.is_claimed()
+    }
+
+    /// What another process has asked for under `key`, once it is there, or the right to ask for it.
+    pub async fn claim(&self, key: &Key) -> Claimed<Arc<Entry>> {
+        self.store.claim(key).await
+    }
+
     /// Keeps an answer if it is whole.
     pub fn put(&self, key: Key, entry: Arc<Entry>) {
         if self.config.also_keep.keeps(&entry.body) {
@@ -184,6 +195,7 @@ impl Cache {
     pub async fn stats(&self) -> Stats {
         let mut stats = self.counters.snapshot(self.store.size().await);
         stats.broken += self.store.damaged();
+        stats.dropped = self.store.dropped();
         stats
     }
 }

@@ -5,13 +5,16 @@
 //! [`store`]'s matter, and a store never fails a call: what cannot be read is not there, what cannot be written is not kept. Those who ask
 //! the same at once share one answer ([`flight`]). When the cache is asked is written in `pipeline`.
 
+mod behind;
 pub mod disk;
 pub mod entry;
+mod fault;
 pub mod flight;
 mod keeper;
 pub mod key;
 pub mod memory;
 pub mod policy;
+pub mod redis;
 mod stats;
 pub mod store;
 mod vector;
@@ -20,5 +23,6 @@ pub use entry::Entry;
 pub use keeper::{Cache, CacheConfig, Landed};
 pub use key::{Asked, Key, Question, TextKeys};
 pub use policy::AlsoKept;
+pub use redis::{Claim, Claimed, RedisConfig};
 pub use stats::{Saved, Stats};
 pub use store::Place;

@@ -47,6 +47,8 @@ pub struct Stats {
     pub not_kept: u64,
     /// Entries that could not be read and were dropped.
     pub broken: u64,
+    /// Answers that could not be kept: more of them waited to be written than there is room for, or the store failed.
+    pub dropped: u64,
     /// Entries there are now.
     pub entries: u64,
     /// What they take.
@@ -106,6 +108,7 @@ impl Counters {
             stored: self.stored.load(Relaxed),
             not_kept: self.not_kept.load(Relaxed),
             broken: self.broken.load(Relaxed),
+            dropped: 0,
             entries,
             bytes,
             saved,

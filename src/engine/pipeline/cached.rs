@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Pipeline;
 use super::call::{Answer, Call};
-use crate::engine::cache::{Asked, Cache, Entry, Key, Landed, Question, TextKeys};
+use crate::engine::cache::{Asked, Cache, Claimed, Entry, Key, Landed, Question, TextKeys};
 use crate::engine::error::{Error, Kind};
 use crate::engine::keys::{Lane, Route};
 use crate::engine::provider::openai;
@@ -104,6 +104,9 @@ fn asked(call: &Call, lane: &Lane, shared: bool) -> Asked {
     Asked::of(named.into_iter().chain(url).chain(chosen), secrets.into_iter().flat_map(|(name, value)| [name, value]))
 }
 
+/// What only the first of several callers wants of the answer.
+type Own<T> = Mutex<Option<Result<(T, Receipt), Error>>>;
+
 /// What becomes of a call.
 pub(super) enum Turn<A> {
     /// It is answered.
@@ -148,7 +151,7 @@ impl Pipeline {
             let own = Arc::new(Mutex::new(None));
             let joined = cache.flight().join(key, || {
                 let (pipeline, call, own) = (self.clone(), call.clone(), Arc::clone(&own));
-                async move { pipeline.lead::<T>(key, &call, &own).await }
+                async move { pipeline.lead::<T>(key, &call, &own, began).await }
             });
             let landed = if joined.leads { joined.answer.await } else { self.follow(joined.answer, began).await? };
             let own = own.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -171,14 +174,24 @@ impl Pipeline {
     }
 
     /// For all who wait for `key`; what only the first of them wants of it goes to `own`.
-    async fn lead<T: Answer>(&self, key: Key, call: &Call, own: &Mutex<Option<Result<(T, Receipt), Error>>>) -> Landed {
+    async fn lead<T: Answer>(&self, key: Key, call: &Call, own: &Own<T>, began: Instant) -> Landed {
         let Some(Caching { cache, .. }) = &self.caching else {
             return Landed::Error(Arc::new(Error::internal("a flight without a cache")));
         };
         if let Some(entry) = cache.fetch(&key).await {
             return Landed::Answer(entry, true);
         }
-        let (outcome, entry) = self.ask_and_keep::<T>(cache, key, call).await;
+        let asking = self.ask_and_keep::<T>(cache, key, call);
+        let (outcome, entry) = if cache.is_claimed() {
+            match self.follow(cache.claim(&key), began).await {
+                Ok(Claimed::Kept(entry)) => return Landed::Answer(entry, true),
+                Ok(Claimed::Free(Some(claim))) => claim.hold(asking).await,
+                Ok(Claimed::Free(None)) => asking.await,
+                Err(error) => (Err(error), None),
+            }
+        } else {
+            asking.await
+        };
         let landed = match (&outcome, entry) {
             (Ok((_, receipt)), entry) => Landed::Answer(entry.unwrap_or_else(|| Arc::new(Entry::of(receipt))), false),
             (Err(error), _) => Landed::Error(Arc::new(error.copy())),
@@ -188,7 +201,7 @@ impl Pipeline {
     }
 
     /// Waits for another's answer, for as long as this one's own would be waited for.
-    async fn follow(&self, answer: impl Future<Output = Landed>, began: Instant) -> Result<Landed, Error> {
+    async fn follow<A>(&self, answer: impl Future<Output = A>, began: Instant) -> Result<A, Error> {
         let _parked = self.bulk.as_ref().map(|bulk| bulk.parking.park());
         let most = self.timeouts.total.map(|total| total.saturating_add(self.timeouts.queue.unwrap_or_default()));
         let Some(most) = most else { return self.unless_stopped(answer).await };
