@@ -488,3 +488,11 @@ impl Embeddings {
         Ok(())
     }
 }
+
+/// 32-bit floats, as they lie in memory, as a JSON array of the fewest digits that tell them apart.
+#[pyfunction]
+pub(crate) fn numbers_as_json<'py>(py: Python<'py>, numbers: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    let numbers: Vec<_> = numbers.as_chunks::<ITEM>().0.iter().map(|number| f32::from_ne_bytes(*number)).collect();
+    let text = serde_json::to_vec(&numbers).map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+    Ok(PyBytes::new(py, &text))
+}

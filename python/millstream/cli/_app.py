@@ -11,6 +11,7 @@ from millstream import __version__
 from millstream.cli._exit import FAILED, INTERRUPTED, REFUSED
 from millstream.cli.ask import ask
 from millstream.cli.batch import batch
+from millstream.cli.cache import cache
 from millstream.cli.check import check
 from millstream.cli.completion import completion
 from millstream.cli.run import run as run_command
@@ -50,7 +51,7 @@ def app() -> None:
     """
 
 
-for _command in (run_command, ask, batch, check, stats, serve_mock, completion):
+for _command in (run_command, ask, batch, cache, check, stats, serve_mock, completion):
     app.add_command(_command)
 
 

@@ -8,6 +8,7 @@ use super::disk::Disk;
 use super::entry::Entry;
 use super::key::Key;
 use super::memory::Memory;
+use super::page::{Cursor, Page};
 use crate::engine::error::Error;
 
 /// Where a cache keeps what it keeps.
@@ -108,6 +109,15 @@ impl Store {
         match &self.back {
             Some(back) => back.clear().await,
             None => Ok(()),
+        }
+    }
+
+    /// Some of what is kept, from the beginning or from where an earlier page ended.
+    pub(super) async fn page(&self, from: Option<&Cursor>) -> Result<Page, Error> {
+        match (&self.back, &self.front) {
+            (Some(back), _) => back.page(from).await,
+            (None, Some(front)) => Ok(front.page(from)),
+            (None, None) => Ok(Page::default()),
         }
     }
 
