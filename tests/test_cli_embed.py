@@ -565,6 +565,7 @@ def test_twenty_kills_lose_nothing_and_ask_nothing_twice_that_is_written(tmp_pat
             each for request in server.requests if request.completed and request.status == 200
             for each in request.json()["input"]
         )  # fmt: skip
+        server.clear()
         expected = right(server, [text(row) for row in range(count)])
     table = arrow.parquet.read_table(out)
     assert table["name"].to_pylist() == [f"n{row}" for row in range(count)]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet", ".npy", ".jsonl", ".ndjson")
 
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 8 << 20
 _VECTOR = "embedding"
 
 
@@ -138,7 +138,7 @@ def _jsonl(file: BinaryIO, state: State, names: Names, chunks: Iterator[tuple[in
     width = state.size * ITEM
     ids = names.values()
     for first, end, some in chunks:
-        numbers = bytes(some)
+        numbers = memoryview(some)
         for row in range(first, end):
             line: dict[str, Any] = {"row": row}
             if names.name is not None:
@@ -148,7 +148,7 @@ def _jsonl(file: BinaryIO, state: State, names: Names, chunks: Iterator[tuple[in
                 line |= {_VECTOR: None, "error": {"code": code, "message": message}}
                 file.write(_json(line) + b"\n")
             else:
-                vector = numbers_as_json(numbers[(row - first) * width : (row - first + 1) * width])
+                vector = numbers_as_json(bytes(numbers[(row - first) * width : (row - first + 1) * width]))
                 file.write(b'%s,"%s":%s}\n' % (_json(line)[:-1], _VECTOR.encode(), vector))
 
 
@@ -165,7 +165,8 @@ def _parquet(file: BinaryIO, state: State, names: Names, chunks: Iterator[tuple[
         columns.insert(0, (names.name, names.arrow_type()))
     schema = arrow.schema(columns)
     ids = names.values(schema.types[0])
-    with parquet.ParquetWriter(file, schema) as writer:
+    # Hardly a number comes twice, so a dictionary of them would only take room.
+    with parquet.ParquetWriter(file, schema, use_dictionary=False) as writer:
         for first, end, some in chunks:
             made = []
             if names.name is not None:
@@ -178,7 +179,7 @@ def _vectors(arrow: Any, state: State, first: int, end: int, some: bytearray, ki
     if not state.size:
         return arrow.nulls(end - first, type=kind)
     numbers = (end - first) * state.size
-    values = arrow.Array.from_buffers(arrow.float32(), numbers, [None, arrow.py_buffer(bytes(some))])
+    values = arrow.Array.from_buffers(arrow.float32(), numbers, [None, arrow.py_buffer(some)])
     is_missing = [status == FAILED for status in state.status[first:end]]
     mask = arrow.array(is_missing) if any(is_missing) else None
     return arrow.FixedSizeListArray.from_arrays(values, state.size, mask=mask)
