@@ -437,6 +437,18 @@ def test_an_interruption_lets_what_is_on_the_wire_end_and_the_same_command_goes_
         assert npy(out) == right(server, [text(row) for row in range(600)])
 
 
+def test_what_waits_for_a_limit_is_not_sent_after_ctrl_c(tmp_path: Path) -> None:
+    source, out = texts(tmp_path / "in.txt", 100), tmp_path / "out.npy"
+    with MockServer() as server:
+        arguments = ["embed", source, "-o", out, "--model", "m", "--base-url", server.base_url, "--batch-size", "10"]
+        with started(*arguments, "--rpm", "2", "--grace", "1h") as process:
+            until(lambda: len(kept_rows(out)) == 20, PATIENCE_S)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 130
+        assert server.stats.requests == 2
+    assert json.loads(call("stats", out, "--json").stdout)["to_do"] == 80
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     source, out = texts(tmp_path / "in.txt", 50), tmp_path / "out.npy"
     with MockServer() as server:
@@ -478,7 +490,7 @@ def test_an_input_that_changes_under_the_run_ends_it(tmp_path: Path) -> None:
             process.wait(PATIENCE_S)
             assert process.stderr is not None
             assert "was changed while it was read" in process.stderr.read()
-            assert process.returncode == 2
+            assert process.returncode == 1
     assert not out.exists()
 
 

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from millstream._sources import _reader_of_file
-from millstream.exceptions import ConfigurationError
+from millstream.exceptions import ConfigurationError, MillstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -174,7 +174,7 @@ def checked(column: Column, survey: Survey) -> Iterator[Block]:
     """Read again, and see to it that nothing has changed.
 
     Raises:
-        ConfigurationError: Something has.
+        MillstreamError: Something has.
     """
     number = 0
     for number, block in enumerate(column.blocks(), 1):
@@ -185,8 +185,8 @@ def checked(column: Column, survey: Survey) -> Iterator[Block]:
         raise _changed(column, survey.rows)
 
 
-def _changed(column: Column, row: int) -> ConfigurationError:
-    return ConfigurationError(
+def _changed(column: Column, row: int) -> MillstreamError:
+    return MillstreamError(
         f"{column.path} was changed while it was read: row {row} or one soon after it is another now; run again"
     )
 

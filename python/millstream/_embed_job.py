@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream import _embed
 from millstream._arguments import COUNT, FLAG, INTEGER, NUMBER, SECONDS, TEXT, check
+from millstream._bridge import wait
 from millstream._columns import Column, Pack, Survey, Unusable, checked, packs
 from millstream._embed_output import Stopped, facts, kind_of, write
 from millstream._embed_work import FAILED, TODO, Place, Work, said
@@ -25,6 +26,7 @@ from millstream._progress import Progress
 from millstream._settings import hide
 from millstream.exceptions import (
     BadRequestError,
+    BatchStoppedError,
     ConfigurationError,
     JournalError,
     MillstreamError,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from millstream._client import AsyncClient, Client
     from millstream._embed import OnError, TooLong
     from millstream._embed_work import State
-    from millstream._millstream import Embeddings
+    from millstream._millstream import Embeddings, NativeEmbedding
 
 USUAL_PACK = 256
 """Texts of a request, unless the server takes fewer or the user says otherwise: what one kill may cost."""
@@ -235,6 +237,8 @@ class EmbedRun:
         self._work: Work | None = None
         self._loop: AbstractEventLoop | None = None
         self._tasks: list[Task[None]] = []
+        self._asked: set[NativeEmbedding] = set()
+        self._grace = 0.0
         self._stopped: str | None = None
         self._is_aborted = False
         self._error: str | None = None
@@ -415,17 +419,31 @@ class EmbedRun:
     async def _embed(self, pack: Pack) -> Embeddings | None:
         try:
             try:
-                return await _embed.embed_awaiting(self._client, self._plan, pack.texts)
+                return await self._ask(self._plan, pack)
             except (BadRequestError, UnprocessableEntityError):
                 if not self._ok and not self._skipped:
                     raise
                 # The server takes other texts, so it is not the request: each is asked for by itself.
-                return await _embed.embed_awaiting(self._client, self._plan_alone, pack.texts)
+                return await self._ask(self._plan_alone, pack)
+        except BatchStoppedError:
+            return None
         except MillstreamError as error:
             if self._error is None:
                 self._error = said(error)
             self._halt("fatal", 30.0)
             return None
+
+    async def _ask(self, plan: _embed.Plan, pack: Pack) -> Embeddings:
+        asked = await _embed.begin(self._client, plan, pack.texts)
+        self._asked.add(asked)
+        try:
+            if self._stopped is not None:
+                # Whatever still waits is given up.
+                asked.stop(self._grace)
+            return await wait(asked.result)
+        finally:
+            self._asked.discard(asked)
+            asked.abort()
 
     def _packs(self) -> Iterator[Pack | list[tuple[int, str]]]:
         """What is to be done: packs of texts, and between them rows that have none."""
@@ -506,7 +524,7 @@ class EmbedRun:
         except OSError as error:
             if isinstance(error, MillstreamError):
                 raise
-            raise ConfigurationError(
+            raise JournalError(
                 f"{self._place.output} cannot be written: {error.strerror or error}. The vectors are kept; run again"
             ) from error
         work.end(made)
@@ -564,6 +582,10 @@ class EmbedRun:
         self._stopped = self._stopped or reason
         if reason == "interrupted":
             self._stopped = reason
+        if not is_again:
+            self._grace = grace
+            for asked in self._asked:
+                asked.stop(grace)
         if grace <= 0 or (is_again and reason == "interrupted"):
             self._abort()
         elif not is_again and self._loop is not None:

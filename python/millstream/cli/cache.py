@@ -21,7 +21,7 @@ from millstream._progress import dollars, duration, quantity
 from millstream.cli import _table
 from millstream.cli._exit import DONE, Refused, refusing
 from millstream.cli._options import price_options
-from millstream.cli._types import OUTPUT, SECONDS
+from millstream.cli._types import CACHE, OUTPUT, SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +39,7 @@ _PER_PROCESS = (
 _where = click.option(
     "--cache",
     "where",
+    type=CACHE,
     default="disk",
     metavar="PATH|URL",
     help="Folder of the cache, or where else one is kept; \"disk\" is that of cache='disk'.",
@@ -162,8 +163,7 @@ def _open(where: str) -> Cache | None:
     """The cache; None where the usual one was never begun. Looking for one makes none."""
     with refusing():
         if "://" not in where:
-            # A name is a folder's here, where it is none of the words for a place.
-            folder = _place(where if where == "disk" else os.path.join(".", where))[1]
+            folder = _place(where)[1]
             if not os.path.isfile(os.path.join(folder, _FILE)):
                 if where == "disk":
                     return None

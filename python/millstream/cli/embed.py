@@ -13,7 +13,7 @@ from millstream._embed_job import EmbedRun
 from millstream._progress import Watch, dollars, duration, quantity
 from millstream.cli._exit import DONE, FAILED, INTERRUPTED, refusing
 from millstream.cli._options import Configured, Server, param_option, price_options, server_options
-from millstream.cli._types import COUNT, INPUT, OUTPUT, SECONDS
+from millstream.cli._types import CACHE, COUNT, INPUT, OUTPUT, SECONDS
 from millstream.cli.run import interruptions
 from millstream.exceptions import ConfigurationError
 
@@ -53,7 +53,9 @@ _SHOWN = 20
 @click.option("--fresh", is_flag=True, help="Throw away what an earlier run left, and replace the output.")
 @click.option("--retry-failed", is_flag=True, help="Ask again for what failed in an earlier run.")
 @click.option("--strict", is_flag=True, help="Refuse the whole file if one row of it has no text.")
-@click.option("--cache", metavar="PATH", help='Cache of answers: a folder, or "disk" for the usual one.')
+@click.option(
+    "--cache", type=CACHE, metavar="PATH|URL", help='Cache of answers: a folder, or "disk" for the usual one.'
+)
 @click.option("--max-errors", type=click.IntRange(1), help="Stop after so many failures.")
 @click.option("--deadline", type=SECONDS, help="Stop after so long.")
 @click.option("--budget-tokens", type=COUNT, help="Stop once so many tokens are used.")

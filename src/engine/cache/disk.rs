@@ -557,7 +557,7 @@ fn read_page(connection: &Connection, from: &[u8]) -> rusqlite::Result<Page> {
     let mut select =
         connection.prepare_cached("SELECT key, value, expires FROM answers WHERE key > ?1 ORDER BY key LIMIT ?2")?;
     // One more than is taken, which says that there are others.
-    let mut rows = select.query(params![from, PAGE_ENTRIES as i64 + 1])?;
+    let mut rows = select.query(params![from, i64::try_from(PAGE_ENTRIES + 1).unwrap_or(i64::MAX)])?;
     let (mut page, mut looked_at, mut bytes, mut last) = (Page::default(), 0, 0, Vec::new());
     while let Some(row) = rows.next()? {
         if looked_at == PAGE_ENTRIES || bytes >= PAGE_BYTES {
