@@ -118,7 +118,9 @@ impl NativeCache {
     fn remove(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>, keys: Vec<[u8; 32]>) -> PyResult<Py<PyAny>> {
         let cache = self.0.get().or_raise(py)?;
         let remove = async move {
-            keys.into_iter().for_each(|key| cache.remove(&Key::from(key)));
+            for key in keys {
+                cache.remove(&Key::from(key));
+            }
             Ok(())
         };
         dispatch(py, pending, remove, |py, ()| Ok(py.None()))
