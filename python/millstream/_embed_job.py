@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from millstream._client import AsyncClient, Client
-    from millstream._embed import OnError, TooLong
+    from millstream._embed import OnError, Plan, TooLong
     from millstream._embed_work import State
     from millstream._millstream import Embeddings, NativeEmbedding
 
@@ -197,7 +197,7 @@ class EmbedRun:
         self._most, _, self._most_bytes = limits(client, batch_size, max_input_tokens, max_batch_tokens)
         self._at_once = max_concurrent or _AT_ONCE
 
-        def plan(size: int, on_error: str) -> _embed.Plan:
+        def plan(size: int, on_error: str) -> Plan:
             return _embed.plan(
                 client,
                 lambda fields: client._post_options(
@@ -433,7 +433,7 @@ class EmbedRun:
             self._halt("fatal", 30.0)
             return None
 
-    async def _ask(self, plan: _embed.Plan, pack: Pack) -> Embeddings:
+    async def _ask(self, plan: Plan, pack: Pack) -> Embeddings:
         asked = await _embed.begin(self._client, plan, pack.texts)
         self._asked.add(asked)
         try:
