@@ -347,7 +347,11 @@ def test_cost_and_tokens_are_the_servers_and_a_cached_answer_costs_nothing(tmp_p
     again = json.loads(call(*arguments, "-o", tmp_path / "b.npy").stdout)
     assert (again["ok"], again["prompt_tokens"], again["cost"], again["unpriced"]) == (400, 0, 0, 0)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
-    assert call("cache", "stats", "--cache", tmp_path / "c").returncode == 0
+    facts = json.loads(call("cache", "stats", "--cache", tmp_path / "c", "--json").stdout)
+    assert facts["models"] == {"text-embedding-3-small": 400}
+    lines = run("cache", "export", "--cache", tmp_path / "c").stdout.splitlines()
+    exported = [json.loads(line)["body"]["embedding"] for line in lines]
+    assert sorted(exported) == sorted(npy(tmp_path / "a.npy"))
 
 
 # ---- going on ----

@@ -91,7 +91,7 @@ class CacheEntry:
         model: The model that answered, if the answer names it.
         prompt_tokens: Tokens of the prompt; None if the server did not count them.
         completion_tokens: Tokens of the answer, likewise.
-        body: The answer, JSON in OpenAI's format.
+        body: The answer, JSON in OpenAI's format; of a text that was embedded a line of JSON, and its vector's bytes.
     """
 
     key: bytes

@@ -19,7 +19,7 @@ from millstream._arguments import COUNT, FLAG, INTEGER, NUMBER, SECONDS, TEXT, c
 from millstream._bridge import wait
 from millstream._columns import Column, Pack, Survey, Unusable, checked, packs
 from millstream._embed_output import Stopped, facts, kind_of, write
-from millstream._embed_work import FAILED, TODO, Place, Work, said
+from millstream._embed_work import FAILED, TODO, Place, Work, said, tokens_of
 from millstream._not_given import NOT_GIVEN
 from millstream._prices import Prices
 from millstream._progress import Progress
@@ -485,10 +485,10 @@ class EmbedRun:
             raise
         self._ok += ok
         self._requests += page.requests
-        if page.usage is None:
+        tokens = tokens_of(page)
+        if tokens is None:
             self._uncounted += ok
-        else:
-            self._tokens += page.usage.prompt_tokens
+        self._tokens += tokens or 0
         if self._on_error != "raise":
             self._failed += len(errors)
         self._check_rules()

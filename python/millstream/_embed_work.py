@@ -347,7 +347,7 @@ class Work:
                 self._put(some, rows[first] * width)
                 total = crc32(some, total)
                 runs.append((rows[first], rows[first] + end - first))
-        tokens = None if page.usage is None else page.usage.prompt_tokens
+        tokens = tokens_of(page)
         self._keep(runs, size if runs else 0, total, failed, tokens, page.requests)
         return sum(end - first for first, end in runs)
 
@@ -460,6 +460,14 @@ def _together(rows: Sequence[int], errors: Mapping[int, object]) -> Iterator[tup
         if first not in errors:
             yield first, place
         first = place
+
+
+def tokens_of(page: Embeddings) -> int | None:
+    """Tokens that a page took; None if the server did not count them."""
+    if page.usage is not None:
+        return page.usage.prompt_tokens
+    # All of it was in a cache.
+    return None if page.requests else 0
 
 
 def _failure(row: int, error: Exception) -> Failure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import struct
 import sys
 import time
 from collections import Counter
@@ -222,7 +223,7 @@ def _line(entry: CacheEntry) -> bytes:
     try:
         body = json.loads(entry.body)
     except (ValueError, RecursionError):
-        body = {"base64": base64.b64encode(entry.body).decode()}
+        body = _vector(entry.body) or {"base64": base64.b64encode(entry.body).decode()}
     line = {
         "id": entry.key.hex(),
         "stored": _moment(entry.stored),
@@ -233,6 +234,17 @@ def _line(entry: CacheEntry) -> bytes:
         "body": body,
     }
     return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def _vector(body: bytes) -> dict[str, Any] | None:
+    """The vector of one text, which is kept as a line of JSON and its numbers' bytes; None if it is none."""
+    head, _, numbers = body.partition(b"\n")
+    try:
+        if json.loads(head)["dimensions"] * 4 != len(numbers):
+            return None
+        return {"object": "embedding", "embedding": list(struct.unpack(f"<{len(numbers) // 4}f", numbers))}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _moment(seconds: float | None) -> str | None:

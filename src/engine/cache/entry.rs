@@ -151,6 +151,10 @@ impl Entry {
             model: Option<Value>,
             usage: Option<Value>,
         }
+        if let Some(head) = self.read_vector(&mut Vec::new()) {
+            let count = |tokens| Usage { prompt_tokens: tokens, completion_tokens: 0, total_tokens: tokens };
+            return Told { model: Some(head.model.into_owned()), usage: head.tokens.map(count) };
+        }
         let Ok(Answer { model, usage }) = serde_json::from_slice(&self.body) else { return Told::default() };
         let usage = usage.and_then(|usage| {
             // Of Responses by other names.
@@ -242,6 +246,8 @@ mod tests {
         let response = told(r#"{"model":7,"usage":{"input_tokens":5}}"#);
         assert_eq!((response.model, response.usage.map(|usage| usage.total_tokens)), (None, Some(5)));
         assert_eq!(told("no JSON"), Told::default());
+        let vector = Entry::of_vector("e", Some(6), &[1.0]).unwrap().told();
+        assert_eq!((vector.model.as_deref(), vector.usage.map(|usage| usage.total_tokens)), (Some("e"), Some(6)));
     }
 
     #[test]
