@@ -103,9 +103,10 @@ def commands() -> dict[str, click.Command]:
 
 
 def test_the_commands_are_those_we_think() -> None:
-    alone = {"ask", "check", "completion", "run", "serve-mock", "stats"}
-    assert commands().keys() == {*alone, *(f"batch {name}" for name in ("cancel", "fetch", "status", "submit"))}
-    for arguments, names in (([], {*alone, "batch"}), (["batch"], {"cancel", "fetch", "status", "submit"})):
+    alone = {"ask", "check", "completion", "embed", "run", "serve-mock", "stats"}
+    groups = {"batch": {"cancel", "fetch", "status", "submit"}, "cache": {"clear", "export", "stats"}}
+    assert commands().keys() == alone | {f"{group} {name}" for group, names in groups.items() for name in names}
+    for arguments, names in (([], {*alone, *groups}), *(([group], names) for group, names in groups.items())):
         done = run(*arguments, "--help")
         assert done.returncode == 0
         assert all(f"  {name} " in done.stdout for name in names)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
 from array import array
 from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
+from helpers import until
 from millstream import AsyncClient, Client, EmbeddingBatcher, InternalServerError
 from real_server import RealServer
+from test_cli import COMMAND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.real
 
@@ -83,3 +88,26 @@ async def test_single_texts_are_embedded_together(server: RealServer) -> None:
         vectors = await asyncio.gather(*(batcher.embed(text) for text in TEXTS))
         assert client.stats().requests == 1
     assert [len(vector) for vector in vectors] == [576] * 5
+
+
+def test_a_killed_embed_goes_on_and_every_number_is_the_official_clients(server: RealServer, tmp_path: Path) -> None:
+    """The command line over a file, dead in its midst."""
+    texts = [f"{text}, number {row}" for row, text in enumerate(TEXTS * 3)]
+    source, out = tmp_path / "in.txt", tmp_path / "out.npy"
+    source.write_text("".join(f"{text}\n" for text in texts))
+    command = [*COMMAND, "embed", str(source), "-o", str(out), "--model", server.model, "--batch-size", "1"]
+    command += ["--base-url", server.base_url, "--max-concurrency", "1"]
+    journal = tmp_path / "out.npy.embed.journal"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 4, 60)
+        process.kill()
+    assert not out.exists()
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["skipped"] >= 4
+    assert (summary["ok"] + summary["skipped"], summary["dimensions"]) == (len(texts), 576)
+    with openai.OpenAI(api_key="unused", base_url=server.base_url) as official:
+        theirs = [official.embeddings.create(model=server.model, input=text).data[0].embedding for text in texts]
+    numbers = memoryview(out.read_bytes()[-4 * 576 * len(texts) :]).cast("f")
+    assert numbers.tolist() == [number for vector in theirs for number in array("f", vector)]

@@ -23,13 +23,14 @@ BEFORE = """# The command line
 
 <!-- Written by tools/cli_docs.py from the program's own help. -->
 
-`millstream` sends files of requests, asks single prompts, and says what became of them:
+`millstream` sends files of requests, embeds files of texts, asks single prompts, and says what became of them:
 
 ```sh
 pip install 'millstream[cli]'
 millstream check prompts.jsonl --model gpt-4o-mini                    # what it will cost; sends nothing
 millstream run prompts.jsonl -o answers.jsonl --model gpt-4o-mini     # again: goes on where it was
 millstream stats answers.jsonl
+millstream embed texts.csv -o vectors.parquet --model text-embedding-3-small     # again: goes on where it was
 ```
 
 `python -m millstream.cli` is the same. To try it without a key or costs, `millstream serve-mock` plays a server, and

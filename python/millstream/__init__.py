@@ -56,7 +56,7 @@ from millstream.exceptions import (
 if TYPE_CHECKING:
     from millstream import types as types
     from millstream._batch_policy import AdaptiveBatchPolicy
-    from millstream._cache import Cache, CacheStats
+    from millstream._cache import Cache, CacheEntry, CacheStats
     from millstream._config import CompletionConfig, Timeout
     from millstream._create import create_client, create_from_config
     from millstream._embedding_batcher import EmbeddingBatcher
@@ -79,6 +79,7 @@ else:
         "BatchStream": "_run",
         "BatchSummary": "_results",
         "Cache": "_cache",
+        "CacheEntry": "_cache",
         "CacheStats": "_cache",
         "ClientStats": "types",
         "CompletionConfig": "_config",
@@ -132,6 +133,7 @@ __all__ = [
     "BatchStream",
     "BatchSummary",
     "Cache",
+    "CacheEntry",
     "CacheStats",
     "ChatCompletion",
     "ChatCompletionChunk",

@@ -14,8 +14,9 @@ from millstream._millstream import NativeCache
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 
+    from millstream._millstream import _CacheRow
     from millstream._prices import Prices, PriceTable
 
     _Flaw: TypeAlias = Literal["truncated", "filtered", "empty"]
@@ -81,6 +82,31 @@ class CacheStats:
         """Share of the calls that were not asked, 0 to 1; 0 before the first."""
         answered = self.hits + self.shared
         return answered / (answered + self.misses) if answered else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """An answer that a cache holds. What was asked is not kept, and the key is only part of a hash.
+
+    Attributes:
+        key: What it is found by: a hash of the whole request, who was asked and as whom.
+        stored: Unix time at which it was kept; None if that is not known.
+        expires: Unix time at which it is forgotten; None: once there is no more room.
+        size: The bytes that it takes.
+        model: The model that answered, if the answer names it.
+        prompt_tokens: Tokens of the prompt; None if the server did not count them.
+        completion_tokens: Tokens of the answer, likewise.
+        body: The answer, JSON in OpenAI's format; of a text that was embedded a line of JSON, and its vector's bytes.
+    """
+
+    key: bytes
+    stored: float | None
+    expires: float | None
+    size: int
+    model: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    body: bytes
 
 
 class Cache:
@@ -183,6 +209,41 @@ class Cache:
         """The same, awaited."""
         return _stats(await wait(self._native.stats), prices)
 
+    def entries(self) -> Iterator[CacheEntry]:
+        """Everything that it holds, read some at a time and in no order.
+
+        Others may use the cache meanwhile: what stays is seen once (in a Redis now and then twice), what is put or
+        removed may be or not. Entries that cannot be read are left out.
+
+        Raises:
+            ConfigurationError: The place cannot be read.
+            APIConnectionError: It is a Redis that cannot be reached.
+        """
+        start: bytes | None = None
+        while True:
+            rows, _, start = self._native.page(None, start)
+            yield from map(_entry, rows)
+            if start is None:
+                return
+
+    async def aentries(self) -> AsyncGenerator[CacheEntry]:
+        """The same, awaited."""
+        start: bytes | None = None
+        while True:
+            rows, _, start = await wait(self._native.page, start)
+            for row in rows:
+                yield _entry(row)
+            if start is None:
+                return
+
+    def remove(self, entries: Iterable[CacheEntry]) -> None:
+        """Forget some of `entries`; those that are gone already are no error."""
+        self._native.remove(None, [entry.key for entry in entries])
+
+    async def aremove(self, entries: Iterable[CacheEntry]) -> None:
+        """The same, awaited."""
+        await wait(self._native.remove, [entry.key for entry in entries])
+
     def clear(self) -> None:
         """Forget everything, also what other processes have kept there.
 
@@ -210,6 +271,13 @@ class Cache:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("Cache holds what is open, so it cannot be pickled; make one in each process")
+
+
+def _entry(row: _CacheRow) -> CacheEntry:
+    key, stored, expires, size, model, usage, body = row
+    prompt_tokens, completion_tokens = (None, None) if usage is None else usage
+    return CacheEntry(key, stored, expires, size, model, prompt_tokens, completion_tokens, body)
+
 
 
 class Place:

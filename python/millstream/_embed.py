@@ -212,10 +212,7 @@ async def pages_awaiting(
                 part, coming = coming.result(), None
                 is_over = not part
                 if part:
-                    native = await _fed(part, client, plan, start)
-                    if client._settings.token is not None:
-                        await client._settings.token.ask_awaiting(plan.options)
-                    asked.append(client._native.embed_page(native, plan.options, plan.rules(start)))
+                    asked.append(await begin(client, plan, part, start))
                     start += len(part)
             if ready is not None and ready.done():
                 result, ready = ready.result(), None
@@ -231,6 +228,14 @@ async def pages_awaiting(
                 if not future.cancelled():
                     future.exception()
         await rest.aclose()
+
+
+async def begin(client: AsyncClient, plan: Plan, texts: Iterable[str], start: int = 0) -> NativeEmbedding:
+    """Begin to embed a page, of which the first text has that number."""
+    native = await _fed(texts, client, plan, start)
+    if client._settings.token is not None:
+        await client._settings.token.ask_awaiting(plan.options)
+    return client._native.embed_page(native, plan.options, plan.rules(start))
 
 
 async def _parts(texts: Iterable[str] | AsyncIterable[str], size: int) -> AsyncGenerator[list[str]]:

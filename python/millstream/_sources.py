@@ -226,7 +226,8 @@ def _complete(waiter: asyncio.Future[None]) -> None:
 # ---- files ----
 
 
-def _reader_of_file(path: str) -> Callable[[], Iterable[Any]]:
+def _reader_of_file(path: str, columns: Sequence[str] | None = None) -> Callable[[], Iterable[Any]]:
+    """What reads a file; of a Parquet file only these columns."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _SUFFIXES:
         raise ConfigurationError(f"{path}: items are read from files that end in one of {', '.join(_SUFFIXES)}")
@@ -235,7 +236,7 @@ def _reader_of_file(path: str) -> Callable[[], Iterable[Any]]:
     if suffix == ".parquet":
         if find_spec("pyarrow") is None:
             raise ConfigurationError(f"{path}: Parquet files are read with pyarrow: pip install pyarrow")
-        return lambda: _parquet(path)
+        return lambda: _parquet(path, columns)
     if suffix in (".csv", ".tsv"):
         return lambda: _csv(path, "\t" if suffix == ".tsv" else ",")
     return lambda: _lines(path) if suffix == ".txt" else _jsonl(path)
@@ -294,11 +295,11 @@ def _has_surrogate(text: str) -> bool:
     return False
 
 
-def _parquet(path: str) -> Iterator[Row]:
+def _parquet(path: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
     from importlib import import_module
 
     with import_module("pyarrow.parquet").ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_MOST_READ):
+        for batch in file.iter_batches(batch_size=_MOST_READ, columns=columns):
             yield from map(Row, batch.to_pylist())
 
 

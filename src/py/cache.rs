@@ -3,16 +3,19 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyRuntimeWarning;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict, PyList};
 
 use super::bridge::{Pending, dispatch};
 use super::errors::OrRaise;
 use super::process::PerProcess;
-use crate::engine::cache::{AlsoKept, Cache, CacheConfig, Place, RedisConfig, Saved, Stats};
+use crate::engine::cache::{
+    AlsoKept, Cache, CacheConfig, Cursor, Kept, Key, Page, Place, RedisConfig, Saved, Stats, Told,
+};
 use crate::engine::config;
 use crate::engine::error::Error;
 
@@ -101,6 +104,42 @@ impl NativeCache {
         dispatch(py, pending, async move { cache.clear().await }, |py, ()| Ok(py.None()))
     }
 
+    /// Some of what is kept, the first of it or from where an earlier page ended: entries as tuples, how many could not be read, and where
+    /// the next begins.
+    fn page(
+        &self,
+        py: Python<'_>,
+        pending: Option<&Bound<'_, Pending>>,
+        start: Option<Vec<u8>>,
+    ) -> PyResult<Py<PyAny>> {
+        let cache = self.0.get().or_raise(py)?;
+        let look = async move {
+            let Page { entries, damaged, next } = cache.page(start.map(Cursor).as_ref()).await?;
+            // Here, and not where Python waits for it.
+            let entries: Vec<_> = entries.into_iter().map(|kept| (kept.entry.told(), kept)).collect();
+            Ok((entries, damaged, next))
+        };
+        dispatch(py, pending, look, |py, (entries, damaged, next)| {
+            let rows = PyList::empty(py);
+            for (told, kept) in entries {
+                rows.append(to_row(py, told, &kept)?)?;
+            }
+            (rows, damaged, next.map(|next| PyBytes::new(py, &next.0).unbind())).into_py_any(py)
+        })
+    }
+
+    /// Forgets the entries of these keys, as `page` names them.
+    fn remove(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>, keys: Vec<[u8; 32]>) -> PyResult<Py<PyAny>> {
+        let cache = self.0.get().or_raise(py)?;
+        let remove = async move {
+            for key in keys {
+                cache.remove(&Key::from(key));
+            }
+            Ok(())
+        };
+        dispatch(py, pending, remove, |py, ()| Ok(py.None()))
+    }
+
     /// Waits until all that was put is where it is kept.
     fn flush(&self, py: Python<'_>, pending: Option<&Bound<'_, Pending>>) -> PyResult<Py<PyAny>> {
         let cache = self.0.get().or_raise(py)?;
@@ -123,6 +162,18 @@ fn to_place((kind, place): (String, PathBuf), namespace: Option<&str>, single_fl
         "redis" => Ok(Place::Redis(RedisConfig::new(&place.to_string_lossy(), namespace, single_flight)?)),
         _ => Err(Error::internal(format!("no place is named {kind:?}"))),
     }
+}
+
+/// Key, when it was stored, when it expires, its bytes, the model, the tokens, the answer.
+fn to_row<'py>(py: Python<'py>, told: Told, kept: &Kept) -> PyResult<Bound<'py, PyAny>> {
+    let seconds = |moment: Option<SystemTime>| {
+        moment.and_then(|moment| moment.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs_f64())
+    };
+    let Told { model, usage } = told;
+    let usage = usage.map(|usage| (usage.prompt_tokens, usage.completion_tokens));
+    let key = PyBytes::new(py, kept.key.as_bytes());
+    let body = PyBytes::new(py, &kept.entry.body);
+    (key, seconds(kept.stored), seconds(kept.expires), kept.bytes, model, usage, body).into_bound_py_any(py)
 }
 
 fn to_dict(py: Python<'_>, stats: Stats) -> PyResult<Py<PyAny>> {

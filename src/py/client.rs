@@ -555,7 +555,7 @@ impl NativeClient {
         rules: embeddings::Rules,
     ) -> PyResult<NativeEmbedding> {
         let (embed, start) = self.embed_of(py, options, rules)?;
-        NativeEmbedding::begin(embed.run(texts.get().take()), start).or_raise(py)
+        NativeEmbedding::begin(embed, texts.get().take(), start).or_raise(py)
     }
 
     /// What one request may hold: texts, tokens of one if that is known, tokens of all.

@@ -3,7 +3,7 @@
 
 use std::ffi::c_int;
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::AbortHandle;
@@ -22,6 +22,8 @@ use super::json::to_text;
 use super::process;
 use super::records::Usage;
 use super::runtime::{Runtime, job};
+use crate::engine::batch::{Control, StopReason};
+use crate::engine::config;
 use crate::engine::embed::{
     Embed, EmbedCalls, Embedded, LearntModels, OnError, PackLimits, PackSizes, Shape, Texts, TooLong, learnt::Form,
 };
@@ -156,19 +158,19 @@ pub(crate) struct NativeEmbedding {
     abort: AbortHandle,
     process: u32,
     start: usize,
+    control: Arc<Control>,
     outcome: Mutex<Option<oneshot::Receiver<Result<Embedded, Error>>>>,
 }
 
 impl NativeEmbedding {
-    pub(crate) fn begin(
-        work: impl Future<Output = Result<Embedded, Error>> + Send + 'static,
-        start: usize,
-    ) -> Result<Self, Error> {
+    pub(crate) fn begin(embed: Embed, texts: Texts, start: usize) -> Result<Self, Error> {
+        let control = Arc::<Control>::default();
+        let work = embed.run_until(texts, Arc::clone(&control));
         let (abort, registration) = AbortHandle::new_pair();
         let (sender, receiver) = oneshot::channel();
         let job = job(work, registration, move |outcome| drop(sender.send(outcome)));
         Runtime::get()?.start(vec![job])?;
-        Ok(Self { abort, process: process::current(), start, outcome: Mutex::new(Some(receiver)) })
+        Ok(Self { abort, process: process::current(), start, control, outcome: Mutex::new(Some(receiver)) })
     }
 }
 
@@ -184,6 +186,15 @@ impl NativeEmbedding {
         let work = async move { receiver.await.map_err(lost).flatten() };
         let start = self.start;
         dispatch(py, pending, work, move |py, embedded| Embeddings::new(embedded, start).into_py_any(py))
+    }
+
+    /// Gives up what waits; what is on the wire has `grace` seconds to end.
+    fn stop(&self, py: Python<'_>, grace: f64) -> PyResult<()> {
+        let grace = config::seconds("grace", grace).or_raise(py)?;
+        if self.process == process::current() {
+            Runtime::on_its_clock(|| self.control.stop(StopReason::Interrupted, grace));
+        }
+        Ok(())
     }
 
     /// Ends it.
@@ -487,4 +498,12 @@ impl Embeddings {
         view.obj = slf.into_ptr();
         Ok(())
     }
+}
+
+/// 32-bit floats, as they lie in memory, as a JSON array of the fewest digits that tell them apart.
+#[pyfunction]
+pub(crate) fn numbers_as_json<'py>(py: Python<'py>, numbers: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    let numbers: Vec<_> = numbers.as_chunks::<ITEM>().0.iter().map(|number| f32::from_ne_bytes(*number)).collect();
+    let text = serde_json::to_vec(&numbers).map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+    Ok(PyBytes::new(py, &text))
 }

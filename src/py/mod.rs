@@ -53,7 +53,7 @@ mod _millstream {
     #[pymodule_export]
     use super::clock::NativeVirtualClock;
     #[pymodule_export]
-    use super::embeddings::{Embeddings, NativeEmbedding, NativeTexts};
+    use super::embeddings::{Embeddings, NativeEmbedding, NativeTexts, numbers_as_json};
     #[pymodule_export]
     use super::endpoint::Endpoint;
     #[pymodule_export]

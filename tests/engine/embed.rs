@@ -1,8 +1,10 @@
 //! Texts to rows over real sockets: how they are packed, what is learnt of a server, and who is to blame for a refusal.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use millstream::engine::batch::{Control, StopReason};
 use millstream::engine::embed::{
     Embed, EmbedCalls, Embedded, LearntModels, OnError, PackLimits, PackSizes, Shape, Texts, TooLong,
 };
@@ -123,6 +125,18 @@ async fn texts_are_spread_over_packs_and_a_batch_size_is_kept() {
     client.server.clear();
     client.embed(items(70)).run(of(&texts(100))).await.unwrap();
     assert_eq!(client.counts(), [70, 30]);
+}
+
+#[tokio::test]
+async fn a_call_that_is_stopped_is_no_result_whatever_becomes_of_errors() {
+    for on_error in [OnError::Raise, OnError::Blank, OnError::Return] {
+        let client = client(Embedding::default());
+        let control = Arc::new(Control::default());
+        control.stop(StopReason::Interrupted, Duration::from_secs(60));
+        let embed = Embed { on_error, ..client.embed(items(1)) };
+        let stopped = embed.run_until(of(&texts(20)), control).await.unwrap_err();
+        assert_eq!((stopped.kind(), client.counts().len()), (Kind::Stopped, 0), "{on_error:?}");
+    }
 }
 
 #[tokio::test]

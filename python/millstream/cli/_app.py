@@ -11,8 +11,10 @@ from millstream import __version__
 from millstream.cli._exit import FAILED, INTERRUPTED, REFUSED
 from millstream.cli.ask import ask
 from millstream.cli.batch import batch
+from millstream.cli.cache import cache
 from millstream.cli.check import check
 from millstream.cli.completion import completion
+from millstream.cli.embed import embed
 from millstream.cli.run import run as run_command
 from millstream.cli.serve_mock import serve_mock
 from millstream.cli.stats import stats
@@ -39,6 +41,7 @@ def app() -> None:
       millstream check prompts.jsonl --model gpt-4o-mini
       millstream run prompts.jsonl -o answers.jsonl --model gpt-4o-mini
       millstream stats answers.jsonl
+      millstream embed texts.csv -o vectors.parquet --model text-embedding-3-small
       millstream serve-mock --port 8000
 
     \b
@@ -50,7 +53,7 @@ def app() -> None:
     """
 
 
-for _command in (run_command, ask, batch, check, stats, serve_mock, completion):
+for _command in (run_command, ask, embed, batch, cache, check, stats, serve_mock, completion):
     app.add_command(_command)
 
 

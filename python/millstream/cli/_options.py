@@ -127,8 +127,7 @@ _CALL = (
     click.option("--timeout", type=SECONDS, help="For a request over all its attempts.  [default: 10m]"),
 )
 
-_FIELDS = (
-    click.option("--system", metavar="TEXT", help="System message to put first."),
+_PARAM = (
     click.option(
         "--param",
         "params",
@@ -138,6 +137,9 @@ _FIELDS = (
         help="Request field for requests that do not set it; the value is JSON, else text. Repeatable.",
     ),
 )
+
+
+_FIELDS = (click.option("--system", metavar="TEXT", help="System message to put first."), *_PARAM)
 
 
 def _prices(context: click.Context, parameter: click.Parameter, path: str | None) -> Prices:
@@ -188,11 +190,15 @@ class Server:
         return self.model or self.configured.get("model")
 
     @overload
-    def client(self, *, async_mode: Literal[True]) -> AsyncClient: ...
+    def client(self, *, async_mode: Literal[True], cache: str | None = None) -> AsyncClient: ...
     @overload
-    def client(self, *, async_mode: Literal[False]) -> Client: ...
-    def client(self, *, async_mode: bool) -> AsyncClient | Client:
+    def client(self, *, async_mode: Literal[False], cache: str | None = None) -> Client: ...
+    def client(self, *, async_mode: bool, cache: str | None = None) -> AsyncClient | Client:
         """Make the client.
+
+        Args:
+            async_mode: An `AsyncClient`, else a `Client`.
+            cache: Where answers are kept.
 
         Raises:
             Refused: Something that was given is not valid.
@@ -201,7 +207,18 @@ class Server:
             options: dict[str, Any] = {}
             if self.rpm is not None or self.tpm is not None:
                 options["rate_limiter"] = RateLimiter(requests_per_minute=self.rpm, tokens_per_minute=self.tpm)
+            if cache is not None:
+                options["cache"] = cache
             return create_from_config(self._mapping(), async_mode=async_mode, **options)
+
+    def pretended(self) -> Client:
+        """A client that knows the server and has no key: to be asked about it, and to ask it nothing."""
+        known = {
+            name: self.configured[name] for name in ("provider", "base_url", "api_version") if name in self.configured
+        }
+        given = {name: getattr(self, name) for name in ("provider", "base_url") if getattr(self, name) is not None}
+        with refusing():
+            return create_from_config({**known, **given}, async_mode=False, api_key="none", allow_http=True)
 
     def _mapping(self) -> dict[str, Any]:
         """What `create_from_config` takes: the file's words, the command line's over them."""
@@ -250,6 +267,11 @@ def server_options(*, pace: bool = True) -> Callable[[Function], Function]:
 def request_options(function: Function) -> Function:
     """``--system`` and ``--param``; the command gets ``system`` and ``params``."""
     return _with(_FIELDS)(function)
+
+
+def param_option(function: Function) -> Function:
+    """``--param`` alone, for requests that are no chats; the command gets ``params``."""
+    return _with(_PARAM)(function)
 
 
 def price_options(function: Function) -> Function:

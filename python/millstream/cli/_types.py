@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,17 @@ class NamedFile(click.Path):
         return super().convert(value, parameter, context)
 
 
+class CachePlace(click.Path):
+    """Where answers are kept: a folder, ``disk`` for the usual one, or a URL."""
+
+    name = "path"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """What `Cache` takes; a name alone is a folder's here."""
+        text = str(value)
+        return text if text == "disk" or "://" in text else os.path.join(".", text)
+
+
 FIELDS = "millstream.fields"
 """Where the context keeps the configuration file's request fields."""
 
@@ -85,6 +97,7 @@ SECONDS = Seconds()
 COUNT_OR_AUTO = CountOrAuto()
 INPUT = NamedFile(exists=True, dir_okay=False)
 OUTPUT = NamedFile(dir_okay=False)
+CACHE = CachePlace()
 
 
 def fields_of(context: click.Context, parameter: click.Parameter, given: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import click
 
 from millstream._millstream import NativeLineReader
 from millstream._progress import dollars, duration, quantity
-from millstream.cli import _table, _tokens
+from millstream.cli import _embeddings, _table, _tokens
 from millstream.cli._exit import DONE, FAILED, REFUSED, refusing
 from millstream.cli._options import (
     Configured,
@@ -32,7 +32,11 @@ _SHOWN = 20
 
 
 @click.command(cls=Configured)
-@click.argument("file", metavar="IN.jsonl", type=INPUT)
+@click.argument("file", metavar="IN", type=INPUT)
+@click.option("--column", metavar="NAME", help="Look at a file of texts for `embed`: the column that holds them.")
+@click.option("--batch-size", type=click.IntRange(1), help="Texts of a request, with --column.")
+@click.option("--max-batch-tokens", type=COUNT, help="Tokens of a request, with --column.")
+@click.option("--max-input-tokens", type=COUNT, help="Tokens of a text, with --column.")
 @click.option("--answer-tokens", type=COUNT, help="Tokens of a usual answer.  [default: as many as a request allows]")
 @click.option("--latency", type=SECONDS, help="Seconds of a usual answer, for the time at --max-concurrency.")
 @click.option("--strict", is_flag=True, help="Exit code 2 also for bad lines, as run --strict would refuse them.")
@@ -44,6 +48,10 @@ _SHOWN = 20
 def check(
     server: Server,
     file: str,
+    column: str | None,
+    batch_size: int | None,
+    max_batch_tokens: int | None,
+    max_input_tokens: int | None,
     answer_tokens: float | None,
     latency: float | None,
     strict: bool,
@@ -55,15 +63,17 @@ def check(
 ) -> int:
     """Validate a file of requests; estimate its tokens, cost and time. Sends nothing and needs no key.
 
-    Lines and options are those of `millstream run`. Tokens of prompts are estimated from their bytes; those of answers
-    are bounded by what each request allows, or guessed with --answer-tokens. The time follows from --rpm and --tpm, and
-    from --max-concurrency with --latency. What cannot be known is said to be unknown.
+    Lines and options are those of `millstream run`; with --column the file is one of texts, for `millstream embed`.
+    Tokens of prompts are estimated from their bytes; those of answers are bounded by what each request allows, or
+    guessed with --answer-tokens. The time follows from --rpm and --tpm, and from --max-concurrency with --latency. What
+    cannot be known is said to be unknown.
 
     \b
     Examples:
       millstream check prompts.jsonl --model gpt-4o-mini
       millstream check prompts.jsonl --model gpt-4o-mini --answer-tokens 200 --rpm 500 --tpm 200k
       millstream check prompts.jsonl --model local --max-concurrency 8 --latency 2s --prices mine.json
+      millstream check texts.csv --column body --model text-embedding-3-small --tpm 1M
 
     \b
     Exit codes:
@@ -71,10 +81,16 @@ def check(
       1  some lines are bad: run would report them and do the others
       2  run would refuse the file: a custom_id twice, or with --strict a bad line
     """
+    if column is not None:
+        sizes = (batch_size, max_input_tokens, max_batch_tokens)
+        texts = _embeddings.texts_of(file, column, server, sizes, prices)
+        return _report_texts(
+            file, texts, _bounds(texts.requests, texts.tokens, server, latency), prices, strict, as_json
+        )
     found = _look(file, server.model_name, system, params, answer_tokens, prices)
     found.prompt_cost *= price_factor
     found.answer_cost *= price_factor
-    seconds = _seconds(found, server, latency)
+    seconds = _bounds(found.requests, found.limit_tokens, server, latency)
     if as_json:
         click.echo(json.dumps(_facts(found, seconds), indent=2))
     else:
@@ -162,16 +178,33 @@ def _count(found: _Found, url: str, body: dict[str, Any], answer_tokens: float |
         found.answer_cost += price.cost(0, answer or 0)
 
 
-def _seconds(found: _Found, server: Server, latency: float | None) -> dict[str, float]:
+def _bounds(requests: int, tokens: int, server: Server, latency: float | None) -> dict[str, float]:
     """Seconds that each bound makes the run take at least. Limits let a minute's worth pass at once."""
     seconds = {}
     if server.rpm is not None:
-        seconds[f"{quantity(server.rpm)} requests/min"] = 60 * max(0.0, found.requests / server.rpm - 1)
+        seconds[f"{quantity(server.rpm)} requests/min"] = 60 * max(0.0, requests / server.rpm - 1)
     if server.tpm is not None:
-        seconds[f"{quantity(server.tpm)} tokens/min"] = 60 * max(0.0, found.limit_tokens / server.tpm - 1)
+        seconds[f"{quantity(server.tpm)} tokens/min"] = 60 * max(0.0, tokens / server.tpm - 1)
     if latency is not None and isinstance(server.max_concurrency, int):
-        seconds[f"{server.max_concurrency} in flight"] = found.requests * latency / server.max_concurrency
+        seconds[f"{server.max_concurrency} in flight"] = requests * latency / server.max_concurrency
     return seconds
+
+
+def _report_texts(
+    file: str, texts: _embeddings.Texts, seconds: dict[str, float], prices: Prices, strict: bool, as_json: bool
+) -> int:
+    if as_json:
+        click.echo(json.dumps(texts.facts(seconds), indent=2))
+    else:
+        click.echo(file)
+        _table.show([*texts.rows_of_table(prices), ("time", _time(seconds))])
+        for row, reason in texts.survey.problems:
+            click.echo(f"{file}, row {row}: {reason}")
+        if (more := texts.bad - len(texts.survey.problems)) > 0:
+            click.echo(f"and {more:,} more")
+    if not texts.bad:
+        return DONE
+    return REFUSED if strict else FAILED
 
 
 def _facts(found: _Found, seconds: dict[str, float]) -> dict[str, Any]:

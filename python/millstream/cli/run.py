@@ -16,6 +16,8 @@ from millstream.cli._options import Configured, Server, price_options, request_o
 from millstream.cli._types import COUNT, INPUT, OUTPUT, SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from millstream import Prices
     from millstream.types import RunSummary
 
@@ -125,7 +127,7 @@ def run(
 
     async def carry() -> tuple[RunSummary, int | None]:
         async with client:
-            interruptions = _interruptions(processor, grace)
+            seen = interruptions(processor.stop, grace)
             summary = await processor.run_file(
                 file,
                 output,
@@ -136,7 +138,7 @@ def run(
                 strict=strict,
                 bare=bare,
             )
-        return summary, interruptions[0] if interruptions else None
+        return summary, seen[0] if seen else None
 
     import asyncio  # not at the top: the other commands need none of it
 
@@ -148,7 +150,7 @@ def run(
     return FAILED if summary.stopped or has_failed else DONE
 
 
-def _interruptions(processor: BatchProcessor, grace: float) -> list[int]:
+def interruptions(stop: Callable[[float], None], grace: float) -> list[int]:
     """Make the first Ctrl-C or SIGTERM drain the run and the second end it; the signals that came, as they come."""
     from asyncio import get_running_loop
 
@@ -159,7 +161,7 @@ def _interruptions(processor: BatchProcessor, grace: float) -> list[int]:
         seen.append(number)
         if len(seen) == 1 and grace > 0:
             click.echo(f"\nstopping: what is on the wire has {duration(grace)} to end; again stops at once", err=True)
-        processor.stop(grace if len(seen) == 1 else 0.0)
+        stop(grace if len(seen) == 1 else 0.0)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupt, int(number))

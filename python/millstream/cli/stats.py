@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from millstream._progress import dollars, quantity
-from millstream.cli import _table
-from millstream.cli._exit import DONE
+from millstream.cli import _embeddings, _table
+from millstream.cli._exit import DONE, Refused
 from millstream.cli._options import half_price_option, price_options
 
 if TYPE_CHECKING:
@@ -26,21 +27,37 @@ _BINS = 12
 
 
 @click.command()
-@click.argument("files", metavar="OUT.jsonl...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.argument("files", metavar="OUT...", nargs=-1, required=True, type=click.Path(dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @half_price_option
 @price_options
 def stats(files: Sequence[str], as_json: bool, prices: Prices, price_factor: float) -> int:
     """Show what became of a run: outcomes, error codes, latencies, tokens and cost.
 
-    Give its output, and the file of --errors if it had one. A run that is still going may be looked at, too.
+    Give its output, and the file of --errors if it had one; or the output of `millstream embed`, even before it is
+    there. A run that is still going may be looked at, too. What a cache holds, `millstream cache stats` says.
 
     \b
     Examples:
       millstream stats answers.jsonl
       millstream stats answers.jsonl errors.jsonl --prices mine.json
       millstream stats answers.jsonl --json | jq .latency_seconds.p95
+      millstream stats vectors.parquet
     """
+    jobs = [job for job in map(_embeddings.job_of, files) if job is not None]
+    if jobs and len(files) > 1:
+        raise Refused("of embeddings give one output at a time")
+    if jobs:
+        place, state = jobs[0]
+        if as_json:
+            click.echo(json.dumps(_embeddings.facts_of(place, state, prices), indent=2))
+        else:
+            click.echo(place.output)
+            _embeddings.show_job(place, state, prices)
+        return DONE
+    for file in files:
+        if not os.path.exists(file):
+            raise Refused(f"there is no file {file}")
     figures = _Figures()
     for file in files:
         with open(file, "rb") as lines:

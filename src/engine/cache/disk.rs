@@ -18,6 +18,7 @@ use super::behind::{Change, Pending, entries_in, room};
 use super::entry::Entry;
 use super::fault::Fault;
 use super::key::Key;
+use super::page::{Cursor, Kept, PAGE_BYTES, PAGE_ENTRIES, Page};
 use super::store::Found;
 use crate::engine::disk::off_the_engine;
 use crate::engine::error::Error;
@@ -187,6 +188,24 @@ impl Disk {
                 _ => Ok(()),
             });
             Ok(())
+        })
+        .await?
+    }
+
+    /// Some of what is kept, in the order of the keys: one that is written anew meanwhile keeps its place.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub async fn page(&self, from: Option<&Cursor>) -> Result<Page, Error> {
+        let inner = Arc::clone(&self.0);
+        let from = from.map_or_else(Vec::new, |from| from.0.clone());
+        off_the_engine(move || {
+            inner.write();
+            let mut reader = lock(&inner.reader);
+            inner.with(&mut reader, |connection| read_page(connection, &from)).ok_or_else(|| {
+                let text = format!("{} cannot be read", inner.path.display());
+                Error::configuration(text).advise("Look whether another process holds it.")
+            })
         })
         .await?
     }
@@ -475,6 +494,38 @@ fn is_corrupt(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
+/// The entries whose keys come after `from`.
+fn read_page(connection: &Connection, from: &[u8]) -> rusqlite::Result<Page> {
+    let mut select =
+        connection.prepare_cached("SELECT key, value, expires FROM answers WHERE key > ?1 ORDER BY key LIMIT ?2")?;
+    // One more than is taken, which says that there are others.
+    let mut rows = select.query(params![from, i64::try_from(PAGE_ENTRIES + 1).unwrap_or(i64::MAX)])?;
+    let (mut page, mut looked_at, mut bytes, mut last) = (Page::default(), 0, 0, Vec::new());
+    while let Some(row) = rows.next()? {
+        if looked_at == PAGE_ENTRIES || bytes >= PAGE_BYTES {
+            page.next = Some(Cursor(last));
+            break;
+        }
+        let (name, value) =
+            (row.get_ref(0)?.as_blob().unwrap_or_default(), row.get_ref(1)?.as_blob().unwrap_or_default());
+        let expires: Option<i64> = row.get(2)?;
+        last = name.to_vec();
+        (looked_at, bytes) = (looked_at + 1, bytes + value.len());
+        if expires.is_some_and(|expires| expires <= now()) {
+            continue;
+        }
+        let key = <[u8; 32]>::try_from(name).ok().map(Key::from);
+        let found = key.and_then(|key| Some((key, Entry::decode_dated(&key, value)?)));
+        let Some((key, (entry, stored))) = found else {
+            page.damaged += 1;
+            continue;
+        };
+        let expires = expires.and_then(|expires| UNIX_EPOCH.checked_add(Duration::from_secs(expires.unsigned_abs())));
+        page.entries.push(Kept { key, bytes: value.len(), entry: Arc::new(entry), stored, expires });
+    }
+    Ok(page)
+}
+
 /// What is used of the file.
 fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
@@ -688,6 +739,35 @@ mod tests {
         disk.put(key(2), entry("two"));
         disk.clear().await.unwrap();
         assert_eq!((text(&disk, 1).await, text(&disk, 2).await, disk.size().await.0), (None, None, 0));
+    }
+
+    #[tokio::test]
+    async fn a_look_through_it_sees_everything_once_page_by_page_and_counts_what_is_damaged() {
+        let folder = Folder::new();
+        let disk = Disk::open(&folder.0, 64 * MEGABYTE, Some(Duration::from_secs(60))).unwrap();
+        for number in 0..600 {
+            disk.put(key(number), entry("text"));
+        }
+        disk.flush().await;
+        let other = Connection::open(folder.file()).unwrap();
+        other.execute("UPDATE answers SET value = x'00' WHERE key = ?1", [key(7).as_bytes().as_slice()]).unwrap();
+        other.execute("UPDATE answers SET expires = 1 WHERE key = ?1", [key(8).as_bytes().as_slice()]).unwrap();
+        let (mut seen, mut damaged, mut from) = (Vec::new(), 0, None);
+        loop {
+            let page = disk.page(from.as_ref()).await.unwrap();
+            assert!(page.entries.iter().all(|kept| kept.stored < kept.expires && kept.stored.is_some()));
+            damaged += page.damaged;
+            seen.extend(page.entries.into_iter().map(|kept| kept.key));
+            // Written anew, it keeps its place; one that is put before is not seen, one behind is.
+            disk.put(key(3), entry("another"));
+            disk.put(key(1000), entry("late"));
+            match page.next {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+        let expected = (0..600).filter(|number| ![7, 8].contains(number)).chain([1000]).map(key);
+        assert_eq!((seen, damaged), (expected.collect::<Vec<_>>(), 1));
     }
 
     #[tokio::test]

@@ -3,14 +3,17 @@
 //! Bytes of a store are never trusted: a disk may have flipped one, another program may have written them. They carry a checksum
 //! that the key is part of, so an entry under a wrong key is none, and whatever they are, reading them gives an entry or nothing.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, DATE, HeaderMap};
 use http::{HeaderName, HeaderValue, StatusCode};
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::key::Key;
-use crate::engine::types::Receipt;
+use crate::engine::types::{Receipt, Usage};
 
 /// The first byte of an encoded entry: its format.
 const FORMAT: u8 = 1;
@@ -58,6 +61,18 @@ struct Head {
     headers: Vec<(String, String)>,
     body: usize,
     raw: Option<usize>,
+    /// Seconds since 1970; entries of old have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stored: Option<u64>,
+}
+
+/// What an answer says of itself, as far as it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The model that answered.
+    pub model: Option<String>,
+    /// What it took.
+    pub usage: Option<Usage>,
 }
 
 impl Entry {
@@ -87,6 +102,7 @@ impl Entry {
             headers: self.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect(),
             body: self.body.len(),
             raw: self.raw.as_ref().map(Bytes::len),
+            stored: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs()),
         };
         // Text and numbers: writing them cannot fail.
         let head = serde_json::to_vec(&head).unwrap_or_default();
@@ -103,6 +119,11 @@ impl Entry {
 
     /// The entry that was kept under `key` as `bytes`; `None` if they are not what was written.
     pub fn decode(key: &Key, bytes: &[u8]) -> Option<Self> {
+        Self::decode_dated(key, bytes).map(|(entry, _)| entry)
+    }
+
+    /// The same, and when it was kept, if that was written.
+    pub fn decode_dated(key: &Key, bytes: &[u8]) -> Option<(Self, Option<SystemTime>)> {
         let (&[version, form], rest) = bytes.split_first_chunk()?;
         let (sum, content) = rest.split_first_chunk::<CHECKSUM>()?;
         if version != FORMAT || *sum != checksum(key, form, content) {
@@ -123,7 +144,30 @@ impl Entry {
         Self::read(&content)
     }
 
-    fn read(content: &Bytes) -> Option<Self> {
+    /// What the answer says of itself.
+    pub fn told(&self) -> Told {
+        #[derive(Deserialize)]
+        struct Answer {
+            model: Option<Value>,
+            usage: Option<Value>,
+        }
+        if let Some(head) = self.read_vector(&mut Vec::new()) {
+            let count = |tokens| Usage { prompt_tokens: tokens, completion_tokens: 0, total_tokens: tokens };
+            return Told { model: Some(head.model.into_owned()), usage: head.tokens.map(count) };
+        }
+        let Ok(Answer { model, usage }) = serde_json::from_slice(&self.body) else { return Told::default() };
+        let usage = usage.and_then(|usage| {
+            // Of Responses by other names.
+            let count = |names: [&str; 2]| names.iter().find_map(|name| usage.get(name)?.as_u64());
+            let prompt_tokens = count(["prompt_tokens", "input_tokens"])?;
+            let completion_tokens = count(["completion_tokens", "output_tokens"]).unwrap_or_default();
+            let total_tokens = prompt_tokens.saturating_add(completion_tokens);
+            Some(Usage { prompt_tokens, completion_tokens, total_tokens })
+        });
+        Told { model: model.and_then(|model| model.as_str().map(str::to_owned)), usage }
+    }
+
+    fn read(content: &Bytes) -> Option<(Self, Option<SystemTime>)> {
         let length = u32::from_be_bytes(*content.first_chunk()?) as usize;
         let begin = size_of::<u32>().checked_add(length)?;
         let head: Head = serde_json::from_slice(content.get(size_of::<u32>()..begin)?).ok()?;
@@ -135,12 +179,13 @@ impl Entry {
         let header = |(name, value): (String, String)| {
             Some((HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?))
         };
-        Some(Self {
+        let entry = Self {
             status: StatusCode::from_u16(head.status).ok().filter(StatusCode::is_success)?,
             headers: head.headers.into_iter().map(header).collect::<Option<_>>()?,
             body: content.slice(begin..middle),
             raw: head.raw.map(|_| content.slice(middle..end)),
-        })
+        };
+        Some((entry, head.stored.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))))
     }
 }
 
@@ -180,6 +225,29 @@ mod tests {
             assert_eq!(Entry::decode(&key(2), &bytes), None);
             assert!(bytes.len() < LEAST_COMPRESSED + 200, "{} bytes", bytes.len());
         }
+    }
+
+    #[test]
+    fn an_entry_knows_when_it_was_kept_and_one_of_old_does_not() {
+        let (_, stored) = Entry::decode_dated(&key(1), &entry("{}", None).encode(&key(1))).unwrap();
+        assert!(stored.unwrap().elapsed().unwrap() < Duration::from_secs(60));
+        let head = br#"{"status":200,"headers":[],"body":2,"raw":null}"#;
+        let content = [&(head.len() as u32).to_be_bytes(), &head[..], b"{}"].concat();
+        let bytes = [&[FORMAT, PLAIN], &checksum(&key(1), PLAIN, &content)[..], &content].concat();
+        assert_eq!(Entry::decode_dated(&key(1), &bytes).unwrap().1, None);
+    }
+
+    #[test]
+    fn an_answer_tells_its_model_and_its_tokens_whatever_their_names() {
+        let told = |body: &str| entry(body, None).told();
+        let chat = told(r#"{"model":"m","usage":{"prompt_tokens":3,"completion_tokens":4},"choices":[]}"#);
+        assert_eq!(chat.model.as_deref(), Some("m"));
+        assert_eq!(chat.usage.map(|usage| (usage.prompt_tokens, usage.completion_tokens)), Some((3, 4)));
+        let response = told(r#"{"model":7,"usage":{"input_tokens":5}}"#);
+        assert_eq!((response.model, response.usage.map(|usage| usage.total_tokens)), (None, Some(5)));
+        assert_eq!(told("no JSON"), Told::default());
+        let vector = Entry::of_vector("e", Some(6), &[1.0]).unwrap().told();
+        assert_eq!((vector.model.as_deref(), vector.usage.map(|usage| usage.total_tokens)), (Some("e"), Some(6)));
     }
 
     #[test]

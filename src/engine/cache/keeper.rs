@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::entry::Entry;
 use super::flight::Flight;
 use super::key::Key;
+use super::page::{Cursor, Page};
 use super::policy::AlsoKept;
 use super::redis::Claimed;
 use super::stats::{Counters, Stats};
@@ -171,6 +172,19 @@ impl Cache {
     /// Counts so many texts or calls that had to be asked.
     pub fn misses(&self, count: u64) {
         self.counters.misses(count);
+    }
+
+    /// Forgets what is kept under `key`.
+    pub fn remove(&self, key: &Key) {
+        self.store.remove(key);
+    }
+
+    /// Some of what is kept: the first page, or the one that an earlier page says comes next.
+    ///
+    /// # Errors
+    /// If the store cannot be reached.
+    pub async fn page(&self, from: Option<&Cursor>) -> Result<Page, Error> {
+        self.store.page(from).await
     }
 
     /// Forgets all.

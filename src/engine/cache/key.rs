@@ -183,6 +183,16 @@ fn finish(context: Context) -> [u8; 32] {
 }
 
 impl Key {
+    /// The key that [`fmt::Display`] wrote as `hex`.
+    pub fn parse(hex: &str) -> Option<Self> {
+        let mut key = [0; 32];
+        let is_ours = hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        for (place, byte) in key.iter_mut().enumerate().filter(|_| is_ours) {
+            *byte = u8::from_str_radix(hex.get(2 * place..2 * place + 2)?, 16).ok()?;
+        }
+        is_ours.then(|| Self::from(key))
+    }
+
     /// As a store keeps it.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

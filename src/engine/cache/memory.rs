@@ -1,7 +1,7 @@
 //! Answers in memory, bounded by their bytes; what is asked again stays longest.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::entry::Entry;
 use super::key::Key;
+use super::page::{Cursor, Kept as Seen, PAGE_BYTES, PAGE_ENTRIES, Page};
 
 /// What an answer is thought to take, for the size of the first table.
 const USUAL_BYTES: u64 = 4 * 1024;
@@ -85,6 +86,27 @@ impl Memory {
         self.kept.clear();
     }
 
+    /// Some of what is kept, in the order of the keys.
+    pub fn page(&self, from: Option<&Cursor>) -> Page {
+        let (now, today) = (Instant::now(), SystemTime::now());
+        let after = |key: &Key| from.is_none_or(|from| *from.0 < key.as_bytes()[..]);
+        let mut kept: Vec<_> = self.kept.iter().filter(|(key, _)| after(key)).collect();
+        kept.sort_unstable_by(|(one, _), (other, _)| one.as_bytes().cmp(other.as_bytes()));
+        let (mut page, mut bytes) = (Page::default(), 0);
+        for (place, (key, Kept { entry, expires })) in kept.into_iter().enumerate() {
+            if place == PAGE_ENTRIES || bytes >= PAGE_BYTES {
+                page.next = page.entries.last().map(|last: &Seen| Cursor::after(&last.key));
+                break;
+            }
+            bytes += entry.size();
+            let lives = expires.map(|expires| expires.saturating_duration_since(now));
+            let expires = lives.and_then(|lives| today.checked_add(lives));
+            page.entries.push(Seen { key, bytes: entry.size(), entry, stored: None, expires });
+        }
+        page.entries.retain(|seen| seen.expires.is_none_or(|expires| expires > today));
+        page
+    }
+
     /// How many there are, and their bytes.
     pub fn size(&self) -> (u64, u64) {
         (self.kept.len() as u64, self.kept.weight())
@@ -128,6 +150,33 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(memory.get(&key(1)).is_none());
         assert_eq!(memory.size(), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_through_it_sees_everything_once_page_by_page() {
+        let memory = Memory::new(100_000_000, Some(Duration::from_secs(60)));
+        let keys = (0..600_u32).map(|number| {
+            let mut key = [0; 32];
+            key[..4].copy_from_slice(&number.to_be_bytes());
+            Key::from(key)
+        });
+        let keys: Vec<_> = keys.collect();
+        for key in &keys {
+            memory.put(*key, entry(10));
+        }
+        let (mut seen, mut pages, mut from) = (Vec::new(), 0, None);
+        loop {
+            let page = memory.page(from.as_ref());
+            assert!(page.entries.iter().all(|kept| kept.expires.is_some() && kept.bytes > 10));
+            (pages, from) = (pages + 1, page.next);
+            seen.extend(page.entries.into_iter().map(|kept| kept.key));
+            if from.is_none() {
+                break;
+            }
+        }
+        assert_eq!((seen, pages), (keys, 3));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(memory.page(None).entries.is_empty());
     }
 
     #[test]

@@ -13,15 +13,17 @@ pub mod flight;
 mod keeper;
 pub mod key;
 pub mod memory;
+pub mod page;
 pub mod policy;
 pub mod redis;
 mod stats;
 pub mod store;
 mod vector;
 
-pub use entry::Entry;
+pub use entry::{Entry, Told};
 pub use keeper::{Cache, CacheConfig, Landed};
 pub use key::{Asked, Key, Question, TextKeys};
+pub use page::{Cursor, Kept, Page};
 pub use policy::AlsoKept;
 pub use redis::{Claim, Claimed, RedisConfig};
 pub use stats::{Saved, Stats};

@@ -11,7 +11,7 @@ mod link;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use std::vec;
 
 use futures_util::future::join_all;
@@ -27,6 +27,7 @@ use super::behind::{Change, Pending, entries_in, room};
 use super::entry::Entry;
 use super::fault::Fault;
 use super::key::Key;
+use super::page::{Cursor, Kept, PAGE_ENTRIES, Page};
 use super::store::Found;
 use crate::engine::disk::off_the_engine;
 use crate::engine::error::{Error, Kind};
@@ -230,13 +231,29 @@ impl Redis {
             .advise("Look whether it runs, and whether this user may SCAN and UNLINK."))
     }
 
+    /// Some of what is kept: one step of a look through all keys, which may find an entry twice.
+    ///
+    /// # Errors
+    /// If the server cannot be reached, or does not let it.
+    pub async fn page(&self, from: Option<&Cursor>) -> Result<Page, Error> {
+        if from.is_none() {
+            self.flush().await;
+        }
+        let cursor = from.and_then(|from| Some(u64::from_be_bytes(from.0.as_slice().try_into().ok()?)));
+        self.inner.page(cursor.unwrap_or_default()).await.map_err(|why| {
+            let text = format!("cache: {} cannot be read: {why}", self.inner.config.address);
+            Error::new(Kind::Connection, text)
+                .advise("Look whether it runs, and whether this user may SCAN and GETRANGE.")
+        })
+    }
+
     /// How many entries there are, and the bytes they take, as far as a look of some seconds can tell.
     pub async fn size(&self) -> (u64, u64) {
         self.flush().await;
         let (mut entries, mut bytes) = (0, 0);
         let since = Instant::now();
         let mut cursor = 0;
-        while let Ok((next, names)) = self.inner.scan(&self.inner.reader, cursor, false).await {
+        while let Ok((next, names)) = self.inner.scan(&self.inner.reader, cursor, STEP, false).await {
             let mut lengths = Pipeline::with_capacity(names.len());
             for name in &names {
                 lengths.cmd("STRLEN").arg(name);
@@ -429,7 +446,7 @@ impl Inner {
     async fn clear(&self) -> Result<(), String> {
         let mut cursor = 0;
         loop {
-            let (next, names) = self.scan(&self.writer, cursor, true).await?;
+            let (next, names) = self.scan(&self.writer, cursor, STEP, true).await?;
             if !names.is_empty() {
                 let mut removal = Pipeline::with_capacity(1);
                 removal.cmd("UNLINK").arg(names);
@@ -445,10 +462,44 @@ impl Inner {
         }
     }
 
+    async fn page(&self, cursor: u64) -> Result<Page, String> {
+        let (next, names) = self.scan(&self.writer, cursor, PAGE_ENTRIES, true).await?;
+        let next = (next > 0).then(|| Cursor(next.to_be_bytes().to_vec()));
+        let mut page = Page { next, ..Page::default() };
+        for name in names {
+            let mut question = Pipeline::with_capacity(2);
+            question.cmd("GETRANGE").arg(&name).arg(0).arg(MOST_BYTES - 1).cmd("PTTL").arg(&name);
+            let mut answers = self.writer.ask(&question, PATIENCE, true).await?.into_iter();
+            let (value, life) = (answers.next(), answers.next());
+            let bytes = match value {
+                Some(Value::ServerError(error)) if error.code() != "WRONGTYPE" => return Err(refusal(error.code())),
+                // It has gone meanwhile.
+                Some(Value::BulkString(bytes)) if bytes.is_empty() => continue,
+                Some(Value::BulkString(bytes)) => bytes,
+                _ => Vec::new(),
+            };
+            let found = self.key(&name).and_then(|key| Some((key, Entry::decode_dated(&key, &bytes)?)));
+            let Some((key, (entry, stored))) = found else {
+                page.damaged += 1;
+                continue;
+            };
+            let life = if let Some(Value::Int(left)) = life { u64::try_from(left).ok() } else { None };
+            let expires = life.and_then(|left| SystemTime::now().checked_add(Duration::from_millis(left)));
+            page.entries.push(Kept { key, bytes: bytes.len(), entry: Arc::new(entry), stored, expires });
+        }
+        Ok(page)
+    }
+
     /// One step of a look through all keys: where the next begins (0: it was the last), and which are this store's.
-    async fn scan(&self, link: &Arc<Link>, cursor: u64, insists: bool) -> Result<(u64, Vec<Vec<u8>>), String> {
+    async fn scan(
+        &self,
+        link: &Arc<Link>,
+        cursor: u64,
+        looked_at: usize,
+        insists: bool,
+    ) -> Result<(u64, Vec<Vec<u8>>), String> {
         let mut step = Pipeline::with_capacity(1);
-        step.cmd("SCAN").arg(cursor).arg("MATCH").arg(self.pattern()).arg("COUNT").arg(STEP);
+        step.cmd("SCAN").arg(cursor).arg("MATCH").arg(self.pattern()).arg("COUNT").arg(looked_at);
         let answer = link.ask(&step, PATIENCE, insists).await?.pop();
         if let Some(Value::ServerError(error)) = &answer {
             return Err(refusal(error.code()));
@@ -477,8 +528,12 @@ impl Inner {
 
     /// Whether a key looks like this store's: others may begin with the same.
     fn is_ours(&self, name: &[u8]) -> bool {
-        let hash = name.strip_prefix(self.config.namespace.as_bytes());
-        hash.is_some_and(|hash| hash.len() == 64 && hash.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+        self.key(name).is_some()
+    }
+
+    /// The key that `name` stands for.
+    fn key(&self, name: &[u8]) -> Option<Key> {
+        Key::parse(std::str::from_utf8(name.strip_prefix(self.config.namespace.as_bytes())?).ok()?)
     }
 
     fn cannot_be_used(&self, why: &str) {

@@ -8,6 +8,7 @@ use super::disk::Disk;
 use super::entry::Entry;
 use super::key::Key;
 use super::memory::Memory;
+use super::page::{Cursor, Page};
 use super::redis::{Claimed, Redis, RedisConfig};
 use crate::engine::error::Error;
 
@@ -157,6 +158,15 @@ impl Store {
         match &self.back {
             Some(back) => either!(back, back => back.clear().await),
             None => Ok(()),
+        }
+    }
+
+    /// Some of what is kept, from the beginning or from where an earlier page ended.
+    pub(super) async fn page(&self, from: Option<&Cursor>) -> Result<Page, Error> {
+        match (&self.back, &self.front) {
+            (Some(back), _) => either!(back, back => back.page(from).await),
+            (None, Some(front)) => Ok(front.page(from)),
+            (None, None) => Ok(Page::default()),
         }
     }
 

@@ -383,6 +383,10 @@ impl Queue {
     }
 
     fn failed(&mut self, pack: Pack, error: &Error, bytes_per_token: f64) -> Result<(), Error> {
+        if error.kind() == Kind::Stopped {
+            // No row's matter: whoever stopped the call asks for all of it again.
+            return Err(error.copy());
+        }
         let fault = Fault::of(error);
         if pack.is_probe && fault == Fault::Others {
             // Whatever it was, it was no more than one attempt.

@@ -11,7 +11,7 @@ use super::learnt::{Form, Learnt};
 use super::pack::PackLimits;
 use super::piece::{Pieces, Texts, TooLong};
 use super::queue::{Next, Queue, Rules};
-use crate::engine::batch::{Sink, Source, Work, run};
+use crate::engine::batch::{Control, Sink, Source, Work, run};
 use crate::engine::cache::Cache;
 use crate::engine::disk::off_the_engine;
 use crate::engine::error::Error;
@@ -200,7 +200,15 @@ impl Embed {
     ///
     /// # Errors
     /// What [`OnError`] says, after the other packs were aborted. Dropping the future aborts all that is in flight.
-    pub async fn run(mut self, texts: Texts) -> Result<Embedded, Error> {
+    pub async fn run(self, texts: Texts) -> Result<Embedded, Error> {
+        self.run_until(texts, Arc::default()).await
+    }
+
+    /// The same, until `control` says otherwise: then packs that wait are given up at once, and those on the wire have its grace.
+    ///
+    /// # Errors
+    /// As [`Embed::run`], and that it was stopped, unless nothing was left to send and all of it came in time.
+    pub async fn run_until(mut self, texts: Texts, control: Arc<Control>) -> Result<Embedded, Error> {
         if u32::try_from(texts.texts.len()).is_err() {
             return Err(Error::configuration("texts must be at most 4,294,967,295"));
         }
@@ -229,7 +237,10 @@ impl Embed {
         let cache = caching.map(|caching| caching.cache);
         let queue = Mutex::new(queue);
         let desk = Arc::new(Desk { calls: self.calls, cache, queue, changed: Notify::new() });
-        run::<Vectors, _, _>(self.pipeline, Arc::clone(&desk), Arc::clone(&desk), Arc::default()).await?;
+        run::<Vectors, _, _>(self.pipeline, Arc::clone(&desk), Arc::clone(&desk), control).await?;
+        if desk.left() > 0 {
+            return Err(Error::stopped());
+        }
         let embedded = desk.lock().finish();
         Ok(embedded)
     }
