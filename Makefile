@@ -13,6 +13,7 @@ BENCH := .venv-bench
 DEMO := .venv-demo
 TOOLS := .venv-bench-tools
 CURATOR := .venv-bench-curator
+AUDIT := .venv-audit
 # Processes of the fast tests, which wait more than they compute. The slow ones and the real server want the machine alone.
 WORKERS := 3
 PYTHON := $(CURDIR)/$(VENV)/bin/python
@@ -29,8 +30,12 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(wildcard LICENSE*) \
 
 step = @printf '\n== %s %s\n' "$$(date +%T)" $(1)
 
-.PHONY: help demo test check bench bench-tools bench-curator wheel clean cli-docs \
-	format-check lint engine-test python-test rust-test doc ruff types fast-test pythons tidy
+# Seconds for each fuzz target.
+FUZZ_SECONDS := 60
+FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+
+.PHONY: help demo test check bench bench-tools bench-curator wheel clean cli-docs audit fuzz miri soak \
+	deny format-check lint engine-test python-test rust-test doc ruff types fast-test pythons tidy
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -90,6 +95,15 @@ $(CURATOR)/.packages: $(CURATOR)/.made pyproject.toml
 	$(CURATOR)/bin/python -m pip install --quiet --group bench-curator
 	@touch $@
 
+$(AUDIT)/.deny: tools/find_python.sh pyproject.toml
+	$(call venv,$(AUDIT))
+	$(AUDIT)/bin/python -m pip install --quiet --group deny
+	@touch $@
+
+$(AUDIT)/.packages: $(AUDIT)/.deny
+	$(AUDIT)/bin/python -m pip install --quiet --group audit
+	@touch $@
+
 # --- the wheel ----------------------------------------------------------------------------------------------------
 
 # A library left in the source tree by an editable build would go into the wheel and win over the new one.
@@ -137,13 +151,34 @@ bench-tools: $(TOOLS)/.packages ## other bulk tools, for `make bench` to compare
 bench-curator: $(CURATOR)/.packages ## another of them, most of a gigabyte
 
 # The whole of CI: cheap checks first.
-test: format-check ruff lint engine-test doc types pytest pythons ## everything that CI checks
+test: format-check deny ruff lint engine-test doc types pytest pythons ## everything that CI checks
 	@printf '\n== %s all checks passed\n' "$$(date +%T)"
 
 check: format-check ruff lint engine-test doc types fast-test ## before a push: most of it, without the slow tests, the real server and the other Pythons
 
+audit: $(AUDIT)/.packages ## licences and sources of all that is built in, and known vulnerabilities if the lists can be reached
+	$(call step,"audit")
+	$(AUDIT)/bin/python tools/audit.py $(AUDIT_ARGS)
+
+fuzz: ## run every fuzz target for FUZZ_SECONDS=60 (needs a nightly Rust and `cargo install cargo-fuzz --locked`)
+	@for target in $(FUZZ_TARGETS); do \
+		printf '\n== %s fuzz %s\n' "$$(date +%T)" $$target; \
+		mkdir -p fuzz/corpus/$$target; \
+		cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -max_len=4096 -print_final_stats=1; \
+	done
+
+miri: ## the pure parts of the engine under Miri (needs a nightly Rust with the component miri)
+	tools/miri.sh
+
+soak: $(BENCH)/.installed ## a million requests and 100,000 prompts at a server with faults: nothing grows, nothing is lost (SOAK_REQUESTS=...)
+	$(call step,"mixed faults")
+	$(BENCH)/bin/python benchmarks/soak/mixed.py --openai 2000
+	$(call step,"soak")
+	$(BENCH)/bin/python benchmarks/soak/soak.py --requests $(or $(SOAK_REQUESTS),1000000) --csv docs/soak.csv --svg docs/soak.svg
+
 clean: ## remove everything that was built
-	rm -rf $(VENV) $(REAL) $(BENCH) $(DEMO) $(TOOLS) $(CURATOR) dist target .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(REAL) $(BENCH) $(DEMO) $(TOOLS) $(CURATOR) $(AUDIT) dist target fuzz/target fuzz/corpus fuzz/artifacts .pytest_cache .mypy_cache .ruff_cache
 	rm -f python/millstream/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -160,6 +195,11 @@ tidy: $(VENV)/.dev ## format and apply the safe fixes
 format-check: $(VENV)/.dev
 	$(call step,"cargo fmt")
 	cargo fmt --check
+
+# Of what is on this machine already: nothing is asked of a list of vulnerabilities (`make audit` does).
+deny: $(AUDIT)/.deny
+	$(call step,"cargo deny: licences, bans and sources")
+	$(AUDIT)/bin/python tools/audit.py --offline
 
 ruff: $(VENV)/.dev
 	$(call step,"ruff")

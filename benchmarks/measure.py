@@ -24,7 +24,7 @@ EXAMPLES = HERE.parent / "target/release/examples"
 FAULTY_SERVER = HERE / "faulty_server.py"
 # Contenders that are written in Rust.
 NATIVE = ("floor", "limiter", "decode", "cache")
-BUILD = ("cargo", "build", "--release", "--no-default-features", *(f"--example={name}" for name in NATIVE))
+BUILD = ("cargo", "build", "--release", "--locked", "--no-default-features", *(f"--example={name}" for name in NATIVE))
 SERVER_FLAGS = ("--reply", "fixed", "--exit-on-stdin-eof")
 SERVER_START_S = 20
 RUN_LIMIT_S = 300

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,6 +147,57 @@ def test_the_http_client_is_named_only_in_the_transport() -> None:
 def test_the_engine_has_one_clock_no_threads_and_prints_nothing(forbidden: str) -> None:
     for path in rust_files(ENGINE):
         assert not re.search(forbidden, code_of(path)), f"{forbidden} in {path.relative_to(ROOT)}"
+
+
+# Whoever adds a file here says in it, above each block, why nothing that safe Rust promises is broken.
+MAY_BE_UNSAFE = {"py/embeddings.rs"}
+
+
+def test_nothing_is_unsafe_but_what_proves_that_it_is_not() -> None:
+    found = set()
+    for path in rust_files(ROOT / "src"):
+        # Without strings; comments are looked at here.
+        text = re.sub(r'"(?:[^"\\]|\\.)*"', '""', path.read_text(encoding="utf-8"))
+        lines = text.splitlines()
+        for number, line in enumerate(lines):
+            code = line.split("//")[0]
+            if not re.search(r"\bunsafe\b", code):
+                continue
+            found.add(str(path.relative_to(ROOT / "src")))
+            above = []
+            for earlier in reversed(lines[:number]):
+                if not earlier.strip().startswith(("//", "#[")):
+                    break
+                above.append(earlier.strip())
+            # A block says why it is right; a function says what its caller must see to.
+            proof = "/// # Safety" if re.search(r"\bunsafe (extern|fn)\b", code) else "// SAFETY: "
+            assert any(comment.startswith(proof) for comment in above), f"{path.name}:{number + 1}: {line.strip()}"
+            assert re.search(r"\bunsafe (fn|extern|\{)", code), f"{path.name}:{number + 1}: of no form that is known"
+    assert found == MAY_BE_UNSAFE
+    lints = (ROOT / "Cargo.toml").read_text(encoding="utf-8")
+    assert 'unsafe_code = "deny"' in lints, "so that each exception is written down where it is made"
+
+
+def test_what_is_released_checks_its_arithmetic_and_can_catch_a_panic() -> None:
+    release = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["profile"]["release"]
+    assert release["overflow-checks"] is True
+    assert release["panic"] == "unwind"
+
+
+def test_every_build_is_of_the_locked_crates() -> None:
+    """`cargo fmt` and `cargo install --locked` build nothing of ours; examples say what they run in a comment."""
+    calls = 0
+    for path in (ROOT / "Makefile", *(ROOT / "tools").glob("*"), *(ROOT / "benchmarks").rglob("*.py")):
+        if not path.is_file() or path.suffix not in ("", ".py", ".sh"):
+            continue
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        # As a shell line of the Makefile, and as a list of words in Python.
+        for line in re.findall(r"^\t.*\bcargo .*|^.*\"cargo\",.*", text, re.MULTILINE):
+            if re.search(r"cargo fmt|\$\(call step", line):
+                continue
+            calls += 1
+            assert "--locked" in line or "fuzz" in line, f"{path.relative_to(ROOT)}: {line.strip()}"
+    assert calls >= 6
 
 
 def test_the_mock_and_the_engine_know_nothing_of_each_other() -> None:
@@ -331,3 +383,13 @@ def test_pages_and_sources_name_no_path_outside_of_the_project() -> None:
                 found = outside.search(path.read_text(encoding="utf-8"))
                 assert not found, f"{path.relative_to(ROOT)} names {found and found[0]}"
     assert looked_at > 50
+
+
+def test_the_tests_that_promises_are_shown_by_are_there() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|src|fuzz)/[\w./]+)(?:::(\w+))?`", page)
+    assert len(named) > 20
+    for path, test in named:
+        assert (ROOT / path).exists(), path
+        if test:
+            assert re.search(rf"\b(def|fn) {test}\(", (ROOT / path).read_text(encoding="utf-8")), f"{path}: {test}"

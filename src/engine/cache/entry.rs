@@ -29,6 +29,9 @@ const LEAST_COMPRESSED: usize = 4 * 1024;
 /// No answer is larger: the transport ends before.
 const MOST_BYTES: usize = 1 << 30;
 
+/// What LZ4 makes of one byte at most.
+const MOST_OF_A_BYTE: usize = 255;
+
 /// What an entry takes in memory besides its bytes: about.
 const OVERHEAD: usize = 400;
 
@@ -134,7 +137,7 @@ impl Entry {
             LZ4 => {
                 let size = u32::from_le_bytes(*content.first_chunk()?);
                 // The size is allocated before anything is read.
-                if size as usize > MOST_BYTES {
+                if size as usize > MOST_BYTES.min(content.len().saturating_mul(MOST_OF_A_BYTE)) {
                     return None;
                 }
                 lz4_flex::decompress_size_prepended(content).ok()?.into()
@@ -280,6 +283,21 @@ mod tests {
                 assert_eq!(Entry::decode(&key(1), &bytes[..place]), None, "cut at {place}");
             }
         }
+    }
+
+    #[test]
+    fn an_answer_of_one_letter_is_read_however_small_it_was_made() {
+        let entry = entry(&"a".repeat(5_000_000), None);
+        let bytes = entry.encode(&key(1));
+        assert!(bytes.len() < 25_000, "{} bytes", bytes.len());
+        assert_eq!(Entry::decode(&key(1), &bytes).as_ref(), Some(&entry));
+    }
+
+    #[test]
+    fn no_more_memory_is_taken_than_the_bytes_can_become() {
+        let content = [&(1_u32 << 30).to_le_bytes()[..], &[0; 60]].concat();
+        let bytes = [&[FORMAT, LZ4], &checksum(&key(1), LZ4, &content)[..], &content].concat();
+        assert_eq!(Entry::decode(&key(1), &bytes), None);
     }
 
     proptest! {

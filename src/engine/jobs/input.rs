@@ -431,12 +431,6 @@ mod tests {
             (r#"{"custom_id":1,"prompt":"a"}"#, "custom_id must be a string"),
             (r#"{"custom_id":"","prompt":"a"}"#, "custom_id must not be empty"),
             (r#"{"method":"GET","url":"/v1/models","body":{}}"#, "method must be"),
-            (r#"{"url":"/v1/x","body":{},"base_url":"http://evil"}"#, "may not set \"base_url\""),
-            (r#"{"prompt":"a","API_KEY":"sk"}"#, "may not set \"API_KEY\""),
-            (r#"{"url":"https://evil/v1/chat/completions","body":{}}"#, "does not choose the server"),
-            (r#"{"url":"//evil/x","body":{}}"#, "does not choose the server"),
-            (r#"{"url":"/v1/../x","body":{}}"#, "does not choose the server"),
-            (r#"{"url":"","body":{}}"#, "does not choose the server"),
             (r#"{"body":{}}"#, "that would tell what it asks for"),
             (r#"{"body":[]}"#, "body must be a JSON object"),
             (r#"{"prompt":7}"#, "a string or a list of messages"),
@@ -448,6 +442,20 @@ mod tests {
         assert!(Entry::read(b"{\"prompt\":\"\xff\"}").unwrap_err().reason.contains("UTF-8"));
         let known = Entry::read(br#"{"custom_id":"a","url":7,"body":{}}"#).unwrap_err();
         assert_eq!(known.custom_id.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_line_chooses_neither_server_nor_key() {
+        for (line, said) in [
+            (r#"{"url":"/v1/x","body":{},"base_url":"http://evil"}"#, "may not set \"base_url\""),
+            (r#"{"prompt":"a","API_KEY":"sk"}"#, "may not set \"API_KEY\""),
+            (r#"{"url":"https://evil/v1/chat/completions","body":{}}"#, "does not choose the server"),
+            (r#"{"url":"//evil/x","body":{}}"#, "does not choose the server"),
+            (r#"{"url":"/v1/../x","body":{}}"#, "does not choose the server"),
+            (r#"{"url":"","body":{}}"#, "does not choose the server"),
+        ] {
+            assert!(reason(line).contains(said), "{line}: {}", reason(line));
+        }
     }
 
     #[test]

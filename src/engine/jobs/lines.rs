@@ -80,6 +80,10 @@ impl<R: BufRead> Lines<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufReader;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -107,5 +111,23 @@ mod tests {
         assert_eq!(lines.text(), b"12345\n");
         assert!(!lines.next().unwrap().unwrap().is_too_long);
         assert_eq!(lines.next().unwrap(), None);
+    }
+
+    fn all(file: &[u8], longest: u64, at_once: usize) -> Vec<(Line, Vec<u8>)> {
+        let mut lines = Lines::new(BufReader::with_capacity(at_once, file), longest);
+        std::iter::from_fn(|| lines.next().unwrap().map(|line| (line, lines.text().to_vec()))).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_of_a_file_gives_the_same_lines(
+            file in "([a-z\r]{0,12}\n?){0,12}",
+            at_once in 1..20_usize,
+            longest in 0..10_u64,
+        ) {
+            let whole = all(file.as_bytes(), longest, file.len() + 1);
+            prop_assert_eq!(&all(file.as_bytes(), longest, at_once), &whole);
+            prop_assert_eq!(whole.iter().map(|(line, _)| line.length).sum::<u64>(), file.len() as u64);
+        }
     }
 }

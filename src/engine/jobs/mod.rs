@@ -13,6 +13,8 @@ mod calls;
 mod files;
 #[cfg(test)]
 mod folder;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hash;
 mod input;
 mod journal;

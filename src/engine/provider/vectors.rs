@@ -288,6 +288,10 @@ impl<'a> Reader<'a> {
             }
             let (number, length) = fast_float2::parse_partial::<f32, _>(reader.rest)
                 .map_err(|_| "a number of an embedding is none".to_owned())?;
+            // Too large for 32 bits, it would be an infinity that spoils every distance.
+            if !number.is_finite() {
+                return Err("a number of an embedding is too large".to_owned());
+            }
             numbers.push(number);
             reader.rest = reader.rest.get(length..).unwrap_or_default();
             Ok(())
@@ -359,9 +363,10 @@ mod tests {
         assert!(of(&data([0, 1 << 40])).is_err());
         let uneven = json!({"data": [{"embedding": [1, 2]}, {"embedding": [1]}]}).to_string();
         assert!(of(&uneven).unwrap_err().contains("embedding 1 has 1 numbers and the first 2"));
-        for vector in
-            ["\"AAA=\"", "\"!\"", "\"AAAA", "[null]", "[nan]", "[-inf]", "[1 2]", "[1,]", "[1", "{}", "[]", "\"\"", "3"]
-        {
+        for vector in [
+            "\"AAA=\"", "\"!\"", "\"AAAA", "[null]", "[nan]", "[-inf]", "[1e39]", "[1 2]", "[1,]", "[1", "{}", "[]",
+            "\"\"", "3",
+        ] {
             assert!(of(&format!("{{\"data\":[{{\"index\":0,\"embedding\":{vector}}}]}}")).is_err(), "{vector}");
         }
         for body in
