@@ -226,7 +226,7 @@ pub(crate) fn job<T: 'static>(
     Box::pin(Abortable::new(job, registration).map(|_| ()))
 }
 
-/// `work` in a thread of Python's, a panic of which becomes an `InternalError`: PyO3's own `PanicException` is no `Exception`, so it
+/// `work` in a thread of Python's, a panic of which becomes an `InternalError`: pyo3's own `PanicException` is no `Exception`, so it
 /// would go past every handler and end the program.
 pub(crate) fn guarded<R>(py: Python<'_>, work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(errors::raise(py, &panicked())))
