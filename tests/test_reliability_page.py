@@ -30,7 +30,8 @@ def test_every_row_names_a_test() -> None:
     rows = [
         line
         for line in page.splitlines()
-        if line.startswith("| ") and not line.startswith(("| |", "| Promise", "| Rule"))
+        if line.startswith("| ")
+        and not line.startswith(("| |", "| Promise", "| Rule", "| Set", "| HTTP", "| bodies", "| streams"))
     ]
     assert len(rows) > 60
     for row in rows:

@@ -55,10 +55,11 @@ def prepare() -> None:
 
 def level() -> int | None:
     """The least level that somebody listens to; None if nobody does."""
-    logging = sys.modules.get("logging")
     # Whoever has not imported it has no handler.
-    if logging is None:
+    if "logging" not in sys.modules:
         return None
+    import logging
+
     logger = logging.getLogger(NAME)
     if logger.disabled or not logger.hasHandlers():
         return None
@@ -83,7 +84,12 @@ def hand_over(records: Iterable[tuple[float, int, str, dict[str, Any]]], lost: i
         logger.warning("%d records of millstream were lost: too many at once", lost)
 
 
-_SHOWN = {"wait": "again in {:.2f} s", "retry_after": "asked to wait {:.2f} s", "elapsed": "after {:.2f} s", "queued": "after {:.2f} s in the line"}
+_SHOWN = {
+    "wait": "again in {:.2f} s",
+    "retry_after": "asked to wait {:.2f} s",
+    "elapsed": "after {:.2f} s",
+    "queued": "after {:.2f} s in the line",
+}
 
 
 def _message(event: str, known: dict[str, Any]) -> str:
