@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{AbortHandle, AbortRegistration};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
@@ -98,8 +99,10 @@ impl Bell for Inbox {
     }
 }
 
-/// An event loop's end of the bridge.
-#[pyclass(frozen, module = "millstream._millstream")]
+/// An event loop's end of the bridge. The loop holds it as long as it watches it, and nobody else does: where a loop is closed
+/// under its calls and forgotten, its port, their futures and their tasks are a cycle for the garbage collector, and a call
+/// that is collected ends.
+#[pyclass(frozen, weakref, module = "millstream._millstream")]
 pub(crate) struct Port {
     inbox: Arc<Inbox>,
     watched: Socket,
@@ -257,6 +260,16 @@ impl Port {
         drop(waiting);
     }
 
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Whoever holds the lock holds the port, too, so it is no garbage.
+        let Ok(waiting) = self.waiting.try_lock() else { return Ok(()) };
+        waiting.places.iter().filter_map(|place| place.future.as_ref()).try_for_each(|future| visit.call(future))
+    }
+
+    fn __clear__(&self) {
+        self.abandon();
+    }
+
     /// How many futures wait.
     fn __len__(&self) -> usize {
         let waiting = lock(&self.waiting);
@@ -371,6 +384,10 @@ impl Pending {
         self.abort.abort();
         let future = lock(&self.port.get().waiting).remove(self.id);
         drop(future);
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.port)
     }
 
     /// Lets the call go on when this is dropped.
