@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"error", "secret", "types"},
     "multipart": set(),
     "disk": {"error"},
+    "log": set(),
     "canonical": set(),
 }
 MAY_IMPORT |= {room: set(MAY_IMPORT) for room in ("provider", "limit", "retry", "transport")}

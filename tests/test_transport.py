@@ -1,4 +1,4 @@
-"""Connections, TLS, proxies, encodings and answers that are hardly HTTP."""
+"""Connections, TLS, proxies and encodings. What is hardly HTTP is in `faults/`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from millstream import (
     APIResponseValidationError,
     Client,
     ConfigurationError,
-    MillstreamError,
 )
 from millstream.testing import Answer, MockServer
 
@@ -201,40 +200,6 @@ def test_an_endless_chunked_body_is_refused(make: Make) -> None:
         with pytest.raises(APIResponseValidationError, match="larger than 64 MiB") as caught:
             make(base_url=server.base_url).complete("hi")
         assert caught.value.attempts == 1
-
-
-# ---- hardly HTTP ----
-
-
-MALFORMED: dict[str, bytes] = {
-    "garbage": b"\x00\x01\x02 garbage \xff\r\n\r\n",
-    "not http": b"SSH-2.0-OpenSSH_9.6\r\n",
-    "status of four digits": b"HTTP/1.1 2000 OK\r\n\r\n",
-    "http 3": b"HTTP/3.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",
-    "two content lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
-    "content length is no number": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
-    "ten thousand headers": b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(10_000)) + b"\r\n",
-    "endless header": b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 2_000_000 + b"\r\n\r\n",
-    "no colon": b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n",
-    "bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
-    "half a head": b"HTTP/1.1 200 O",
-    "nothing": b"",
-    "tls alert": b"\x15\x03\x01\x00\x02\x02\x46",
-    "upgrade": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("name", MALFORMED)
-def test_what_is_not_http_ends_in_our_own_error(make: Make, name: str) -> None:
-    with raw_server(MALFORMED[name]) as server:
-        with pytest.raises(MillstreamError) as caught:
-            make(base_url=server.base_url, max_retries=1, timeout=10).complete("hi")
-        error = caught.value
-        assert isinstance(error, APIError)
-        assert not isinstance(error, TimeoutError)
-        assert error.attempts == len(server.requests)
-        assert len(str(error)) < 1000
-        assert str(error).isprintable()
 
 
 # ---- TLS ----

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ports: weakref.WeakKeyDictionary[AbstractEventLoop, Port] = weakref.WeakKeyDictionary()
+# A port is its loop's, which watches it. A strong one here would keep a forgotten loop alive: futures know theirs.
+_ports: weakref.WeakKeyDictionary[AbstractEventLoop, weakref.ref[Port]] = weakref.WeakKeyDictionary()
+# Those of loops that cannot watch them.
+_watched_ports: weakref.WeakKeyDictionary[AbstractEventLoop, Port] = weakref.WeakKeyDictionary()
 _ports_lock = threading.Lock()
 
 # How often a thread that watches for a loop asks whether that was closed instead of taking its results.
@@ -35,17 +38,19 @@ class _Here(threading.local):
     """The port that this thread used last: a thread runs one loop at a time, and the dictionary is 5 times slower."""
 
     loop: Callable[[], AbstractEventLoop | None] = staticmethod(lambda: None)
-    port: Port
+    port: Callable[[], Port | None] = staticmethod(lambda: None)
 
 
 _here = _Here()
 
 
 def _port_of(loop: AbstractEventLoop) -> Port:
-    if _here.loop() is not loop:
-        _here.port = _ports.get(loop) or _open_port(loop)
-        _here.loop = weakref.ref(loop)
-    return _here.port
+    if _here.loop() is loop and (port := _here.port()) is not None:
+        return port
+    known = _ports.get(loop)
+    port = (known and known()) or _open_port(loop)
+    _here.loop, _here.port = weakref.ref(loop), weakref.ref(port)
+    return port
 
 
 def _running_loop() -> AbstractEventLoop:
@@ -121,17 +126,20 @@ def probe() -> Future[None]:
 
 def _open_port(loop: AbstractEventLoop) -> Port:
     with _ports_lock:
-        for other, port in list(_ports.items()):
+        for other, known in list(_ports.items()):
             if other.is_closed():
-                # Futures of a loop that was closed under them would keep it alive.
+                # Somebody holds it, or it is still to be collected: its calls need not wait for that.
                 del _ports[other]
-                port.abandon()
+                _watched_ports.pop(other, None)
+                if (old := known()) is not None:
+                    old.abandon()
         port = Port()
         try:
             loop.add_reader(port.fileno(), port.drain)
         except NotImplementedError:
+            _watched_ports[loop] = port
             _watch_from_a_thread(loop, port)
-        _ports[loop] = port
+        _ports[loop] = weakref.ref(port)
         return port
 
 
@@ -160,7 +168,7 @@ def _watch_from_a_thread(loop: AbstractEventLoop, port: Port) -> None:
 
 def _drain_soon(loop_reference: weakref.ref[AbstractEventLoop], drained: threading.Event) -> bool:
     loop = loop_reference()
-    port = None if loop is None else _ports.get(loop)
+    port = None if loop is None else _watched_ports.get(loop)
     if loop is None or port is None:
         return False
     try:
@@ -185,12 +193,13 @@ def _drain(port: Port, drained: threading.Event) -> None:
 
 def _after_fork_in_child() -> None:
     """Leave the parent's ports alone: their sockets are the parent's, and so are the tasks that wait on them."""
-    global _here, _ports, _ports_lock, this_thread
+    global _here, _ports, _watched_ports, _ports_lock, this_thread
     _millstream.after_fork_in_child()
-    _inherited.append((_here, _ports, this_thread))
+    _inherited.append((_here, _ports, _watched_ports, this_thread))
     _here = _Here()
     this_thread = _Thread()
     _ports = weakref.WeakKeyDictionary()
+    _watched_ports = weakref.WeakKeyDictionary()
     _ports_lock = threading.Lock()
 
 

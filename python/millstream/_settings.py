@@ -6,6 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from millstream import _logging
 from millstream._arguments import check
 from millstream._millstream import Endpoint, NativeClient, is_secret_header
 from millstream._providers import Server, check_key_is_not_needed, environment_key, is_own_host, model_name
@@ -157,6 +158,7 @@ class Settings(NamedTuple):
     def native(
         self, parent: NativeClient | None, secrets: Secrets, endpoints: list[Endpoint] | None = None
     ) -> NativeClient:
+        _logging.prepare()
         return NativeClient(
             parent=parent,
             provider=self.server.provider,

@@ -8,7 +8,7 @@
 //! pipeline
 //! keys  stream  cache
 //! provider  limit  retry  transport
-//! error  types  config  secret  service  sse  tokens  metrics  multipart  disk
+//! error  types  config  secret  service  sse  tokens  metrics  multipart  disk  log
 //! canonical
 //! ```
 //!
@@ -24,6 +24,7 @@ pub mod error;
 pub mod jobs;
 pub mod keys;
 pub mod limit;
+pub mod log;
 pub mod metrics;
 pub mod multipart;
 pub mod pipeline;

@@ -37,6 +37,9 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// A pooled connection that the server closed in the moment of its use fails within a round trip. What fails later was under way,
 /// so sending it again is a retry.
 const STALE_WITHIN: Duration = Duration::from_millis(250);
+/// The largest head of an answer, and the most headers in it. hyper's own bound of headers is 100, fewer than some gateways add up to.
+const HEAD_LIMIT: usize = 64 * 1024;
+const MOST_HEADERS: usize = 256;
 /// TLS settings, made once and shared by every client of a process: reading the system's certificates takes milliseconds.
 #[derive(Clone)]
 pub struct Tls(rustls::ClientConfig);
@@ -195,6 +198,9 @@ impl Transport {
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .http1_max_buf_size(HEAD_LIMIT)
+            .http1_max_headers(MOST_HEADERS)
+            .http2_max_header_list_size(HEAD_LIMIT as u32)
             .build(connector.clone());
         Self { client, connector, connect_timeout: config.connect_timeout }
     }
@@ -251,6 +257,9 @@ impl Transport {
             answered.set();
         }
         let (head, body) = response.into_parts();
+        if head.status.is_informational() {
+            return Err(unasked_upgrade(host, head.status));
+        }
         Ok(Opened {
             status: head.status,
             headers: head.headers,
@@ -298,6 +307,12 @@ fn fell_silent(host: &str, limit: Duration) -> Error {
         .advise("Raise it in timeout=Timeout(idle=...), or leave it out.")
 }
 
+/// The only status below 200 that is not skipped ends HTTP on its connection; no answer follows.
+fn unasked_upgrade(host: &str, status: StatusCode) -> Error {
+    Error::new(Kind::Connection, format!("{host} changed the protocol ({status}), which it was not asked to"))
+        .advise("Check that base_url is an HTTP API.")
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moment {
     /// Before there was a connection.
@@ -340,8 +355,10 @@ fn classify(
     let (summary, stale) = match moment {
         Moment::Connecting => (format!("no connection to {host}: {detail}"), false),
         Moment::Body => (format!("the connection to {host} broke in the middle of the answer: {detail}"), false),
-        Moment::Working => (format!("the connection to {host} broke before an answer: {detail}"), false),
-        Moment::Reuse => (format!("the connection to {host} broke before an answer: {detail}"), cause.closed),
+        Moment::Working => (format!("the connection to {host} broke before an answer: {detail}"), cause.unprocessed),
+        Moment::Reuse => {
+            (format!("the connection to {host} broke before an answer: {detail}"), cause.closed || cause.unprocessed)
+        }
     };
     let classified = Error::new(Kind::Connection, summary)
         .advise("Check base_url and the network; raise max_retries if such faults pass.")
@@ -354,6 +371,8 @@ fn classify(
 struct Cause {
     /// The peer closed or reset the connection.
     closed: bool,
+    /// HTTP/2 says that the server has not looked at the request (RFC 9113, 8.7): it may be sent again whatever it asks.
+    unprocessed: bool,
     certificate: bool,
     too_many_files: bool,
     timed_out: bool,
@@ -365,6 +384,14 @@ impl Cause {
         self.deepest = error.to_string();
         if let Some(error) = error.downcast_ref::<hyper::Error>() {
             self.closed |= error.is_incomplete_message() || error.is_canceled() || error.is_closed();
+        }
+        if let Some(error) = error.downcast_ref::<h2::Error>().filter(|error| error.is_remote()) {
+            self.unprocessed |= match error.reason() {
+                Some(h2::Reason::REFUSED_STREAM) => error.is_reset(),
+                // Requests up to the one that a GOAWAY names are answered all the same; those after it end like this.
+                Some(h2::Reason::NO_ERROR) => error.is_go_away(),
+                _ => false,
+            };
         }
         if let Some(error) = error.downcast_ref::<io::Error>() {
             self.closed |= matches!(

@@ -25,13 +25,15 @@ use std::time::{Duration, Instant};
 use futures_util::future::{AbortHandle, AbortRegistration};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::errors::{self, OrRaise};
+use super::log;
 use super::process::{self, PerProcess};
-use super::runtime::{Bell, Job, Runtime, block_on, job};
+use super::runtime::{Bell, Job, Runtime, block_on, guarded, job};
 use crate::engine::error::Error;
 use crate::traffic::Traffic;
 
@@ -97,8 +99,10 @@ impl Bell for Inbox {
     }
 }
 
-/// An event loop's end of the bridge.
-#[pyclass(frozen, module = "millstream._millstream")]
+/// An event loop's end of the bridge. The loop holds it as long as it watches it, and nobody else does: where a loop is closed
+/// under its calls and forgotten, its port, their futures and their tasks are a cycle for the garbage collector, and a call
+/// that is collected ends.
+#[pyclass(frozen, weakref, module = "millstream._millstream")]
 pub(crate) struct Port {
     inbox: Arc<Inbox>,
     watched: Socket,
@@ -224,7 +228,7 @@ impl Port {
                 raised = Err(error);
             }
         }
-        raised
+        raised.and(log::flush(py))
     }
 
     /// Starts the calls of the last turn of the loop.
@@ -256,6 +260,16 @@ impl Port {
         drop(waiting);
     }
 
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Whoever holds the lock holds the port, too, so it is no garbage.
+        let Ok(waiting) = self.waiting.try_lock() else { return Ok(()) };
+        waiting.places.iter().filter_map(|place| place.future.as_ref()).try_for_each(|future| visit.call(future))
+    }
+
+    fn __clear__(&self) {
+        self.abandon();
+    }
+
     /// How many futures wait.
     fn __len__(&self) -> usize {
         let waiting = lock(&self.waiting);
@@ -276,7 +290,7 @@ fn complete(future: &Bound<'_, PyAny>, delivery: Delivery) -> PyResult<()> {
     if future.call_method0(intern!(py, "done"))?.is_truthy()? {
         return Ok(());
     }
-    match delivery(py) {
+    match guarded(py, || delivery(py)) {
         Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
         Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
     };
@@ -372,6 +386,10 @@ impl Pending {
         drop(future);
     }
 
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.port)
+    }
+
     /// Lets the call go on when this is dropped.
     fn detach(&self) {
         self.detached.store(true, Relaxed);
@@ -401,7 +419,10 @@ where
     W: Future<Output = Result<T, Error>> + Send + 'static,
     C: FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
 {
-    let Some(pending) = pending else { return convert(py, block_on(py, work)?) };
+    let Some(pending) = pending else {
+        let value = block_on(py, work)?;
+        return guarded(py, || convert(py, value));
+    };
     let pending = pending.get();
     let Some(registration) = lock(&pending.registration).take() else {
         return Err(PyRuntimeError::new_err("a pending call can be started once"));
@@ -409,6 +430,8 @@ where
     let (port, id) = (pending.port.get(), pending.id);
     Port::stir(pending.port.bind(py))?;
     let inbox = Arc::clone(&port.inbox);
+    log::refresh(py)?;
+    log::ring_for_news(&inbox);
     let runtime = Runtime::get().or_raise(py)?;
     let bells = runtime.bells();
     let lost = Lost(Runtime::with_virtual_clock().map(|_| (Arc::clone(&inbox), id)));
@@ -499,6 +522,14 @@ impl Drop for Lost {
 #[pyfunction]
 pub(crate) fn echo(py: Python<'_>, pending: &Bound<'_, Pending>) -> PyResult<Py<PyAny>> {
     dispatch(py, Some(pending), async { Ok(()) }, |py, ()| Ok(py.None()))
+}
+
+/// Panics on purpose, in the engine's task or where its result is made: what a fault of ours looks like from Python. For a test.
+#[pyfunction]
+#[expect(clippy::panic, reason = "what it is for")]
+pub(crate) fn panic(py: Python<'_>, pending: Option<&Bound<'_, Pending>>, in_engine: bool) -> PyResult<Py<PyAny>> {
+    let work = async move { if in_engine { panic!("a panic for a test") } else { Ok(()) } };
+    dispatch(py, pending, work, |_, ()| panic!("a panic for a test"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -31,7 +31,7 @@ use super::records::{Answer, ChatCompletion};
 use super::replies::{self, CreateEmbeddingResponse};
 use super::retry::{NativeRetryPolicy, TimeoutArgument};
 use super::rules::{Rules, stop_rules};
-use super::runtime::Runtime;
+use super::runtime::{Runtime, guarded};
 use super::service::service;
 use super::stats;
 use super::stream::{NativeStream, Whole};
@@ -581,14 +581,17 @@ impl NativeClient {
 
     /// The counters now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let metrics = self.metrics().or_raise(py)?;
-        let now = py.detach(|| metrics.snapshot());
-        let (window, limiter) = (self.window().or_raise(py)?, self.limiter.as_ref().map(|limiter| limiter.get()));
-        let limiter = limiter.transpose().or_raise(py)?;
-        let (limiter, learnt) = Runtime::on_its_clock(|| {
-            (limiter.map(|limiter| limiter.snapshot()), self.keys.get().map(|keys| keys.limits()).unwrap_or_default())
-        });
-        stats::client(py, &now, &window, limiter.as_ref(), &learnt)
+        guarded(py, || {
+            let metrics = self.metrics().or_raise(py)?;
+            let now = py.detach(|| metrics.snapshot());
+            let (window, limiter) = (self.window().or_raise(py)?, self.limiter.as_ref().map(|limiter| limiter.get()));
+            let limiter = limiter.transpose().or_raise(py)?;
+            let (limiter, learnt) = Runtime::on_its_clock(|| {
+                let learnt = self.keys.get().map(|keys| keys.limits()).unwrap_or_default();
+                (limiter.map(|limiter| limiter.snapshot()), learnt)
+            });
+            stats::client(py, &now, &window, limiter.as_ref(), &learnt)
+        })
     }
 
     /// Refuses new calls and closes idle connections; those in flight end by themselves.

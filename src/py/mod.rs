@@ -19,6 +19,7 @@ mod events;
 mod jobs;
 mod json;
 mod limiter;
+mod log;
 mod mock;
 mod outcome;
 mod process;
@@ -41,7 +42,7 @@ mod _millstream {
     #[pymodule_export]
     use super::batch_policy::NativeAdaptiveBatchPolicy;
     #[pymodule_export]
-    use super::bridge::{Pending, Port, echo, quiesce};
+    use super::bridge::{Pending, Port, echo, panic, quiesce};
     #[pymodule_export]
     use super::cache::NativeCache;
     #[pymodule_export]
@@ -62,6 +63,8 @@ mod _millstream {
     use super::jobs::NativeFileRun;
     #[pymodule_export]
     use super::limiter::{NativeRateLimiter, Reservation};
+    #[pymodule_export]
+    use super::log::{flush_log, refresh_log};
     #[pymodule_export]
     use super::mock::{KeyStats, MockServer, MockStats, RecordedRequest};
     #[pymodule_export]

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::mem;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -20,6 +20,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::yield_now;
 
 use super::errors;
+use super::log;
 use super::process::{self, PerProcess};
 use crate::engine::error::Error;
 use crate::engine::stream::puts_here;
@@ -220,9 +221,19 @@ pub(crate) fn job<T: 'static>(
     let guarded = AssertUnwindSafe(work).catch_unwind();
     let job = async move {
         let outcome = guarded.await;
-        done(outcome.unwrap_or_else(|_| Err(Error::internal("the engine panicked; please report it"))));
+        done(outcome.unwrap_or_else(|_| Err(panicked())));
     };
     Box::pin(Abortable::new(job, registration).map(|_| ()))
+}
+
+/// `work` in a thread of Python's, a panic of which becomes an `InternalError`: pyo3's own `PanicException` is no `Exception`, so it
+/// would go past every handler and end the program.
+pub(crate) fn guarded<R>(py: Python<'_>, work: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(errors::raise(py, &panicked())))
+}
+
+fn panicked() -> Error {
+    Error::internal("the engine panicked; please report it, with what it wrote to stderr")
 }
 
 /// Waits for `work` with the GIL released, waking now and then for signals. A signal handler's exception aborts the work.
@@ -230,6 +241,7 @@ pub(crate) fn block_on<T: Send + 'static>(
     py: Python<'_>,
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> PyResult<T> {
+    log::refresh(py)?;
     let (abort, registration) = AbortHandle::new_pair();
     let (sender, mut inbox) = sync_channel(1);
     let job = job(work, registration, move |outcome| {
@@ -242,8 +254,13 @@ pub(crate) fn block_on<T: Send + 'static>(
         let outcome;
         (outcome, inbox) = py.detach(move || (inbox.recv_timeout(SIGNAL_INTERVAL), inbox));
         match outcome {
-            Ok(outcome) => return outcome.map_err(|error| errors::raise(py, &error)),
-            Err(RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| abort.abort())?,
+            Ok(outcome) => {
+                log::flush(py)?;
+                return outcome.map_err(|error| errors::raise(py, &error));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                py.check_signals().and_then(|()| log::flush(py)).inspect_err(|_| abort.abort())?;
+            }
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(errors::raise(py, &Error::internal("the engine dropped a call")));
             }

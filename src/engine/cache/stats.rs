@@ -76,8 +76,8 @@ impl Counters {
         }
         if let Some(saved) = saved.get_mut(model) {
             saved.answers += count;
-            saved.prompt_tokens += usage.prompt_tokens;
-            saved.completion_tokens += usage.completion_tokens;
+            saved.prompt_tokens = saved.prompt_tokens.saturating_add(usage.prompt_tokens);
+            saved.completion_tokens = saved.completion_tokens.saturating_add(usage.completion_tokens);
         }
     }
 

@@ -14,7 +14,7 @@ pub enum RetryCause {
     Overload,
     /// No complete answer: refused, reset, cut.
     Connection,
-    /// Not in time: the connection, the call, or 408.
+    /// Not in time: the connection, a phase of the answer, the call, or 408.
     Timeout,
     /// Another status from 500 on.
     ServerError,
@@ -42,7 +42,10 @@ impl RetryCause {
             (Pressure::RateLimit | Pressure::Ramp, _) => Self::RateLimit,
             (Pressure::Overload, _) => Self::Overload,
             (_, Kind::Connection | Kind::StreamInterrupted) => Self::Connection,
-            (_, Kind::ConnectTimeout | Kind::Deadline | Kind::Status(408)) => Self::Timeout,
+            (
+                _,
+                Kind::ConnectTimeout | Kind::FirstByteTimeout | Kind::IdleTimeout | Kind::Deadline | Kind::Status(408),
+            ) => Self::Timeout,
             (_, Kind::Status(500..)) => Self::ServerError,
             (_, Kind::InvalidResponse) => Self::InvalidResponse,
             _ => Self::Other,

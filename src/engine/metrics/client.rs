@@ -111,6 +111,7 @@ impl Metrics {
         }
         let waits = self.waits.sum(lanes.iter().map(|lane| lane.waits()));
         let lanes: Vec<_> = lanes.iter().map(|lane| lane.snapshot()).collect();
+        // A server may count as many tokens as there are numbers.
         Snapshot {
             requests: self.requests.load(Relaxed),
             attempts: lanes.iter().map(|lane| lane.attempts).sum(),
@@ -121,8 +122,8 @@ impl Metrics {
             cache_hits: self.cache_hits.load(Relaxed),
             in_flight: self.in_flight.now(),
             max_in_flight: self.in_flight.max(),
-            prompt_tokens: lanes.iter().map(|lane| lane.prompt_tokens).sum(),
-            completion_tokens: lanes.iter().map(|lane| lane.completion_tokens).sum(),
+            prompt_tokens: lanes.iter().map(|lane| lane.prompt_tokens).fold(0, u64::saturating_add),
+            completion_tokens: lanes.iter().map(|lane| lane.completion_tokens).fold(0, u64::saturating_add),
             latency: latency.snapshot(),
             first_byte: first_byte.snapshot(),
             waits,

@@ -90,7 +90,7 @@ impl Clock {
         if self.is_admitted { self.spent + self.since.elapsed() } else { self.spent }
     }
 
-    fn queue_time(&self) -> Duration {
+    pub(super) fn queue_time(&self) -> Duration {
         if self.is_admitted { self.queued } else { self.queued + self.since.elapsed() }
     }
 

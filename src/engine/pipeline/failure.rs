@@ -6,11 +6,11 @@ use std::time::SystemTime;
 use http::HeaderMap;
 
 use super::call::{Answer, Call};
-use crate::engine::error::{Error, Kind};
+use crate::engine::error::{Error, Kind, printable_name};
 use crate::engine::provider::{lenient, openai};
 use crate::engine::secret::scrub;
 use crate::engine::transport::Response;
-use crate::engine::types::request_id;
+use crate::engine::types;
 
 /// What went wrong, with every secret of the headers that were `sent` taken out of it.
 pub(super) fn read<T: Answer>(call: &Call, sent: &[&HeaderMap], response: &Response, host: &str) -> Error {
@@ -18,7 +18,7 @@ pub(super) fn read<T: Answer>(call: &Call, sent: &[&HeaderMap], response: &Respo
     let error = if response.status.is_success() {
         let masked = || Error::new(Kind::InvalidResponse, "the answer could only be read without the key in it");
         let error = T::read(&body).and_then(|answer| answer.check(call, &body)).err().unwrap_or_else(masked);
-        error.with_request_id(request_id(&response.headers))
+        error.with_request_id(types::request_id(&response.headers))
     } else {
         openai::parse_error(response.status, &response.headers, &body, host, SystemTime::now())
     };
@@ -33,6 +33,12 @@ pub(super) fn clean(sent: &[&HeaderMap], error: Error) -> Error {
             *text = String::from_utf8_lossy(&clean).into_owned();
         }
     })
+}
+
+/// The server's name for a request that it answered, without the secrets that were `sent`.
+pub(super) fn request_id(sent: &[&HeaderMap], headers: &HeaderMap) -> Option<String> {
+    let id = scrub_all(sent, types::request_id(headers)?.as_bytes());
+    Some(printable_name(&String::from_utf8_lossy(&id)))
 }
 
 /// A body without the secrets that were `sent`, also those that JSON's escapes hide (`\/` for a slash).

@@ -45,6 +45,7 @@ use super::config::Timeouts;
 use super::error::{Error, Kind, Pressure, Verdict};
 use super::keys::{Keys, Lane, Lanes};
 use super::limit::{Breaker, Health, RateLimiter, Signal, Ticket, Window};
+use super::log::{self, Level, Record};
 use super::metrics::{AttemptOutcome, Metrics, RetryCause, WaitCause};
 use super::provider::{openai, rate_headers};
 use super::retry::{
@@ -166,6 +167,9 @@ impl Pipeline {
             Err(error) if error.kind() == Kind::Stopped => Err(item.clock.give_up(error, None, item.attempts())),
             Err(error) => Err(error),
         };
+        if let Err(error) = &outcome {
+            log::tell(Level::Info, "failed", |record| item.describe(record, error).with("elapsed", error.elapsed()));
+        }
         (outcome, item.stands_in)
     }
 
@@ -185,6 +189,10 @@ impl Pipeline {
                 return Err(item.overrun());
             }
             item.key_id = Some(admission.lane.upstream.key_id);
+            log::tell(Level::Trace, "admitted", |record| {
+                let host = admission.lane.upstream.endpoint.host();
+                record.with("call", item.number).with("host", host).with("queued", item.clock.queue_time())
+            });
             let was_probe = admission.is_probe();
             let outcome = item.clock.bound(self.send::<T>(call, lanes, &mut admission, item)).await;
             item.failed_at = Some(admission.place);
@@ -228,6 +236,7 @@ impl Pipeline {
                 }
             };
             lane.metrics.retry(RetryCause::of(&error));
+            log::tell(Level::Info, "retry", |record| item.describe(record, &error).with("wait", wait));
             // In the budget until it is answered.
             item.is_on_budget = draws_on_budget(wait, &error);
             let waited = self.unless_stopped(item.clock.bound(self.wait(wait, &error, lane))).await?;
@@ -377,6 +386,10 @@ impl Pipeline {
         item.attempts.fetch_add(1, Relaxed);
         let in_flight = lane.metrics.attempt_begins();
         let request = call.request(lane, item.idempotency_key.as_ref());
+        log::tell(Level::Debug, "sent", |record| {
+            let record = record.with("call", item.number).with("attempt", item.attempts());
+            record.with("host", upstream.endpoint.host()).with("key_id", &*upstream.key_id.to_string())
+        });
         if let Some(writer) = &call.writer {
             writer.begin();
         }
@@ -409,6 +422,11 @@ impl Pipeline {
         });
         match &outcome {
             Ok((answer, response)) => {
+                log::tell(Level::Debug, "answered", |record| {
+                    let record = record.with("call", item.number).with("status", response.status.as_u16());
+                    let id = failure::request_id(&request.header_maps(), &response.headers);
+                    record.with_some("request_id", id.as_deref()).with("elapsed", response.latency)
+                });
                 let usage = answer.usage();
                 let answered = AttemptOutcome::Answered(usage.unwrap_or_default());
                 in_flight.ends(response.latency, Some(response.first_byte), answered);
@@ -427,7 +445,12 @@ impl Pipeline {
                     if error.status().is_some() {
                         lane.breaker.heard();
                     }
+                    let was_closed = lane.breaker.is_closed();
                     admission.report(health(error));
+                    if was_closed && !lane.breaker.is_closed() {
+                        let event = if lane.breaker.is_barred() { "key lost" } else { "server down" };
+                        log::tell(Level::Warning, event, |record| item.describe(record, error));
+                    }
                 }
                 if let Some(wait) = self.retry.wait_to_keep(error)
                     && speaks_for_all(error, lane)
@@ -588,6 +611,8 @@ fn draws_on_budget(wait: Duration, error: &Error) -> bool {
 #[expect(clippy::struct_excessive_bools, reason = "one for each thing that may have happened to it")]
 struct Item {
     clock: Clock,
+    /// By which its records are known.
+    number: u64,
     /// Its age in every line it stands in.
     ticket: Ticket,
     /// In place of that in the line of a breaker, once the server has failed it.
@@ -625,6 +650,7 @@ impl Item {
         let ticket = Ticket::draw();
         Self {
             clock: Clock::start(ticket.arrived(), pipeline.timeouts.total, pipeline.timeouts.queue),
+            number: log::call_number(),
             ticket,
             behind: None,
             failed_first: None,
@@ -655,6 +681,19 @@ impl Item {
 
     fn attempts(&self) -> u32 {
         self.attempts.load(Relaxed)
+    }
+
+    /// `record` with what is known of a failure. What the server said is not in it: that may be the prompt.
+    fn describe(&self, record: Record, error: &Error) -> Record {
+        let id = error.http().and_then(|http| http.request_id.as_deref());
+        record
+            .with("call", self.number)
+            .with("attempt", self.attempts())
+            .with("cause", RetryCause::of(error).name())
+            .with_some("status", error.status())
+            .with_some("retry_after", error.retry_after())
+            .with_some("request_id", id)
+            .with_some("key_id", error.key_id())
     }
 
     /// The error of an item whose time is over.

@@ -157,6 +157,7 @@ struct StrictChoice {
     index: u64,
     finish_reason: Option<String>,
     message: StrictMessage,
+    error: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -218,6 +219,7 @@ struct StrictText {
 #[derive(Deserialize)]
 struct StrictTextChoice {
     message: StrictTextMessage,
+    error: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -231,7 +233,9 @@ struct StrictTextMessage {
 /// As [`parse_chat`].
 pub fn parse_text(body: &[u8]) -> Result<Text, Error> {
     match strictly::<StrictText>(body) {
-        Some(StrictText { mut choices, usage, error: None }) if !choices.is_empty() => {
+        Some(StrictText { mut choices, usage, error: None })
+            if !choices.is_empty() && choices.iter().all(|choice| choice.error.is_none()) =>
+        {
             Ok(Text { content: choices.swap_remove(0).message.content, usage: usage.map(Into::into) })
         }
         _ => parse_chat(body).map(Text::from),
@@ -252,7 +256,8 @@ impl StrictChat {
     /// Whether every choice says something, so that there is nothing to be lenient about.
     fn is_plain(&self) -> bool {
         let says = |message: &StrictMessage| message.content.is_some() || message.tool_calls.is_some();
-        self.error.is_none() && !self.choices.is_empty() && self.choices.iter().all(|choice| says(&choice.message))
+        let is_plain = |choice: &StrictChoice| choice.error.is_none() && says(&choice.message);
+        self.error.is_none() && !self.choices.is_empty() && self.choices.iter().all(is_plain)
     }
 }
 
@@ -284,7 +289,13 @@ fn tool_call((position, call): (usize, StrictToolCall)) -> ToolCall {
 
 fn parse_chat_leniently(body: &[u8]) -> Result<ChatCompletion, Error> {
     let chat = parse_object(body)?;
-    let choices: Option<Vec<_>> = chat.get("choices").and_then(Value::as_array).map(|choices| {
+    let all = chat.get("choices").and_then(Value::as_array);
+    // OpenRouter's way to say that the provider behind it failed in the middle of the answer.
+    if let Some(error) = all.into_iter().flatten().filter_map(|choice| choice.get("error")).find(|error| says_so(error))
+    {
+        return Err(error_as_success(serde_json::json!({ "error": error }).to_string().as_bytes()));
+    }
+    let choices: Option<Vec<_>> = all.map(|choices| {
         let read = |(position, choice)| lenient_choice(position, choice);
         choices.iter().enumerate().filter_map(read).collect()
     });
@@ -306,6 +317,12 @@ fn lenient_choice(position: usize, choice: &Value) -> Option<Choice> {
     if !ANSWERING_FIELDS.iter().any(|field| message.get(field).is_some()) {
         return None;
     }
+    let text_of = |name| message.get(name).filter(|value| !value.is_null());
+    let text_is_odd = text_of("content").is_some_and(|value| content(value).is_none());
+    if text_is_odd && !ANSWERING_FIELDS.iter().skip(1).any(|field| text_of(field).is_some()) {
+        // No text can be made of it, and an empty one would be a lie.
+        return None;
+    }
     Some(Choice {
         position,
         index: choice.get("index").and_then(Value::as_u64).unwrap_or(position as u64),
@@ -322,13 +339,14 @@ fn lenient_choice(position: usize, choice: &Value) -> Option<Choice> {
     })
 }
 
-/// Text, or the text parts of a list of parts joined, as some servers send.
+/// Text, or the text parts of a list of parts joined, or of a single part, as some servers send.
 pub(super) fn content(content: &Value) -> Option<String> {
     match content {
         Value::String(text) => Some(text.clone()),
         Value::Array(parts) => {
             Some(parts.iter().filter_map(|part| part.as_str().or_else(|| part.get("text")?.as_str())).collect())
         }
+        Value::Object(part) => part.get("text")?.as_str().map(str::to_owned),
         _ => None,
     }
 }
@@ -399,8 +417,19 @@ pub(super) fn parse_object(body: &[u8]) -> Result<Value, Error> {
         return Err(not_an_answer("it is not a JSON object", body));
     }
     match value.get("error") {
-        None | Some(Value::Null) => Ok(value),
-        Some(_) => Err(error_as_success(body)),
+        Some(error) if says_so(error) => Err(error_as_success(body)),
+        _ => Ok(value),
+    }
+}
+
+/// Whether an `error` field says that there was one: some servers always send the field, with nothing in it.
+fn says_so(error: &Value) -> bool {
+    match error {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+        Value::Bool(true) | Value::Number(_) => true,
     }
 }
 
@@ -422,7 +451,7 @@ pub(super) fn parse_chunk(body: &[u8]) -> Result<Value, Error> {
     let is_error = |name: &str| value.get(name).is_some_and(|said| said == "error");
     match value.get("error") {
         _ if !value.is_object() => Err(not_an_answer("a chunk is not a JSON object", body)),
-        None | Some(Value::Null) if !is_error("object") && !is_error("type") => Ok(value),
+        error if !error.is_some_and(says_so) && !is_error("object") && !is_error("type") => Ok(value),
         _ => Err(parse_stream_error(body)),
     }
 }
@@ -556,18 +585,20 @@ fn advice(status: StatusCode, quota: bool) -> Option<&'static str> {
     })
 }
 
-/// `{"error": {…}}`, `{"error": "…"}`, `{"message": …}` and `{"detail": …}`.
+/// `{"error": {…}}`, `{"error": "…"}`, `{"errors": [{…}]}`, `{"message": …}` and `{"detail": …}`; Gemini puts it in a list.
 fn error_context(body: &[u8]) -> HttpContext {
     let mut http = HttpContext { body: Some(kept_body(body)), ..HttpContext::default() };
-    let Ok(value) = lenient::parse(body) else { return http };
-    let inner = value.get("error").filter(|error| error.is_object()).unwrap_or(&value);
+    let Ok(whole) = lenient::parse(body) else { return http };
+    let value = whole.get(0).unwrap_or(&whole);
+    let first = value.get("errors").and_then(|errors| errors.get(0));
+    let inner = value.get("error").or(first).filter(|error| error.is_object()).unwrap_or(value);
     // llama.cpp and others send a number where OpenAI has a word.
     let word = |name| match inner.get(name) {
         Some(Value::String(word)) => Some(word.clone()),
         Some(Value::Number(number)) => Some(number.to_string()),
         _ => None,
     };
-    http.message = word("message").or_else(|| text(&value, "error")).or_else(|| match value.get("detail")? {
+    http.message = word("message").or_else(|| text(value, "error")).or_else(|| match value.get("detail")? {
         Value::String(detail) => Some(detail.clone()),
         detail => Some(detail.to_string()),
     });
@@ -576,7 +607,7 @@ fn error_context(body: &[u8]) -> HttpContext {
     http.error_type = word("type").or_else(|| word("error_type"));
     http.param = word("param");
     // Where the headers have none, as behind a proxy.
-    http.request_id = text(&value, "request_id").map(|id| printable_name(&id));
+    http.request_id = text(value, "request_id").map(|id| printable_name(&id));
     http
 }
 
