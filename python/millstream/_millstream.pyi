@@ -67,8 +67,11 @@ __all__ = [
     "check_rules",
     "check_timeout",
     "echo",
+    "flush_log",
     "is_secret_header",
+    "panic",
     "quiesce",
+    "refresh_log",
 ]
 
 VERSION: Final[str]
