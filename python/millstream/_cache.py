@@ -279,7 +279,6 @@ def _entry(row: _CacheRow) -> CacheEntry:
     return CacheEntry(key, stored, expires, size, model, prompt_tokens, completion_tokens, body)
 
 
-
 class Place:
     """Where a cache is. The URL of a Redis may hold a password, so it is no variable that a traceback could show."""
 

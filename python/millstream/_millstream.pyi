@@ -67,9 +67,12 @@ __all__ = [
     "check_rules",
     "check_timeout",
     "echo",
+    "flush_log",
     "is_secret_header",
     "numbers_as_json",
+    "panic",
     "quiesce",
+    "refresh_log",
 ]
 
 VERSION: Final[str]
