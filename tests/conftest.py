@@ -39,7 +39,7 @@ def real_server(real_server_available: None) -> Iterator[RealServer]:
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key, server, price or proxy of whoever runs the tests."""
-    ours = ("MILLSTREAM_CONFIG", "MILLSTREAM_PRICES", "MILLSTREAM_PROFILE")
+    ours = ("MILLSTREAM_CACHE", "MILLSTREAM_CONFIG", "MILLSTREAM_PRICES", "MILLSTREAM_PROFILE")
     of_users = (*ours, "OPENAI_", "ANTHROPIC_", "MISTRAL_", "AZURE_OPENAI_")
     for name in list(os.environ):
         if name.startswith(of_users) or name.lower().endswith("_proxy"):

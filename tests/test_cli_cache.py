@@ -12,6 +12,7 @@ import pytest
 from helpers import KEY
 from millstream import Cache, Client, Prices
 from millstream.testing import Answer, MockServer
+from redis_server import RedisServer, require_redis
 from test_cli import call, run
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def fill(server: MockServer, folder: Path, count: int, model: str = "gpt-4o-mini", **how: Any) -> None:
+def fill(server: MockServer, folder: Path | str, count: int, model: str = "gpt-4o-mini", **how: Any) -> None:
     cache = Cache(folder, **how)
     with Client(base_url=server.base_url, api_key=KEY, model=model, cache=cache) as client:
         client.batch_complete([f"question {number}" for number in range(count)])
@@ -162,3 +163,31 @@ async def test_entries_are_the_same_awaited(mock_server: MockServer, folder: Pat
     await cache.aremove(entries[:100])
     assert list(cache.entries()) == entries[100:]
     assert Cache("memory").stats().entries == len(list(Cache("memory").entries())) == 0
+
+
+def test_a_redis_is_a_cache_like_any_other(mock_server: MockServer, tmp_path: Path) -> None:
+    require_redis()
+    with RedisServer(tmp_path, password="canary") as redis:
+        fill(mock_server, redis.url, 250, ttl=1000)
+        fill(mock_server, redis.url, 3, model="mine")
+        redis.say("SET", f"millstream:{'0' * 64}", "rubbish")
+        redis.say("SET", "millstream:of another", "theirs")
+        place = {"MILLSTREAM_CACHE": redis.url}
+        done = call("cache", "stats", "--json", **place)
+        facts = json.loads(done.stdout)
+        assert (facts["entries"], facts["unreadable_or_expired"], facts["with_expiry"]) == (254, 1, 253)
+        assert facts["models"] == {"gpt-4o-mini": 250, "mine": 3}
+        exported = run("cache", "export", **place)
+        lines = lines_of(exported.stdout)
+        assert len({line["id"] for line in lines}) == 253
+        assert all(line["stored"] < line["expires"] for line in lines)
+        cleared = call("cache", "clear", "--model", "mine", "--yes", **place)
+        assert "3 answers removed" in cleared.stdout
+        assert Cache(redis.url).stats().entries == 251
+        assert call("cache", "clear", "--yes", **place).returncode == 0
+        assert redis.keys() == ["millstream:of another"]
+        redis.kill()
+        lost = run("cache", "export", **place)
+        assert (lost.returncode, "cannot be" in lost.stderr) == (1, True)
+        for said in (done, exported, cleared, lost):
+            assert "canary" not in said.stdout + said.stderr

@@ -42,8 +42,9 @@ _where = click.option(
     "where",
     type=CACHE,
     default="disk",
+    envvar="MILLSTREAM_CACHE",
     metavar="PATH|URL",
-    help="Folder of the cache, or where else one is kept; \"disk\" is that of cache='disk'.",
+    help="Folder of the cache, or URL of a Redis; also MILLSTREAM_CACHE, where a password is safer.",
 )
 
 
@@ -171,7 +172,7 @@ def _open(where: str) -> Cache | None:
                 raise Refused(f"there is no cache at {where}")
             # Whatever its users have as the bound: looking into it, and removing of it, must not forget the oldest.
             return Cache(os.path.join(folder, ""), memory_bytes=0, max_bytes=_ANY_BYTES)
-        return Cache(where)
+        return Cache(where, memory_bytes=0)
 
 
 def _folder(where: str) -> str:
