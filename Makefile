@@ -198,7 +198,7 @@ format-check: $(VENV)/.dev
 
 # Of what is on this machine already: nothing is asked of a list of vulnerabilities (`make audit` does).
 deny: $(AUDIT)/.deny
-	$(call step,"cargo deny: licences, bans and sources")
+	$(call step,"cargo deny")
 	$(AUDIT)/bin/python tools/audit.py --offline
 
 ruff: $(VENV)/.dev

@@ -13,6 +13,11 @@
 //! pressure (120 answers, where that takes longer) the creep turns into doubling, and after ten minutes a limit that nobody waits
 //! for is forgotten: somebody else used the key, or the account was raised.
 //!
+//! Some servers refuse by chance: one replica of many is full, a proxy sheds load. Every reading is then a little less than our own
+//! rate, whatever that is, and to obey them all would end in a crawl. What tells them apart is that a refusal at a lower rate than
+//! the last reading contradicts it. Where one reading after the other is contradicted there is no such limit, and refusals are left
+//! to the retries for ten minutes, or until far more of them come.
+//!
 //! A pure state machine; [`super::rate`] turns what it finds into a bucket. The bucket's size is what the server let through
 //! before its first refusal.
 
@@ -44,6 +49,13 @@ const PATIENCE: f64 = 60.0;
 const DOUBLING: f64 = 30.0;
 /// Without a refusal for so long it is forgotten, unless others wait for it: a pile in front of a slow limit would go at once.
 const MEMORY: Duration = Duration::from_secs(600);
+/// A refusal at less than this of the last reading contradicts it.
+const SAME: f64 = 0.99;
+/// So many in a row, and refusals come by chance. Two who share a limit contradict each other now and then.
+const BY_CHANCE: u32 = 8;
+/// So many refusals, so many times as often as before, are none by chance.
+const MANY_REFUSALS: f64 = 20.0;
+const MANY_TIMES: f64 = 3.0;
 /// Answers further apart than this do not speak of pressure between them.
 const LONGEST_STEP_S: f64 = 2.0;
 /// Refusals that are remembered until a first reading.
@@ -76,6 +88,7 @@ pub(super) enum Pace {
     Open,
     Searching(Search),
     Found(Found),
+    ByChance(Chance),
 }
 
 /// Refused, and no reading yet.
@@ -103,6 +116,22 @@ pub(super) struct Found {
     pressed: f64,
     answers: f64,
     looked: Instant,
+    /// The last reading, and since when how many refusals in a row contradicted it.
+    reading: f64,
+    contradicted: u32,
+    contradicted_from: Sent,
+    refused_since: f64,
+}
+
+/// Refused by chance.
+#[derive(Debug)]
+pub(super) struct Chance {
+    since: Instant,
+    /// How many are refused of all that are sent.
+    share: f64,
+    /// So many since this one left.
+    refused: f64,
+    from: Sent,
 }
 
 impl Search {
@@ -141,6 +170,10 @@ impl Search {
             pressed: 0.0,
             answers: 0.0,
             looked: now,
+            reading: rate,
+            contradicted: 0,
+            contradicted_from: sent,
+            refused_since: 0.0,
         })
     }
 
@@ -169,6 +202,7 @@ impl Found {
     /// Whether the refusal changes anything; `level` is what was thought to be left.
     fn refused(&mut self, sent: Sent, granted: Instant, level: f64, now: Instant) -> bool {
         self.refused_at = now;
+        self.refused_since += 1.0;
         if self.empty.is_before(&sent) {
             self.refused += 1.0;
         }
@@ -176,6 +210,11 @@ impl Found {
             return false;
         }
         let rate = self.rate().per_second;
+        if rate >= self.reading * SAME {
+            (self.contradicted, self.contradicted_from, self.refused_since) = (0, sent, 0.0);
+        } else {
+            self.contradicted += 1;
+        }
         let reading = reading(&self.empty, &sent, self.refused);
         self.base = if level >= 1.0 {
             // Too many at once, not too fast.
@@ -185,11 +224,32 @@ impl Found {
             let measured = reading.map_or(rate * CUT, |reading| reading * BELOW);
             measured.clamp(rate * DEEPEST_CUT, rate * BELOW)
         };
-        if reading.is_some() {
-            (self.empty, self.refused) = (sent, 0.0);
+        if let Some(reading) = reading {
+            (self.empty, self.refused, self.reading) = (sent, 0.0, reading);
         }
         (self.since, self.pressed, self.answers) = (now, 0.0, 0.0);
         true
+    }
+
+    /// What the refusals are if all of late contradicted what was read from those before.
+    fn by_chance(&self, sent: Sent, now: Instant) -> Option<Chance> {
+        let share = self.refused_since / sent.requests_since(&self.contradicted_from).max(1.0);
+        let chance = Chance { since: now, from: sent, refused: 0.0, share };
+        (self.contradicted >= BY_CHANCE).then_some(chance)
+    }
+}
+
+impl Chance {
+    /// Whether the refusal speaks of a limit again.
+    fn is_over(&mut self, sent: Sent, now: Instant) -> bool {
+        self.refused += 1.0;
+        let is_many = self.refused >= MANY_REFUSALS;
+        let is_more = is_many && self.refused > MANY_TIMES * self.share * sent.requests_since(&self.from);
+        if is_many {
+            // What was long ago says nothing of now.
+            (self.from, self.refused) = (sent, 0.0);
+        }
+        is_more || now.saturating_duration_since(self.since) > MEMORY
     }
 }
 
@@ -217,7 +277,19 @@ impl Pace {
                 }
                 None => false,
             },
-            Self::Found(found) => found.refused(sent, granted, level, now),
+            Self::Found(found) => {
+                let is_changed = found.refused(sent, granted, level, now);
+                if let Some(chance) = found.by_chance(sent, now) {
+                    *self = Self::ByChance(chance);
+                }
+                is_changed
+            }
+            Self::ByChance(chance) => {
+                if chance.is_over(sent, now) {
+                    *self = Self::Searching(Search::new(sent, now));
+                }
+                false
+            }
         }
     }
 
@@ -270,6 +342,40 @@ mod tests {
     async fn the_rate_is_what_was_accepted_between_two_refusals() {
         let limiter = Arc::new(RateLimiter::learning());
         half_refused(&limiter, 10).await;
+        let found = per_minute(&limiter).unwrap();
+        assert!((550.0..610.0).contains(&found), "{found}");
+    }
+
+    /// Sends as fast as it may, 200 a second at most, for `seconds`, and of that `refused_of_100` are refused. How many were sent.
+    async fn refused_by_chance(limiter: &Arc<RateLimiter>, seconds: u64, refused_of_100: u32) -> u32 {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let (mut sent, began) = (0, super::Instant::now());
+        while began.elapsed().as_secs() < seconds {
+            let mut reservation = limiter.reserve(Cost::request(0), 0).await.unwrap();
+            reservation.commit();
+            sent += 1;
+            sleep(super::Duration::from_millis(5)).await;
+            if rng.u32(..100) < refused_of_100 { limiter.refused(&reservation) } else { limiter.answered() }
+        }
+        sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_by_chance_are_no_limit() {
+        for share in [1, 3, 10] {
+            let limiter = Arc::new(RateLimiter::learning());
+            let sent = refused_by_chance(&limiter, 120, share).await;
+            // A millisecond of the timer's is lost on each.
+            assert!(sent > 120 * 1000 / 6 * 85 / 100, "{share} in a hundred: {sent}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_that_comes_after_refusals_by_chance_is_found_all_the_same() {
+        let limiter = Arc::new(RateLimiter::learning());
+        refused_by_chance(&limiter, 60, 2).await;
+        assert_eq!(per_minute(&limiter), None);
+        half_refused(&limiter, 60).await;
         let found = per_minute(&limiter).unwrap();
         assert!((550.0..610.0).contains(&found), "{found}");
     }
