@@ -449,6 +449,8 @@ pub(super) fn parse_chunk(body: &[u8]) -> Result<Value, Error> {
     let value = lenient::parse(body).map_err(|error| not_an_answer("a chunk is not JSON", body).with_source(error))?;
     // Some servers send an error without an envelope.
     let is_error = |name: &str| value.get(name).is_some_and(|said| said == "error");
+    // An empty error is one where it is all that was sent.
+    let says_so = |error: &Value| says_so(error) || !(error.is_null() || value.get("choices").is_some());
     match value.get("error") {
         _ if !value.is_object() => Err(not_an_answer("a chunk is not a JSON object", body)),
         error if !error.is_some_and(says_so) && !is_error("object") && !is_error("type") => Ok(value),
