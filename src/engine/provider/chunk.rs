@@ -631,13 +631,13 @@ mod tests {
         assert_eq!(anthropic.kind(), Kind::Status(529));
         let beside = json!({"error": {"type": "api_error"}, "choices": [{"delta": {}, "finish_reason": "error"}]});
         assert_eq!(refused(&beside).kind(), Kind::Status(500));
-        for unknown in [json!({"error": "what now"}), json!({"error": {"code": 7}})] {
+        for unknown in [json!({"error": "what now"}), json!({"error": {}}), json!({"error": {"code": 7}})] {
             let error = refused(&unknown);
             assert_eq!((error.kind(), error.verdict()), (Kind::InvalidResponse, Verdict::Retryable), "{unknown}");
         }
-        // One that says nothing is none: the stream's own end tells whether it was whole.
-        let silent = ChatChunk::read(Bytes::from_static(b"{\"error\":{}}")).unwrap();
-        assert!(!silent.says_something());
+        // One that says nothing is none beside choices, with which some servers send it.
+        let beside = json!({"error": {}, "choices": [{"delta": {"content": "a"}}]}).to_string();
+        assert!(ChatChunk::read(beside.into()).unwrap().says_something());
     }
 
     #[test]
