@@ -17,8 +17,6 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as arrow
-import pyarrow.parquet
 import pytest
 from helpers import KEY, until
 from millstream import Client, Prices
@@ -28,6 +26,10 @@ from test_cli import COMMAND, PATIENCE_S, call, run, started
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+# Not there under every Python that the wheel is tested with.
+arrow = pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
 
 Matrix = list[list[float]]
 

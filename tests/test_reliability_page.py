@@ -14,9 +14,9 @@ NAMED = re.compile(r"`((?:tests|src)/[\w/]+\.(?:py|rs))::(\w+)`")
 
 
 def named() -> list[tuple[str, str]]:
-    found = NAMED.findall((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
-    assert len(found) > 80
-    return sorted(set(found))
+    """Path and name of each test; none where the page is not (pytest collects before it deselects)."""
+    page = ROOT / "docs" / "reliability.md"
+    return sorted(set(NAMED.findall(page.read_text(encoding="utf-8")))) if page.exists() else []
 
 
 @pytest.mark.parametrize(("path", "name"), named())
@@ -26,6 +26,7 @@ def test_a_test_that_the_page_names_is_there(path: str, name: str) -> None:
 
 
 def test_every_row_names_a_test() -> None:
+    assert len(named()) > 80
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = [
         line
