@@ -44,6 +44,13 @@ class Http2Connection:
     def body(self, stream: int) -> bytes:
         return chat_body(echo(json.loads(self.bodies[stream])["messages"][-1]["content"]))
 
+    def end(self) -> None:
+        """End as servers do: a close with bytes unread would reset the connection, and the last frames may be lost."""
+        self.is_over = True
+        self.raw.shutdown(socket.SHUT_WR)
+        while self.raw.recv(65536):
+            pass
+
     def answer(self, stream: int) -> None:
         self.head(stream)
         self.h2.send_data(stream, self.body(stream), end_stream=True)

@@ -88,7 +88,7 @@ def go_away(code: ErrorCodes, *, up_to: int = 0) -> Callable[[Http2Connection, i
     def act(connection: Http2Connection, stream: int) -> None:
         connection.h2.close_connection(code, last_stream_id=up_to)
         connection.flush()
-        connection.is_over = True
+        connection.end()
 
     return act
 
