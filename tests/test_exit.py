@@ -224,6 +224,59 @@ def test_a_loop_in_an_exit_handler_gets_its_answers(mock_server: MockServer) -> 
     assert run(late, mock_server.base_url) == (0, "echo: bye", "")
 
 
+def test_loops_of_other_threads_are_left_alone_once_the_interpreter_ends(mock_server: MockServer) -> None:
+    # A loop that wakes takes the GIL, which uvloop's does also when there is no interpreter left: a segmentation fault.
+    late = """
+        import asyncio, atexit, selectors, sys, threading, time
+
+        def until(claim):
+            while not claim():
+                time.sleep(0.001)
+
+        class Counting(selectors.DefaultSelector):
+            woken = 0
+
+            def select(self, timeout=None):
+                ready = super().select(timeout)
+                Counting.woken += 1
+                return ready
+
+        def look():  # after the package's own exit handler
+            before = Counting.woken
+            until(lambda: client.stats().in_flight == 0)
+            print(asyncio.run(client.complete("bye")))  # its answer comes after all that was to be told before
+            print(Counting.woken - before)
+
+        atexit.register(look)
+        from millstream import AsyncClient
+        client = AsyncClient(api_key="test", base_url=sys.argv[1], model="any", max_concurrency=1000)
+
+        async def main():
+            await client.complete("first")
+            await asyncio.gather(*(client.complete("slow") for _ in range(100)))
+
+        loop = asyncio.SelectorEventLoop(Counting())
+        threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True).start()
+        until(lambda: client.stats().in_flight == 100)
+    """
+    mock_server.when("slow", Answer(text="late", latency=1.0, times=0))
+    assert run(late, mock_server.base_url) == (0, "echo: bye\n0", "")
+
+
+def test_a_loop_of_another_thread_that_an_exit_handler_runs_gets_its_answers(mock_server: MockServer) -> None:
+    late = """
+        import asyncio, atexit, sys, threading
+        atexit.register(lambda: (print(loop.run_until_complete(client.complete("bye"))), loop.close()))
+        from millstream import AsyncClient
+        client = AsyncClient(api_key="test", base_url=sys.argv[1], model="any")
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_until_complete, args=(client.complete("first"),))
+        thread.start()
+        thread.join()
+    """
+    assert run(late, mock_server.base_url) == (0, "echo: bye", "")
+
+
 def test_a_call_in_an_exit_handler_is_answered(mock_server: MockServer) -> None:
     assert end(mock_server, 'atexit.register(lambda: print(blocking.complete("bye")))') == (0, "echo: bye", "")
 

@@ -8,7 +8,8 @@
 //!
 //! Completing a future runs Python code. An interpreter that exits ends the threads that it finds there, and before Python 3.14
 //! such an end aborts the process if it comes through a Rust frame; so [`quiesce`], an exit handler, sees to it that a loop in a
-//! daemon thread is not inside [`Port::drain`] then.
+//! daemon thread is not inside [`Port::drain`] then, nor woken any more: uvloop's would take the GIL of an interpreter that has
+//! gone, which is a segmentation fault.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -60,6 +61,10 @@ type Delivery = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send>;
 struct Inbox {
     queue: Mutex<Queue>,
     wake: Socket,
+    /// Where the loop ran when it made its port.
+    thread: ThreadId,
+    /// Whether the thread that ends the interpreter waits for it, in an exit handler.
+    awaited_at_exit: AtomicBool,
 }
 
 #[derive(Default)]
@@ -90,10 +95,18 @@ impl Inbox {
     fn tenant(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
+
+    /// Whether the loop may still be woken.
+    fn is_heard(&self) -> bool {
+        EXITING.get().is_none_or(|exiting| *exiting == self.thread || self.awaited_at_exit.load(SeqCst))
+    }
 }
 
 impl Bell for Inbox {
     fn ring(&self) {
+        if !self.is_heard() {
+            return;
+        }
         // It cannot be full, with one byte at most in it; and if the loop has gone, nobody waits.
         let _ = (&self.wake).write(&[1]);
     }
@@ -164,9 +177,12 @@ impl Waiting {
 
 #[pymethods]
 impl Port {
-    /// Holds a virtual clock, if there is one, until Python has done what it does now.
+    /// Told before each call and each turn: holds a virtual clock, if there is one, until Python has done what it does now.
     fn stir(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
+        if EXITING.get().is_some_and(|exiting| *exiting == thread::current().id()) {
+            this.inbox.awaited_at_exit.store(true, SeqCst);
+        }
         let Some(runtime) = Runtime::with_virtual_clock() else { return Ok(()) };
         let Some(clock) = runtime.clock() else { return Ok(()) };
         clock.traffic.lease(this.inbox.tenant(), LONGEST_SETTLING);
@@ -186,7 +202,12 @@ impl Port {
         wake.set_nonblocking(true)?;
         watched.set_nonblocking(true)?;
         Ok(Self {
-            inbox: Arc::new(Inbox { queue: Mutex::default(), wake }),
+            inbox: Arc::new(Inbox {
+                queue: Mutex::default(),
+                wake,
+                thread: thread::current().id(),
+                awaited_at_exit: AtomicBool::new(false),
+            }),
             watched,
             waiting: Mutex::default(),
             outbox: Mutex::default(),
