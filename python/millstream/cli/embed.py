@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from millstream._embed import OnError, TooLong
 from millstream._embed_job import EmbedRun
-from millstream._progress import Watch, dollars, duration, quantity
-from millstream.cli._exit import DONE, FAILED, INTERRUPTED, refusing
+from millstream._progress import Watch, duration, quantity
+from millstream.cli._exit import refusing
 from millstream.cli._options import Configured, Server, param_option, price_options, server_options
+from millstream.cli._outcome import cost, done_before, exit_code, interruptions, report
 from millstream.cli._types import CACHE, COUNT, INPUT, OUTPUT, SECONDS
-from millstream.cli.run import interruptions
 from millstream.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from millstream import Prices
     from millstream._embed_job import EmbedSummary
-
-_SHOWN = 20
-"""Problems that are listed; all are in the journal."""
 
 
 @click.command(cls=Configured)
@@ -118,10 +113,10 @@ def embed(
     import asyncio  # not at the top: the other commands need none of it
 
     summary, interruption = asyncio.run(carry())
-    _report(summary, as_json)
-    if summary.stopped == "interrupted":
-        return INTERRUPTED if interruption is None else 128 + interruption
-    return FAILED if summary.stopped or summary.failed or summary.failed_before else DONE
+    report(summary, map(_problem, summary.problems), _in_words(summary), _REASONS, as_json=as_json)
+    if summary.error:
+        click.echo(f"Error: {summary.error}", err=True)
+    return exit_code(summary, interruption, has_failed=bool(summary.failed or summary.failed_before))
 
 
 _REASONS = {
@@ -134,38 +129,17 @@ _REASONS = {
 }
 
 
-def _report(summary: EmbedSummary, as_json: bool) -> None:
-    for file, row, reason in summary.problems[:_SHOWN]:
-        click.echo(f"{file}, {'line' if file.endswith('.embed.journal') else 'row'} {row}: {reason}", err=True)
-    if (more := len(summary.problems) - _SHOWN) > 0:
-        click.echo(f"and {more:,} more", err=True)
-    if as_json:
-        click.echo(json.dumps(asdict(summary)))
-    else:
-        click.echo(_in_words(summary), err=True)
-    if summary.stopped:
-        click.echo(_REASONS.get(summary.stopped, f"stopped: {summary.stopped}"), err=True)
-    if summary.error:
-        click.echo(f"Error: {summary.error}", err=True)
+def _problem(problem: tuple[str, int, str]) -> str:
+    file, row, reason = problem
+    return f"{file}, {'line' if file.endswith('.embed.journal') else 'row'} {row}: {reason}"
 
 
-def _in_words(summary: EmbedSummary) -> str:
+def _in_words(summary: EmbedSummary) -> list[str]:
     made = f"{summary.output}: {summary.rows:,} x {summary.dimensions}" if summary.output else "no output yet"
     parts = [made, f"{summary.ok:,} embedded", f"{summary.failed:,} failed"]
-    if summary.skipped:
-        parts.append(f"{summary.skipped:,} done before")
-    if summary.failed_before:
-        parts.append(f"{summary.failed_before:,} of them failed (--retry-failed asks them again)")
+    parts.extend(done_before(summary))
     parts.append(f"{summary.requests:,} requests")
     parts.append(f"{quantity(summary.prompt_tokens)} tokens")
-    parts.append(_cost(summary))
+    parts.append(cost(summary, "rows"))
     parts.append(duration(summary.elapsed))
-    return " · ".join(parts)
-
-
-def _cost(summary: EmbedSummary) -> str:
-    if not summary.unpriced:
-        return f"cost {dollars(summary.cost or 0.0)}"
-    if not summary.cost:
-        return "cost unknown"
-    return f"cost {dollars(summary.cost)} and unknown for {summary.unpriced:,} rows"
+    return parts

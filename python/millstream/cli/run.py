@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import signal
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from millstream import BatchProcessor, ConfigurationError
-from millstream._progress import dollars, duration, quantity
-from millstream.cli._exit import DONE, FAILED, INTERRUPTED, refusing
+from millstream._progress import duration, quantity
+from millstream.cli._exit import refusing
 from millstream.cli._options import Configured, Server, price_options, request_options, server_options
+from millstream.cli._outcome import cost, done_before, exit_code, interruptions, report
 from millstream.cli._types import COUNT, INPUT, OUTPUT, SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from millstream import Prices
     from millstream.types import RunSummary
-
-_SHOWN = 20
-"""Problems that are listed; all are in the output."""
 
 
 @click.command(cls=Configured)
@@ -143,29 +136,10 @@ def run(
     import asyncio  # not at the top: the other commands need none of it
 
     summary, interruption = asyncio.run(carry())
-    _report(summary, as_json)
-    if summary.stopped == "interrupted":
-        return INTERRUPTED if interruption is None else 128 + interruption
-    has_failed = summary.failed or summary.failed_before or summary.bad_lines
-    return FAILED if summary.stopped or has_failed else DONE
-
-
-def interruptions(stop: Callable[[float], None], grace: float) -> list[int]:
-    """Make the first Ctrl-C or SIGTERM drain the run and the second end it; the signals that came, as they come."""
-    from asyncio import get_running_loop
-
-    loop = get_running_loop()
-    seen: list[int] = []
-
-    def interrupt(number: int) -> None:
-        seen.append(number)
-        if len(seen) == 1 and grace > 0:
-            click.echo(f"\nstopping: what is on the wire has {duration(grace)} to end; again stops at once", err=True)
-        stop(grace if len(seen) == 1 else 0.0)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt, int(number))
-    return seen
+    problems = (f"{file}:{line}: {reason}" for file, line, reason in summary.problems)
+    report(summary, problems, _in_words(summary), _REASONS, as_json=as_json)
+    has_failed = bool(summary.failed or summary.failed_before or summary.bad_lines)
+    return exit_code(summary, interruption, has_failed=has_failed)
 
 
 _REASONS = {
@@ -178,36 +152,12 @@ _REASONS = {
 }
 
 
-def _report(summary: RunSummary, as_json: bool) -> None:
-    for file, line, reason in summary.problems[:_SHOWN]:
-        click.echo(f"{file}:{line}: {reason}", err=True)
-    if len(summary.problems) > _SHOWN:
-        click.echo(f"and {len(summary.problems) - _SHOWN:,} more", err=True)
-    if as_json:
-        click.echo(json.dumps(asdict(summary)))
-    else:
-        click.echo(_in_words(summary), err=True)
-    if summary.stopped:
-        click.echo(_REASONS.get(summary.stopped, f"stopped: {summary.stopped}"), err=True)
-
-
-def _in_words(summary: RunSummary) -> str:
+def _in_words(summary: RunSummary) -> list[str]:
     parts = [f"{summary.ok:,} answered", f"{summary.failed:,} failed"]
-    if summary.skipped:
-        parts.append(f"{summary.skipped:,} done before")
-    if summary.failed_before:
-        parts.append(f"{summary.failed_before:,} of them failed (--retry-failed asks them again)")
+    parts.extend(done_before(summary))
     if summary.bad_lines:
         parts.append(f"{summary.bad_lines:,} bad lines")
     parts.append(f"{quantity(summary.prompt_tokens)} + {quantity(summary.completion_tokens)} tokens")
-    parts.append(_cost(summary))
+    parts.append(cost(summary, "answers"))
     parts.append(duration(summary.elapsed))
-    return " · ".join(parts)
-
-
-def _cost(summary: RunSummary) -> str:
-    if not summary.unpriced:
-        return f"cost {dollars(summary.cost or 0.0)}"
-    if not summary.cost:
-        return "cost unknown"
-    return f"cost {dollars(summary.cost)} and unknown for {summary.unpriced:,} answers"
+    return parts

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use std::vec;
 
 use futures_util::future::join_all;
-use redis::{FromRedisValue, Pipeline, Value};
+use redis::{FromRedisValue, Pipeline, ToRedisArgs, Value};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -111,6 +111,9 @@ impl std::fmt::Debug for Inner {
 }
 
 type Asked = (Key, oneshot::Sender<Option<Found>>);
+
+/// The bytes under a name, and how long they will live if not for ever.
+type Read = (Vec<u8>, Option<Duration>);
 
 /// What the task that writes is told, in this order.
 enum Order {
@@ -307,7 +310,7 @@ impl Inner {
         }
         let mut questions = Pipeline::with_capacity(asked.len() * 2);
         for (key, _) in &asked {
-            self.ask_for(&mut questions, key);
+            ask_for(&mut questions, self.name(key), self.tells_life);
         }
         let answers = match self.reader.ask(&questions, ANSWER, false).await {
             Ok(answers) => answers,
@@ -329,27 +332,14 @@ impl Inner {
         }
     }
 
-    /// As [`Self::found`] reads it.
-    fn ask_for(&self, questions: &mut Pipeline, key: &Key) {
-        let name = self.name(key);
-        questions.cmd("GETRANGE").arg(&name).arg(0).arg(MOST_BYTES - 1);
-        if self.tells_life {
-            questions.cmd("PTTL").arg(&name);
-        }
-    }
-
     /// What the next `answers` are.
     fn found(&self, key: &Key, answers: &mut vec::IntoIter<Value>) -> Option<Found> {
-        let value = answers.next();
-        let life = if self.tells_life { answers.next() } else { None };
-        let bytes = match value? {
-            Value::BulkString(bytes) if bytes.is_empty() => return None,
-            Value::BulkString(bytes) => bytes,
-            Value::ServerError(error) if error.code() != "WRONGTYPE" => {
-                self.cannot_be_used(&refusal(error.code()));
+        let (bytes, life) = match read_of(answers, self.tells_life) {
+            Ok(read) => read?,
+            Err(why) => {
+                self.cannot_be_used(&why);
                 return None;
             }
-            _ => Vec::new(),
         };
         let Some(entry) = Entry::decode(key, &bytes) else {
             // The next one that is put takes its place.
@@ -357,11 +347,7 @@ impl Inner {
             self.tell("holds what is no answer under a key of this cache; it is asked again");
             return None;
         };
-        let life = match life {
-            Some(Value::Int(left)) if left >= 0 => Duration::from_millis(left.unsigned_abs()),
-            _ => self.ttl,
-        };
-        Some((Arc::new(entry), Some(life)))
+        Some((Arc::new(entry), Some(life.unwrap_or(self.ttl))))
     }
 
     async fn write(self: Arc<Self>, mut orders: UnboundedReceiver<Order>) {
@@ -466,25 +452,23 @@ impl Inner {
         let (next, names) = self.scan(&self.writer, cursor, PAGE_ENTRIES, true).await?;
         let next = (next > 0).then(|| Cursor(next.to_be_bytes().to_vec()));
         let mut page = Page { next, ..Page::default() };
+        if names.is_empty() {
+            return Ok(page);
+        }
+        let mut questions = Pipeline::with_capacity(names.len() * 2);
+        for name in &names {
+            ask_for(&mut questions, name, true);
+        }
+        let mut answers = self.writer.ask(&questions, PATIENCE, true).await?.into_iter();
         for name in names {
-            let mut question = Pipeline::with_capacity(2);
-            question.cmd("GETRANGE").arg(&name).arg(0).arg(MOST_BYTES - 1).cmd("PTTL").arg(&name);
-            let mut answers = self.writer.ask(&question, PATIENCE, true).await?.into_iter();
-            let (value, life) = (answers.next(), answers.next());
-            let bytes = match value {
-                Some(Value::ServerError(error)) if error.code() != "WRONGTYPE" => return Err(refusal(error.code())),
-                // It has gone meanwhile.
-                Some(Value::BulkString(bytes)) if bytes.is_empty() => continue,
-                Some(Value::BulkString(bytes)) => bytes,
-                _ => Vec::new(),
-            };
+            // What has gone meanwhile is passed over.
+            let Some((bytes, life)) = read_of(&mut answers, true)? else { continue };
             let found = self.key(&name).and_then(|key| Some((key, Entry::decode_dated(&key, &bytes)?)));
             let Some((key, (entry, stored))) = found else {
                 page.damaged += 1;
                 continue;
             };
-            let life = if let Some(Value::Int(left)) = life { u64::try_from(left).ok() } else { None };
-            let expires = life.and_then(|left| SystemTime::now().checked_add(Duration::from_millis(left)));
+            let expires = life.and_then(|left| SystemTime::now().checked_add(left));
             page.entries.push(Kept { key, bytes: bytes.len(), entry: Arc::new(entry), stored, expires });
         }
         Ok(page)
@@ -542,6 +526,33 @@ impl Inner {
 
     fn tell(&self, what: &str) {
         lock(&self.fault).tell(&format!("{} {what}", self.config.address));
+    }
+}
+
+/// Asks for what stands under `name` and, if `life`, for how long it still will, as [`read_of`] reads it.
+fn ask_for(questions: &mut Pipeline, name: impl ToRedisArgs, life: bool) {
+    questions.cmd("GETRANGE").arg(&name).arg(0).arg(MOST_BYTES - 1);
+    if life {
+        questions.cmd("PTTL").arg(&name);
+    }
+}
+
+/// What the next `answers` say of a name: its bytes, none of them where no string stands there, and how long they will live.
+///
+/// # Errors
+/// What the server refuses.
+fn read_of(answers: &mut vec::IntoIter<Value>, life: bool) -> Result<Option<Read>, String> {
+    let value = answers.next();
+    let life = match if life { answers.next() } else { None } {
+        Some(Value::Int(left)) => u64::try_from(left).ok().map(Duration::from_millis),
+        _ => None,
+    };
+    match value {
+        None => Ok(None),
+        Some(Value::BulkString(bytes)) if bytes.is_empty() => Ok(None),
+        Some(Value::BulkString(bytes)) => Ok(Some((bytes, life))),
+        Some(Value::ServerError(error)) if error.code() != "WRONGTYPE" => Err(refusal(error.code())),
+        Some(_) => Ok(Some((Vec::new(), life))),
     }
 }
 

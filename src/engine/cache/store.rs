@@ -118,10 +118,7 @@ impl Store {
         let mut answers = missing.iter().zip(kept);
         for found in found.iter_mut().filter(|found| found.is_none()) {
             let Some((key, answer)) = answers.next() else { break };
-            if let (Some((entry, lives)), Some(front)) = (&answer, &self.front) {
-                front.put_for(*key, Arc::clone(entry), *lives);
-            }
-            *found = answer.map(|(entry, _)| entry);
+            *found = answer.map(|answer| self.keep_in_front(key, answer));
         }
         found
     }

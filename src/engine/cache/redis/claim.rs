@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 
 use super::link::refusal;
-use super::{ANSWER, Inner, Order, Redis};
+use super::{ANSWER, Inner, Order, Redis, ask_for};
 use crate::engine::cache::key::Key;
 use crate::engine::cache::store::Found;
 use crate::engine::retry::{Backoff, Jitter};
@@ -74,7 +74,7 @@ impl Redis {
             let mut questions = Pipeline::with_capacity(3);
             questions.cmd("SET").arg(self.inner.lock_of(key)).arg(&claim.token).arg("NX").arg("PX").arg(millis(LIFE));
             // After that, since whoever held it until now has written before it let go.
-            self.inner.ask_for(&mut questions, key);
+            ask_for(&mut questions, self.inner.name(key), self.inner.tells_life);
             let mut answers = match self.inner.reader.ask(&questions, ANSWER, false).await {
                 Ok(answers) => answers.into_iter(),
                 Err(why) => {
