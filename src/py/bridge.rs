@@ -6,22 +6,19 @@
 //! the GIL's work in one go: it makes the Python objects and completes exact `asyncio.Future`s. The engine's side holds no Python
 //! object, so it never needs the GIL, and a loop that is gone just leaves results unread.
 //!
-//! Completing a future runs Python code. An interpreter that exits ends the threads that it finds there, and before Python 3.14
-//! such an end aborts the process if it comes through a Rust frame; so [`quiesce`], an exit handler, sees to it that a loop in a
-//! daemon thread is not inside [`Port::drain`] then, nor woken any more: uvloop's would take the GIL of an interpreter that has
-//! gone, which is a segmentation fault.
+//! Completing a future runs Python code, so [`Port::drain`] is a [`Visit`]. Once the interpreter exits the loop of a daemon thread
+//! is not woken any more: uvloop's would take the GIL of an interpreter that has gone, which is a segmentation fault.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::mem;
 use std::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicUsize,
+    AtomicBool, AtomicU32,
     Ordering::{Relaxed, SeqCst},
 };
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::{AbortHandle, AbortRegistration};
 use pyo3::IntoPyObjectExt;
@@ -32,8 +29,9 @@ use pyo3::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::errors::{self, OrRaise};
+use super::exit::{self, Visit};
 use super::log;
-use super::process::{self, PerProcess};
+use super::process;
 use super::runtime::{Bell, Job, Runtime, block_on, guarded, job};
 use crate::engine::error::Error;
 use crate::traffic::Traffic;
@@ -98,7 +96,7 @@ impl Inbox {
 
     /// Whether the loop may still be woken.
     fn is_heard(&self) -> bool {
-        EXITING.get().is_none_or(|exiting| *exiting == self.thread || self.awaited_at_exit.load(SeqCst))
+        exit::in_thread().is_none_or(|exiting| exiting == self.thread || self.awaited_at_exit.load(SeqCst))
     }
 }
 
@@ -180,7 +178,7 @@ impl Port {
     /// Told before each call and each turn: holds a virtual clock, if there is one, until Python has done what it does now.
     fn stir(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
-        if EXITING.get().is_some_and(|exiting| *exiting == thread::current().id()) {
+        if exit::is_this_thread() {
             this.inbox.awaited_at_exit.store(true, SeqCst);
         }
         let Some(runtime) = Runtime::with_virtual_clock() else { return Ok(()) };
@@ -226,7 +224,7 @@ impl Port {
     /// Completes the futures whose results have come.
     fn drain(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (this, py) = (slf.get(), slf.py());
-        let _draining = Draining::begin(py);
+        let visit = Visit::begin(py);
         Self::stir(slf)?;
         let _ = (&this.watched).read(&mut [0; 64]);
         let (results, more) = {
@@ -249,6 +247,7 @@ impl Port {
                 raised = Err(error);
             }
         }
+        drop(visit);
         raised.and(log::flush(py))
     }
 
@@ -316,58 +315,6 @@ fn complete(future: &Bound<'_, PyAny>, delivery: Delivery) -> PyResult<()> {
         Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
     };
     Ok(())
-}
-
-/// How many threads are inside [`Port::drain`].
-static DRAINING: PerProcess<AtomicUsize> = PerProcess::for_any_clock();
-
-/// The thread that ends the interpreter, once it does.
-static EXITING: OnceLock<ThreadId> = OnceLock::new();
-
-/// Longest wait of the exit for a `drain`, which takes milliseconds.
-const QUIESCE_TIMEOUT: Duration = Duration::from_millis(500);
-
-struct Draining(Arc<AtomicUsize>);
-
-impl Draining {
-    /// Counts this thread in. Once the interpreter exits, no other thread than the exiting one comes back from here.
-    fn begin(py: Python<'_>) -> Self {
-        let draining = Self(draining());
-        draining.0.fetch_add(1, SeqCst);
-        if EXITING.get().is_none_or(|exiting| *exiting == thread::current().id()) {
-            return draining;
-        }
-        drop(draining);
-        py.detach(|| {
-            loop {
-                thread::park();
-            }
-        })
-    }
-}
-
-impl Drop for Draining {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
-}
-
-fn draining() -> Arc<AtomicUsize> {
-    let Ok(count) = DRAINING.get_or_make(|| Ok::<_, Infallible>(AtomicUsize::new(0)));
-    count
-}
-
-/// Keeps all other threads out of [`Port::drain`] from now on; called as the interpreter exits.
-#[pyfunction]
-pub(crate) fn quiesce(py: Python<'_>) {
-    EXITING.get_or_init(|| thread::current().id());
-    let draining = draining();
-    let deadline = Instant::now() + QUIESCE_TIMEOUT;
-    py.detach(|| {
-        while draining.load(SeqCst) > 0 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(1));
-        }
-    });
 }
 
 /// One call under way. Aborting or dropping it ends the call, closes its connection and gives its permits back.

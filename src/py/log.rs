@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
+use super::exit::Visit;
 use super::process::PerProcess;
 use super::runtime::{Bell, Runtime};
 use crate::engine::log::{self, Field, Level, Record, Sink};
@@ -98,6 +99,7 @@ pub(crate) fn ring_for_news<B: Bell + 'static>(bell: &Arc<B>) {
 
 fn refresh_now(py: Python<'_>) -> PyResult<()> {
     static LEVEL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let _visit = Visit::begin(py);
     let least: Option<u8> = LEVEL.import(py, "millstream._logging", "level")?.call0()?.extract()?;
     log::listen(least, || Box::new(ToQueue));
     Ok(())
@@ -114,6 +116,7 @@ pub(crate) fn refresh_log(py: Python<'_>) -> PyResult<()> {
 pub(crate) fn flush(py: Python<'_>) -> PyResult<()> {
     static HAND_OVER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let Some(queue) = QUEUE.get().filter(|queue| queue.has_news.load(Relaxed)) else { return Ok(()) };
+    let _visit = Visit::begin(py);
     queue.has_news.store(false, Relaxed);
     let waiting = mem::take(&mut *queue.waiting.lock().unwrap_or_else(PoisonError::into_inner));
     let records = PyList::empty(py);

@@ -16,6 +16,7 @@ mod embeddings;
 mod endpoint;
 mod errors;
 mod events;
+mod exit;
 mod jobs;
 mod json;
 mod limiter;
@@ -42,7 +43,7 @@ mod _millstream {
     #[pymodule_export]
     use super::batch_policy::NativeAdaptiveBatchPolicy;
     #[pymodule_export]
-    use super::bridge::{Pending, Port, echo, panic, quiesce};
+    use super::bridge::{Pending, Port, echo, panic};
     #[pymodule_export]
     use super::cache::NativeCache;
     #[pymodule_export]
@@ -59,6 +60,8 @@ mod _millstream {
     use super::endpoint::Endpoint;
     #[pymodule_export]
     use super::events::StreamEvent;
+    #[pymodule_export]
+    use super::exit::quiesce;
     #[pymodule_export]
     use super::jobs::NativeFileRun;
     #[pymodule_export]
