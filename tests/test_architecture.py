@@ -139,7 +139,7 @@ def test_the_http_client_is_named_only_in_the_transport() -> None:
     [
         r"std::time::Instant",
         r"\bstd::time::\{[^}]*\bInstant\b",
-        r"\bstd::thread\b",
+        r"\bstd::thread\b(?!::available_parallelism\b)",
         r"\be?print(ln)?!",
         r"\bdbg!",
         r"\bunsafe\b",

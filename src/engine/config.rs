@@ -151,7 +151,7 @@ pub struct Timeouts {
 /// The URL of an API.
 ///
 /// # Errors
-/// A configuration error if it is not plain http(s).
+/// A configuration error if it is not plain http(s), or names a link-local address.
 pub fn base_url(text: &str) -> Result<Url, Error> {
     let bad = |why: &str| Error::configuration(format!("base_url {why}; give something like {DEFAULT_BASE_URL:?}"));
     // The text itself is not repeated: it may hold a password.
@@ -165,7 +165,23 @@ pub fn base_url(text: &str) -> Result<Url, Error> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("must not hold a query or a fragment"));
     }
+    if is_link_local(&url) {
+        // A gateway that lets its users name a server would hand them the credentials of its machine.
+        return Err(bad("must not be a link-local address: clouds serve a machine's own credentials there"));
+    }
     Ok(url)
+}
+
+fn is_link_local(url: &Url) -> bool {
+    let address = match url.host() {
+        Some(Host::Ipv4(address)) => IpAddr::V4(address),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).to_canonical(),
+        _ => return false,
+    };
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
 }
 
 /// A path below the base URL.
@@ -380,6 +396,24 @@ mod tests {
         {
             let error = endpoint(bad, None, false).unwrap_err().to_string();
             assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn refuses_link_local_addresses_however_they_are_written() {
+        for bad in [
+            "http://169.254.169.254/latest",
+            "http://2852039166/v1",
+            "http://0xa9.0xfe.0xa9.0xfe",
+            "http://[::ffff:169.254.169.254]/v1",
+            "http://[fe80::1]/v1",
+        ] {
+            let error = endpoint(bad, None, false).unwrap_err().to_string();
+            assert!(error.contains("link-local"), "{bad}: {error}");
+        }
+        for good in ["http://169.253.0.1/v1", "http://10.0.0.1/v1", "http://[fd00::1]/v1", "http://192.168.1.5:8080/v1"]
+        {
+            assert!(endpoint(good, None, false).is_ok(), "{good}");
         }
     }
 

@@ -104,6 +104,7 @@ struct Inner {
     attempts: u32,
     elapsed: Duration,
     stale_connection: bool,
+    of_this_process: bool,
     should_retry: Option<bool>,
     quota: bool,
     pressure: Pressure,
@@ -139,6 +140,7 @@ impl Error {
             attempts: 0,
             elapsed: Duration::ZERO,
             stale_connection: false,
+            of_this_process: false,
             should_retry: None,
             quota: false,
             pressure: match kind {
@@ -240,6 +242,13 @@ impl Error {
     #[must_use]
     pub fn on_stale_connection(mut self) -> Self {
         self.0.stale_connection = true;
+        self
+    }
+
+    /// Marks what this process lacked to send it: nothing left, and it says nothing of the server.
+    #[must_use]
+    pub fn of_this_process(mut self) -> Self {
+        self.0.of_this_process = true;
         self
     }
 
@@ -379,6 +388,11 @@ impl Error {
     /// Whether a connection closed before the first byte of an answer.
     pub fn is_stale_connection(&self) -> bool {
         self.0.stale_connection
+    }
+
+    /// Whether this process lacked something to send it.
+    pub fn is_of_this_process(&self) -> bool {
+        self.0.of_this_process
     }
 
     /// The server's own word on retrying, if it gave one.

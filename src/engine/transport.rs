@@ -11,6 +11,7 @@ mod connect;
 
 use std::error::Error as StdError;
 use std::io;
+use std::num::NonZero;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::crypto::ring;
 use rustls_platform_verifier::Verifier;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
@@ -188,6 +190,9 @@ pub struct Transport {
     client: Client<Connector, Full<Bytes>>,
     connector: Connector,
     connect_timeout: Option<Duration>,
+    /// How many of its long answers are read at once beside the engine: more of them than there are other cores would only keep
+    /// the engine and the event loop waiting for theirs.
+    pub readers: Semaphore,
 }
 
 impl Transport {
@@ -202,7 +207,9 @@ impl Transport {
             .http1_max_headers(MOST_HEADERS)
             .http2_max_header_list_size(HEAD_LIMIT as u32)
             .build(connector.clone());
-        Self { client, connector, connect_timeout: config.connect_timeout }
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let readers = Semaphore::new(cores.saturating_sub(1).max(1));
+        Self { client, connector, connect_timeout: config.connect_timeout, readers }
     }
 
     /// Sends one request and reads the whole answer. Dropping the future closes the connection.
@@ -349,6 +356,7 @@ fn classify(
     }
     if cause.too_many_files {
         return Error::new(Kind::Connection, "too many open files for another connection")
+            .of_this_process()
             .advise("Lower max_concurrency or raise `ulimit -n`.")
             .with_source(error);
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING};
 use http::{HeaderMap, HeaderValue, Method};
+use tokio::sync::Semaphore;
 
 use super::file::FileBody;
 use crate::engine::disk::off_the_engine;
@@ -148,13 +149,18 @@ impl Call {
         }
     }
 
-    /// What `response` says, unless it is no answer.
-    pub(super) async fn read<T: Answer>(&self, response: Response) -> Result<(T, Response), Response> {
+    /// What `response` says, unless it is no answer; a long one is read when one of the `readers` is free.
+    pub(super) async fn read<T: Answer>(
+        &self,
+        response: Response,
+        readers: &Semaphore,
+    ) -> Result<(T, Response), Response> {
         if !response.status.is_success() {
             return Err(response);
         }
         let answer = if T::takes_long(&response.body) {
             let body = response.body.clone();
+            let _reader = readers.acquire().await;
             off_the_engine(move || T::read(&body)).await.flatten()
         } else {
             T::read(&response.body)

@@ -62,6 +62,9 @@ const CALL_PATIENCE: Duration = Duration::from_millis(3100);
 /// How long the items of a batch do, if the server has ever answered: as long as a `Retry-After` is waited for.
 const BATCH_PATIENCE: Duration = Duration::from_secs(120);
 
+/// How soon a request that could not leave this process tries again, at the earliest.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// How many of the longest waits that are kept an item of a batch outlasts while nobody is answered: ten minutes by default, as
 /// the total.
 const WAITS_IN_SILENCE: u32 = 5;
@@ -221,8 +224,13 @@ impl Pipeline {
             };
             let lane = admission.lane;
             drop(admission);
-            if health(&error).is_failing() {
-                item.fails(&error);
+            if error.is_of_this_process() {
+                item.could_not_leave.get_or_insert_with(Instant::now);
+            } else {
+                item.could_not_leave = None;
+                if health(&error).is_failing() {
+                    item.fails(&error);
+                }
             }
             if self.bulk.is_some() && matches!(error.pressure(), Pressure::RateLimit | Pressure::Ramp) {
                 // The limit's wait, not the item's work.
@@ -407,7 +415,7 @@ impl Pipeline {
             Err(error) => Err(error),
         };
         let outcome = match received {
-            Ok(response) => call.read::<T>(response).await.map_err(|response| {
+            Ok(response) => call.read::<T>(response, &upstream.transport.readers).await.map_err(|response| {
                 failure::read::<T>(call, &request.header_maps(), &response, upstream.endpoint.host())
             }),
             Err(error) => Err(error),
@@ -441,7 +449,7 @@ impl Pipeline {
             Err(error) => {
                 in_flight.ends(Duration::ZERO, None, AttemptOutcome::Failed(RetryCause::of(error)));
                 admission.observe(Signal::of_failure(error, rate_told), None);
-                if !error.is_stale_connection() {
+                if !error.is_stale_connection() && !error.is_of_this_process() {
                     if error.status().is_some() {
                         lane.breaker.heard();
                     }
@@ -512,6 +520,13 @@ impl Pipeline {
     ) -> Result<Duration, GiveUp> {
         if error.partial().is_some() {
             return Err(GiveUp::because("the answer had begun, so it is not asked for again"));
+        }
+        if let Some(since) = item.could_not_leave {
+            let patience = if self.holds_on() { BATCH_PATIENCE } else { CALL_PATIENCE };
+            if since.elapsed() < patience {
+                // Nothing was sent: what others hold is waited for, and no retry is used up.
+                return Ok(LOOK_AGAIN.mul_f64(1.0 + item.rng.f64()));
+            }
         }
         if call.once {
             return Err(GiveUp::because("it is sent once"));
@@ -604,7 +619,7 @@ impl GiveUp {
 /// Whether a retry after `wait` needs leave of the budget: what a rate limit refused, rate limits already hold back, and an item
 /// that does not wait has another server or a breaker to ask.
 fn draws_on_budget(wait: Duration, error: &Error) -> bool {
-    !wait.is_zero() && error.pressure() != Pressure::RateLimit
+    !wait.is_zero() && error.pressure() != Pressure::RateLimit && !error.is_of_this_process()
 }
 
 /// What an item carries from one attempt to the next.
@@ -629,6 +644,8 @@ struct Item {
     attempts: AtomicU32,
     made: Attempts,
     resent: bool,
+    /// Since when this process has not had what it takes to send it.
+    could_not_leave: Option<Instant>,
     /// The lane that its last attempt failed on.
     failed_at: Option<usize>,
     /// Whether it asks another model than its own.
@@ -660,6 +677,7 @@ impl Item {
             attempts: AtomicU32::new(0),
             made: Attempts::default(),
             resent: false,
+            could_not_leave: None,
             failed_at: None,
             stands_in: false,
             shares_place: false,
