@@ -138,13 +138,14 @@ impl Pipeline {
     pub(super) async fn through_cache<T: Answer>(&self, key: Key, call: &Call) -> Result<(T, Receipt), Error> {
         let Some(Caching { cache, refresh, .. }) = &self.caching else { return self.carry(call).await.0 };
         let began = Instant::now();
+        // Each looks for itself: to be led and followed costs more than a question to a store.
+        if !refresh
+            && let Some(entry) = cache.fetch(&key).await
+            && let Some(answer) = replay(cache, &key, call, &entry, began, Cache::hit)
+        {
+            return Ok(answer);
+        }
         if *refresh || call.writer.as_ref().is_some_and(|writer| writer.has_reader()) {
-            if !refresh
-                && let Some(entry) = cache.fetch(&key).await
-                && let Some(answer) = replay(cache, &key, call, &entry, began, Cache::hit)
-            {
-                return Ok(answer);
-            }
             return self.ask_and_keep(cache, key, call).await.0;
         }
         loop {
@@ -178,6 +179,7 @@ impl Pipeline {
         let Some(Caching { cache, .. }) = &self.caching else {
             return Landed::Error(Arc::new(Error::internal("a flight without a cache")));
         };
+        // An earlier one may have landed since this one looked.
         if let Some(entry) = cache.fetch(&key).await {
             return Landed::Answer(entry, true);
         }
