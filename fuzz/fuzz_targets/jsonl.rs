@@ -21,7 +21,9 @@ fn check(request: &Request, text: &[u8]) {
             let shown = String::from_utf8_lossy(text);
             assert!(is_json(&content.body) && content.body.trim_start().starts_with('{'), "{shown} → {}", content.body);
             assert!(content.metadata.as_deref().is_none_or(is_json), "{shown} → {:?}", content.metadata);
-            assert!(!content.path.contains("..") && !content.path.contains("://"), "{}", content.path);
+            let path = &content.path;
+            assert!(!path.contains("://") && !path.chars().any(char::is_control), "{path:?}");
+            assert!(path.split('/').all(|segment| segment != ".."), "{path:?}");
             // The body of a line, whatever its form, is a request of its own to the same place.
             if let Ok(Value::Object(body)) = serde_json::from_str::<Value>(&content.body) {
                 assert!(body.get("model").is_some(), "{shown} → {}", content.body);

@@ -187,10 +187,11 @@ fn is_link_local(url: &Url) -> bool {
 /// A path below the base URL.
 ///
 /// # Errors
-/// A configuration error if it is empty, or a URL of its own: the key goes to the client's server and to no other.
+/// A configuration error if it is empty, or a URL of its own: the key goes to the client's server and to no other. Nor does it hold
+/// control characters: a URL passes over tabs and line breaks, so that with them a `..` would be none to whoever looks for it.
 pub fn path(path: &str) -> Result<&str, Error> {
     let is_url = path.contains("://") || path.starts_with("//") || path.contains('#');
-    if path.trim_matches('/').trim().is_empty() || is_url {
+    if path.trim_matches('/').trim().is_empty() || is_url || path.chars().any(char::is_control) {
         return Err(Error::configuration("path must be below base_url, such as \"rerank\", and no URL of its own"));
     }
     Ok(path)

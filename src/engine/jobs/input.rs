@@ -452,6 +452,8 @@ mod tests {
             (r#"{"url":"https://evil/v1/chat/completions","body":{}}"#, "does not choose the server"),
             (r#"{"url":"//evil/x","body":{}}"#, "does not choose the server"),
             (r#"{"url":"/v1/../x","body":{}}"#, "does not choose the server"),
+            (r#"{"url":"/v1/\t../x","body":{}}"#, "does not choose the server"),
+            (r#"{"url":"..\n/x","body":{}}"#, "does not choose the server"),
             (r#"{"url":"","body":{}}"#, "does not choose the server"),
         ] {
             assert!(reason(line).contains(said), "{line}: {}", reason(line));
