@@ -23,7 +23,8 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 fn number(headers: &HeaderMap, name: &str, per_second: f64) -> Option<Duration> {
     let seconds = text(headers, name)?.parse::<f64>().ok()? / per_second;
-    (seconds > 0.0).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
+    // Negative ones are refused here; what is less than half a nanosecond becomes zero.
+    Duration::try_from_secs_f64(seconds).ok().filter(|wait| !wait.is_zero())
 }
 
 #[cfg(test)]
@@ -61,7 +62,7 @@ mod tests {
 
     #[test]
     fn what_is_no_wait_falls_back_to_our_own() {
-        for value in ["0", "-1", "inf", "1e400", "nan", "", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"] {
+        for value in ["0", "0.0000000000001", "-1", "inf", "1e400", "nan", "", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"] {
             assert_eq!(wait(&[("retry-after", value)]), None, "{value}");
         }
     }
