@@ -144,6 +144,8 @@ def average_prompt() -> str:
 def summary(result: Result) -> str:
     if "us_per_future" in result:
         return f"{result['us_per_future']:.2f} µs per future"
+    if "us_per_hit" in result:
+        return f"{result['us_per_hit']:.2f} µs a hit"
     if "wall_ms" in result:
         return f"{result['wall_ms']:.1f} ms"
     if "chunks_per_s" in result:
