@@ -62,7 +62,8 @@ mod tests {
 
     #[test]
     fn what_is_no_wait_falls_back_to_our_own() {
-        for value in ["0", "0.0000000000001", "-1", "inf", "1e400", "nan", "", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"] {
+        for value in ["0", "0.0000000000001", "-1", "inf", "1e400", "nan", "", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"]
+        {
             assert_eq!(wait(&[("retry-after", value)]), None, "{value}");
         }
     }
