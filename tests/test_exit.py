@@ -242,6 +242,7 @@ def test_loops_of_other_threads_are_left_alone_once_the_interpreter_ends(mock_se
                 return ready
 
         def look():  # after the package's own exit handler
+            print(asyncio.run(client.complete("first")))  # the other loop waits by then
             before = Counting.woken
             until(lambda: client.stats().in_flight == 0)
             print(asyncio.run(client.complete("bye")))  # its answer comes after all that was to be told before
@@ -259,8 +260,8 @@ def test_loops_of_other_threads_are_left_alone_once_the_interpreter_ends(mock_se
         threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True).start()
         until(lambda: client.stats().in_flight == 100)
     """
-    mock_server.when("slow", Answer(text="late", latency=1.0, times=0))
-    assert run(late, mock_server.base_url) == (0, "echo: bye\n0", "")
+    mock_server.when("slow", Answer(text="late", latency=3.0, times=0))
+    assert run(late, mock_server.base_url) == (0, "echo: first\necho: bye\n0", "")
 
 
 def test_a_loop_of_another_thread_that_an_exit_handler_runs_gets_its_answers(mock_server: MockServer) -> None:
@@ -275,6 +276,80 @@ def test_a_loop_of_another_thread_that_an_exit_handler_runs_gets_its_answers(moc
         thread.join()
     """
     assert run(late, mock_server.base_url) == (0, "echo: bye", "")
+
+
+def test_an_exit_handler_ends_what_a_loop_of_another_thread_began(mock_server: MockServer) -> None:
+    late = """
+        import asyncio, atexit, sys, threading
+        atexit.register(lambda: (print(loop.run_until_complete(task)), loop.close()))
+        from millstream import AsyncClient
+        client = AsyncClient(api_key="test", base_url=sys.argv[1], model="any")
+        loop = asyncio.new_event_loop()
+
+        async def begin():
+            global task
+            task = asyncio.ensure_future(client.complete("slow"))
+            while not client.stats().in_flight:
+                await asyncio.sleep(0.001)
+
+        thread = threading.Thread(target=loop.run_until_complete, args=(begin(),))
+        thread.start()
+        thread.join()
+    """
+    mock_server.when("slow", Answer(text="late", latency=0.5, times=0))
+    assert run(late, mock_server.base_url) == (0, "late", "")
+
+
+def test_an_exit_handler_takes_over_the_loop_of_a_daemon_thread(mock_server: MockServer) -> None:
+    # What was answered while nobody was to be woken is told with the next call.
+    late = """
+        import asyncio, atexit, sys, threading, time
+
+        def until(claim):
+            while not claim():
+                time.sleep(0.001)
+
+        def take_over():
+            until(lambda: not client.stats().in_flight)
+            asyncio.run(client.complete("after that"))
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            print(loop.run_until_complete(client.complete("bye")), task.result())
+            loop.close()
+
+        atexit.register(take_over)
+        from millstream import AsyncClient
+        client = AsyncClient(api_key="test", base_url=sys.argv[1], model="any")
+        loop = asyncio.new_event_loop()
+
+        def run():
+            global task
+            asyncio.set_event_loop(loop)
+            task = loop.create_task(client.complete("slow"))
+            loop.run_forever()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        until(lambda: client.stats().in_flight)
+    """
+    mock_server.when("slow", Answer(text="late", latency=2.0, times=0))
+    assert run(late, mock_server.base_url) == (0, "echo: bye late", "")
+
+
+def test_a_daemon_thread_that_an_exit_handler_waits_for_ends_its_calls(mock_server: MockServer) -> None:
+    late = """
+        import atexit, queue, sys, threading
+        atexit.register(lambda: (items.put("bye"), items.put(None), worker.join()))
+        from millstream import Client
+        client = Client(api_key="test", base_url=sys.argv[1], model="any")
+        items = queue.Queue()
+        worker = threading.Thread(
+            target=lambda: [print(client.complete(item)) for item in iter(items.get, None)], daemon=True
+        )
+        worker.start()
+        items.put("hi")
+    """
+    assert run(late, mock_server.base_url) == (0, "echo: hi\necho: bye", "")
 
 
 def test_a_call_in_an_exit_handler_is_answered(mock_server: MockServer) -> None:

@@ -205,6 +205,15 @@ def _after_fork_in_child() -> None:
 
 _inherited: list[object] = []
 
-atexit.register(_millstream.quiesce)
+
+def _quiesce() -> None:
+    """Leave the loops alone that daemon threads run: no other runs while the interpreter ends."""
+    _millstream.quiesce()
+    for loop, known in list(_ports.items()):
+        if loop.is_running() and (port := known()) is not None:
+            port.mute()
+
+
+atexit.register(_quiesce)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

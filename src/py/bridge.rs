@@ -6,8 +6,8 @@
 //! the GIL's work in one go: it makes the Python objects and completes exact `asyncio.Future`s. The engine's side holds no Python
 //! object, so it never needs the GIL, and a loop that is gone just leaves results unread.
 //!
-//! Completing a future runs Python code, so [`Port::drain`] is a [`Visit`]. Once the interpreter exits the loop of a daemon thread
-//! is not woken any more: uvloop's would take the GIL of an interpreter that has gone, which is a segmentation fault.
+//! Completing a future runs Python code, so [`Port::drain`] is a [`Visit`]. Once the interpreter exits a loop that a daemon thread
+//! runs is not woken any more: uvloop's would take the GIL of an interpreter that has gone, which is a segmentation fault.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -17,7 +17,6 @@ use std::sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use futures_util::future::{AbortHandle, AbortRegistration};
@@ -59,10 +58,8 @@ type Delivery = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send>;
 struct Inbox {
     queue: Mutex<Queue>,
     wake: Socket,
-    /// Where the loop ran when it made its port.
-    thread: ThreadId,
-    /// Whether the thread that ends the interpreter waits for it, in an exit handler.
-    awaited_at_exit: AtomicBool,
+    /// Whether the loop is not to be woken: another thread runs it while the interpreter ends.
+    muted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -93,16 +90,11 @@ impl Inbox {
     fn tenant(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
-
-    /// Whether the loop may still be woken.
-    fn is_heard(&self) -> bool {
-        exit::in_thread().is_none_or(|exiting| exiting == self.thread || self.awaited_at_exit.load(SeqCst))
-    }
 }
 
 impl Bell for Inbox {
     fn ring(&self) {
-        if !self.is_heard() {
+        if self.muted.load(SeqCst) {
             return;
         }
         // It cannot be full, with one byte at most in it; and if the loop has gone, nobody waits.
@@ -178,8 +170,9 @@ impl Port {
     /// Told before each call and each turn: holds a virtual clock, if there is one, until Python has done what it does now.
     fn stir(slf: &Bound<'_, Self>) -> PyResult<()> {
         let this = slf.get();
-        if exit::is_this_thread() {
-            this.inbox.awaited_at_exit.store(true, SeqCst);
+        if exit::is_this_thread() && this.inbox.muted.swap(false, SeqCst) && lock(&this.inbox.queue).signalled {
+            // An exit handler runs the loop now, and what was not told it meanwhile must be.
+            this.inbox.ring();
         }
         let Some(runtime) = Runtime::with_virtual_clock() else { return Ok(()) };
         let Some(clock) = runtime.clock() else { return Ok(()) };
@@ -200,12 +193,7 @@ impl Port {
         wake.set_nonblocking(true)?;
         watched.set_nonblocking(true)?;
         Ok(Self {
-            inbox: Arc::new(Inbox {
-                queue: Mutex::default(),
-                wake,
-                thread: thread::current().id(),
-                awaited_at_exit: AtomicBool::new(false),
-            }),
+            inbox: Arc::new(Inbox { queue: Mutex::default(), wake, muted: AtomicBool::new(false) }),
             watched,
             waiting: Mutex::default(),
             outbox: Mutex::default(),
@@ -270,6 +258,11 @@ impl Port {
             clock.traffic.end_lease(this.inbox.tenant());
         }
         Ok(())
+    }
+
+    /// Has the loop not woken any more, unless the thread that ends the interpreter makes a call on it.
+    fn mute(&self) {
+        self.inbox.muted.store(true, SeqCst);
     }
 
     /// Lets go of every future that waits; for a loop that was closed under them.

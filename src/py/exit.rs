@@ -29,18 +29,21 @@ static EXITING: OnceLock<ThreadId> = OnceLock::new();
 pub(crate) struct Visit(Arc<AtomicUsize>);
 
 impl Visit {
-    /// Counts this thread in. Once the interpreter exits, no other thread than the exiting one comes back from here.
-    pub(crate) fn begin(py: Python<'_>) -> Self {
+    /// Counts this thread in, unless it is another than the one in which the interpreter exits.
+    pub(crate) fn try_begin() -> Option<Self> {
         let visit = Self(visits());
         visit.0.fetch_add(1, SeqCst);
-        if in_thread().is_none_or(|exiting| exiting == thread::current().id()) {
-            return visit;
-        }
-        drop(visit);
-        py.detach(|| {
-            loop {
-                thread::park();
-            }
+        EXITING.get().is_none_or(|exiting| *exiting == thread::current().id()).then_some(visit)
+    }
+
+    /// The same, but no such thread comes back from here.
+    pub(crate) fn begin(py: Python<'_>) -> Self {
+        Self::try_begin().unwrap_or_else(|| {
+            py.detach(|| {
+                loop {
+                    thread::park();
+                }
+            })
         })
     }
 }
@@ -56,14 +59,9 @@ fn visits() -> Arc<AtomicUsize> {
     count
 }
 
-/// The thread that ends the interpreter, once it does.
-pub(crate) fn in_thread() -> Option<ThreadId> {
-    EXITING.get().copied()
-}
-
 /// Whether this thread ends the interpreter.
 pub(crate) fn is_this_thread() -> bool {
-    in_thread() == Some(thread::current().id())
+    EXITING.get() == Some(&thread::current().id())
 }
 
 /// Keeps all other threads out of Python code under a Rust frame from now on; called as the interpreter exits.

@@ -99,7 +99,8 @@ pub(crate) fn ring_for_news<B: Bell + 'static>(bell: &Arc<B>) {
 
 fn refresh_now(py: Python<'_>) -> PyResult<()> {
     static LEVEL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let _visit = Visit::begin(py);
+    // Where the interpreter exits, what is known of it stays.
+    let Some(_visit) = Visit::try_begin() else { return Ok(()) };
     let least: Option<u8> = LEVEL.import(py, "millstream._logging", "level")?.call0()?.extract()?;
     log::listen(least, || Box::new(ToQueue));
     Ok(())
@@ -116,7 +117,8 @@ pub(crate) fn refresh_log(py: Python<'_>) -> PyResult<()> {
 pub(crate) fn flush(py: Python<'_>) -> PyResult<()> {
     static HAND_OVER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let Some(queue) = QUEUE.get().filter(|queue| queue.has_news.load(Relaxed)) else { return Ok(()) };
-    let _visit = Visit::begin(py);
+    // Where the interpreter exits, they wait for the flush of its thread.
+    let Some(_visit) = Visit::try_begin() else { return Ok(()) };
     queue.has_news.store(false, Relaxed);
     let waiting = mem::take(&mut *queue.waiting.lock().unwrap_or_else(PoisonError::into_inner));
     let records = PyList::empty(py);

@@ -45,6 +45,19 @@ with Client(**options, max_concurrency=150, max_retries={retries}) as client:
         assert server.stats.requests == 200
 
 
+def test_what_could_not_leave_is_no_attempt_and_spends_nothing(server: MockServer) -> None:
+    asked = """
+from millstream import BatchProcessor, RateLimiter
+
+limiter = RateLimiter(requests_per_day=1000, burst=1000)
+with Client(**options, max_concurrency=150, rate_limiter=limiter) as client:
+    results = BatchProcessor(client, progress=False).process_all_blocking(prompts)
+    print({result.attempts for result in results}, round(limiter.snapshot().limits[0].level))
+"""
+    with server:
+        assert run(FEW + asked, server.base_url) == (0, "{1} 800", "")
+
+
 def test_a_call_without_a_file_says_so_and_the_client_stays_usable(server: MockServer) -> None:
     asked = """
 up = Client(**options)

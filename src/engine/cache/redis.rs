@@ -47,6 +47,8 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// So many are asked for at once at most.
 const MOST_ASKED: usize = 256;
+/// The same by who pages through all of them.
+const ASKED_FOR_A_PAGE: usize = 16;
 /// Of what is written about so much goes out at once.
 const GROUP_BYTES: usize = 1 << 20;
 /// Nothing larger is written, and of what is larger no more is read: those who share the connection would wait for it.
@@ -452,24 +454,24 @@ impl Inner {
         let (next, names) = self.scan(&self.writer, cursor, PAGE_ENTRIES, true).await?;
         let next = (next > 0).then(|| Cursor(next.to_be_bytes().to_vec()));
         let mut page = Page { next, ..Page::default() };
-        if names.is_empty() {
-            return Ok(page);
-        }
-        let mut questions = Pipeline::with_capacity(names.len() * 2);
-        for name in &names {
-            ask_for(&mut questions, name, true);
-        }
-        let mut answers = self.writer.ask(&questions, PATIENCE, true).await?.into_iter();
-        for name in names {
-            // What has gone meanwhile is passed over.
-            let Some((bytes, life)) = read_of(&mut answers, true)? else { continue };
-            let found = self.key(&name).and_then(|key| Some((key, Entry::decode_dated(&key, &bytes)?)));
-            let Some((key, (entry, stored))) = found else {
-                page.damaged += 1;
-                continue;
-            };
-            let expires = life.and_then(|left| SystemTime::now().checked_add(left));
-            page.entries.push(Kept { key, bytes: bytes.len(), entry: Arc::new(entry), stored, expires });
+        // In groups: answers may be large, and each question has its time.
+        for names in names.chunks(ASKED_FOR_A_PAGE) {
+            let mut questions = Pipeline::with_capacity(names.len() * 2);
+            for name in names {
+                ask_for(&mut questions, name, true);
+            }
+            let mut answers = self.writer.ask(&questions, PATIENCE, true).await?.into_iter();
+            for name in names {
+                // What has gone meanwhile is passed over.
+                let Some((bytes, life)) = read_of(&mut answers, true)? else { continue };
+                let found = self.key(name).and_then(|key| Some((key, Entry::decode_dated(&key, &bytes)?)));
+                let Some((key, (entry, stored))) = found else {
+                    page.damaged += 1;
+                    continue;
+                };
+                let expires = life.and_then(|left| SystemTime::now().checked_add(left));
+                page.entries.push(Kept { key, bytes: bytes.len(), entry: Arc::new(entry), stored, expires });
+            }
         }
         Ok(page)
     }

@@ -155,6 +155,13 @@ impl Reservation {
         *self.sent.insert(Sent { at: Instant::now(), marks: self.limiter.sent.marks() })
     }
 
+    /// It did not go out after all: dropping this gives all of it back again.
+    pub fn recall(&mut self) {
+        if self.sent.take().is_some() {
+            self.limiter.sent.subtract(self.cost);
+        }
+    }
+
     /// Corrects what was taken to what was truly used.
     pub fn settle(mut self, actual: Actual) {
         self.commit();

@@ -365,6 +365,13 @@ impl Admission<'_> {
         self.hand.pass.iter_mut().for_each(Pass::begin);
     }
 
+    /// It could not go out after all, so nothing is spent.
+    pub(super) fn recall(&mut self) {
+        let reservations = [&mut self.hand.own, &mut self.hand.told, &mut self.hand.learnt];
+        reservations.into_iter().flatten().for_each(Reservation::recall);
+        self.sent = None;
+    }
+
     /// How long ago it went out.
     pub(super) fn sent_for(&self) -> Option<Duration> {
         self.sent.as_ref().map(|sent| sent.at().elapsed())

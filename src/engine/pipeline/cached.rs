@@ -179,8 +179,8 @@ impl Pipeline {
         let Some(Caching { cache, .. }) = &self.caching else {
             return Landed::Error(Arc::new(Error::internal("a flight without a cache")));
         };
-        // An earlier one may have landed since this one looked.
-        if let Some(entry) = cache.fetch(&key).await {
+        // An earlier one may have landed since this one looked; what it put is still at hand.
+        if let Some(entry) = cache.at_hand(&key) {
             return Landed::Answer(entry, true);
         }
         let asking = self.ask_and_keep::<T>(cache, key, call);

@@ -243,8 +243,10 @@ impl Pipeline {
                     return Err(item.clock.give_up(error, reason, item.attempts()));
                 }
             };
-            lane.metrics.retry(RetryCause::of(&error));
-            log::tell(Level::Info, "retry", |record| item.describe(record, &error).with("wait", wait));
+            if item.could_not_leave.is_none() {
+                lane.metrics.retry(RetryCause::of(&error));
+                log::tell(Level::Info, "retry", |record| item.describe(record, &error).with("wait", wait));
+            }
             // In the budget until it is answered.
             item.is_on_budget = draws_on_budget(wait, &error);
             let waited = self.unless_stopped(item.clock.bound(self.wait(wait, &error, lane))).await?;
@@ -449,6 +451,10 @@ impl Pipeline {
             Err(error) => {
                 in_flight.ends(Duration::ZERO, None, AttemptOutcome::Failed(RetryCause::of(error)));
                 admission.observe(Signal::of_failure(error, rate_told), None);
+                if error.is_of_this_process() {
+                    admission.recall();
+                    item.attempts.fetch_sub(1, Relaxed);
+                }
                 if !error.is_stale_connection() && !error.is_of_this_process() {
                     if error.status().is_some() {
                         lane.breaker.heard();
